@@ -1,0 +1,45 @@
+# Everything here sets itself up: `make test` on a fresh machine needs python3.11+ and make only.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-slow lint format bench clean
+
+help:
+	@echo "make demo       set up, train a dense transformer and its twins on the built-in data, print the table"
+	@echo "make test       set up, run the tests (and doctests)"
+	@echo "make test-slow  the tests that take long"
+	@echo "make lint       ruff, pyright"
+	@echo "make bench      time every method against torch's Linear; writes benchmarks/results/"
+	@echo "make clean      delete the environment and caches"
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/nplex compare agreement --rule dense 2 4 8 --out runs/demo --resume
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/ruff format --check src tests benchmarks scripts
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff format src tests benchmarks scripts
+	$(BIN)/ruff check --fix src tests benchmarks scripts
+
+bench: $(READY)
+	$(BIN)/python benchmarks/ops.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

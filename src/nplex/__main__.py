@@ -1,0 +1,5 @@
+"""`python -m nplex`."""
+
+from nplex.cli import main
+
+main()

@@ -1,0 +1,78 @@
+"""Bilinear algorithms: a multiplication table as a sum of R products.
+
+Gauss multiplies complex numbers with 3 real products, quaternions need 8, 2 x 2 matrices 7 (Strassen). Every
+n x n x n table, a learned one too, has some least number of them: its tensor rank.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class BilinearAlgorithm(NamedTuple):
+    """`rule[k, i, j] = sum_r encode_component[k, r] * decode[i, r] * encode_input[j, r]`.
+
+    To multiply e_k by e_j: encode both sides into R numbers, multiply these number by number, decode the R
+    products into the n of the result. A tuple of three tensors, so a pytree; they may require gradients.
+
+    Attributes:
+        encode_component: n x R, applied to the left factor (a layer's components).
+        encode_input: n x R, applied to the right factor (a layer's input).
+        decode: n x R, applied to the R products.
+    """
+
+    encode_component: Tensor
+    encode_input: Tensor
+    decode: Tensor
+
+    @property
+    def n(self) -> int:
+        """The dimension of the algebra."""
+        return self.encode_component.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """R, the number of products."""
+        return self.encode_component.shape[1]
+
+    def table(self) -> Float[Tensor, "n n n"]:
+        """`[k, i, j] = sum_r encode_component[k, r] decode[i, r] encode_input[j, r]`, differentiable."""
+        n, rank = self.encode_component.shape
+        pairs = self.decode[:, None, :] * self.encode_input[None, :, :]
+        return (self.encode_component @ pairs.reshape(n * n, rank).mT).reshape(n, n, n)
+
+    def error(self, table: Float[Tensor, "n n n"]) -> float:
+        """`|| self.table() - table || / || table ||`, Frobenius norms, computed in float64."""
+        exact = table.detach().double().cpu()
+        return float((self.to(torch.float64, "cpu").table() - exact).norm() / exact.norm())
+
+    @property
+    def growth(self) -> float:
+        """`|| (|u_r| |v_r| |w_r|)_r || / || table ||`: how far rounding errors are amplified; 1 is best."""
+        factors = self.to(torch.float64, "cpu")
+        terms = factors.encode_component.norm(dim=0) * factors.encode_input.norm(dim=0) * factors.decode.norm(dim=0)
+        return float(terms.norm() / factors.table().norm())
+
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> "BilinearAlgorithm":
+        """A detached copy of another type, on another device."""
+        return BilinearAlgorithm(*(factor.detach().to(device=device, dtype=dtype) for factor in self))
+
+
+def generic_rank(n: int) -> int:
+    """`ceil(n^3 / (3n - 2))`, the rank of almost every complex n x n x n tensor; n = 3 is the exception, 5.
+
+    Over the real numbers it is the least rank that a random table has with positive probability; the next one
+    is met now and then (n = 2: rank 3 for about one table in five).
+
+    Source: Strassen, Rank and optimal computation of generic tensors (1983), theorem 4.6 for n = 3; Lickteig,
+    Typical tensorial rank (1985), theorem 4.4 for all others.
+    """
+    return 5 if n == 3 else math.ceil(n**3 / (3 * n - 2))
+
+
+def as_table(rule: Tensor | BilinearAlgorithm) -> Float[Tensor, "n n n"]:
+    """The table `[k, i, j]` of a rule that is held as a table or as factors."""
+    return rule if isinstance(rule, Tensor) else rule.table()

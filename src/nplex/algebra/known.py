@@ -1,0 +1,153 @@
+"""The algebras that come ready."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nplex.algebra.table import Algebra
+
+
+def _build(name: str, units: list[str], table: Float[Tensor, "n n n"], conjugation: Float[Tensor, "n n"]) -> Algebra:
+    entries = tuple(tuple(tuple(row) for row in face) for face in table.tolist())
+    return Algebra(name, entries, tuple(units), tuple(tuple(row) for row in conjugation.tolist()))
+
+
+def _double(algebra: Algebra, name: str, units: list[str]) -> Algebra:
+    """Cayley-Dickson: `(a, b)(c, d) = (a c - conj(d) b, d a + b conj(c))`, `conj(a, b) = (conj(a), -b)`.
+
+    Source: Schafer, An Introduction to Nonassociative Algebras (1966), section III.4.
+    """
+    n, eye = algebra.n, torch.eye(algebra.n, dtype=torch.float64)
+    half = algebra.table
+    conjugate = algebra.conjugate(eye)
+    table = torch.zeros(2 * n, 2 * n, 2 * n, dtype=torch.float64)
+    table[:n, :n, :n] = half
+    table[n:, :n, n:] = -torch.einsum("qm,mik->kiq", conjugate, half)
+    table[:n, n:, n:] = half.permute(2, 1, 0)
+    table[n:, n:, :n] = torch.einsum("kim,jm->kij", half, conjugate)
+    return _build(name, units, table, torch.block_diag(conjugate.mT, -eye))
+
+
+def direct(n: int) -> Algebra:
+    """R^n: `e_k e_k = e_k`, all other products 0."""
+    _positive("direct", n)
+    table = torch.zeros(n, n, n, dtype=torch.float64)
+    table[range(n), range(n), range(n)] = 1.0
+    return _build(f"direct({n})", [f"e{k}" for k in range(n)], table, torch.eye(n, dtype=torch.float64))
+
+
+def cyclic(n: int) -> Algebra:
+    """The group algebra of Z/n: `g^k g^j = g^((k + j) mod n)`; multiplying is circular convolution."""
+    _positive("cyclic", n)
+    table = torch.zeros(n, n, n, dtype=torch.float64)
+    for k, j in itertools.product(range(n), repeat=2):
+        table[k, (k + j) % n, j] = 1.0
+    inverse = torch.eye(n, dtype=torch.float64)[[-k % n for k in range(n)]]
+    return _build(f"cyclic({n})", ["1", "g", *(f"g{k}" for k in range(2, n))][:n], table, inverse)
+
+
+def matrices(m: int) -> Algebra:
+    """All m x m matrices, n = m^2: `E_ab E_bc = E_ac`, all other products 0; the conjugate is the transpose."""
+    _positive("matrices", m)
+    pairs = list(itertools.product(range(m), repeat=2))
+    table = torch.zeros(m * m, m * m, m * m, dtype=torch.float64)
+    for a, b, c in itertools.product(range(m), repeat=3):
+        table[pairs.index((a, b)), pairs.index((a, c)), pairs.index((b, c))] = 1.0
+    transpose = torch.eye(m * m, dtype=torch.float64)[[pairs.index((b, a)) for a, b in pairs]]
+    return _build(f"matrices({m})", [f"E{a + 1}{b + 1}" for a, b in pairs], table, transpose)
+
+
+def clifford(p: int, q: int = 0, r: int = 0) -> Algebra:
+    """Cl(p, q, r): p generators square to 1, q to -1, r to 0, different ones anticommute; n = 2^(p+q+r).
+
+    Basis by grade: 1, e1, e2, ..., e12, ... The conjugate reverses products and negates generators.
+
+    Source: Lounesto, Clifford Algebras and Spinors (2001), chapter 14 (there for r = 0).
+    """
+    for count in (p, q, r):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0 or p + q + r > 6:
+            raise ValueError(
+                f"clifford(p, q, r) needs numbers of 0 or more that sum to 6 at most, got ({p}, {q}, {r})"
+            )
+    squares = [1.0] * p + [-1.0] * q + [0.0] * r
+    generators = range(len(squares))
+    blades = [blade for grade in range(len(squares) + 1) for blade in itertools.combinations(generators, grade)]
+    table = torch.zeros(len(blades), len(blades), len(blades), dtype=torch.float64)
+    for (k, left), (j, right) in itertools.product(enumerate(blades), repeat=2):
+        sign = (-1.0) ** sum(a > b for a in left for b in right)
+        for generator in set(left) & set(right):
+            sign *= squares[generator]
+        table[k, blades.index(tuple(sorted(set(left) ^ set(right)))), j] = sign
+    signs = [(-1.0) ** (len(blade) * (len(blade) + 1) // 2) for blade in blades]
+    units = ["1", *("e" + "".join(str(g + 1) for g in blade) for blade in blades[1:])]
+    return _build(f"clifford({p},{q},{r})", units, table, torch.diag(torch.tensor(signs, dtype=torch.float64)))
+
+
+def _two_dimensional(name: str, unit: str, square: float) -> Algebra:
+    """`1` and one more unit, `unit * unit = square`; the conjugate negates it."""
+    table = torch.zeros(2, 2, 2, dtype=torch.float64)
+    table[0, [0, 1], [0, 1]] = 1.0
+    table[1, 1, 0], table[1, 0, 1] = 1.0, square
+    return _build(name, ["1", unit], table, torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64)))
+
+
+def _imaginary(count: int) -> list[str]:
+    return ["1", *(f"e{k}" for k in range(1, count))]
+
+
+real = _build("real", ["1"], torch.ones(1, 1, 1, dtype=torch.float64), torch.eye(1, dtype=torch.float64))
+complex_ = _two_dimensional("complex", "i", -1.0)
+split_complex = _two_dimensional("split_complex", "j", 1.0)
+dual = _two_dimensional("dual", "eps", 0.0)
+quaternion = _double(complex_, "quaternion", ["1", "i", "j", "k"])
+octonion = _double(quaternion, "octonion", _imaginary(8))
+sedenion = _double(octonion, "sedenion", _imaginary(16))
+split_quaternion = replace(
+    Algebra.from_products(
+        ["1", "i", "j", "k"],
+        {("i", "i"): "-1", ("j", "j"): "1", ("k", "k"): "1", ("i", "j"): "k", ("j", "i"): "-k",
+         ("j", "k"): "-i", ("k", "j"): "i", ("k", "i"): "j", ("i", "k"): "-j"},
+        "split_quaternion",
+    ),
+    conjugation=quaternion.conjugation,
+)  # fmt: skip
+
+NAMED: dict[str, Algebra] = {
+    algebra.name: algebra
+    for algebra in (
+        real, complex_, split_complex, dual, quaternion, split_quaternion, octonion, sedenion,
+    )
+}  # fmt: skip
+FAMILIES: dict[str, Callable[..., Algebra]] = {
+    "clifford": clifford, "cyclic": cyclic, "matrices": matrices, "direct": direct,
+}  # fmt: skip
+
+
+def named(text: str) -> Algebra:
+    """The ready algebra of this name: `quaternion`, `clifford(3,0,0)`, `cyclic(5)`.
+
+    Raises:
+        ValueError: there is none of this name, or its numbers are impossible.
+    """
+    if text in NAMED:
+        return NAMED[text]
+    family, bracket, rest = text.partition("(")
+    numbers = rest.removesuffix(")").split(",")
+    if family in FAMILIES and bracket and rest.endswith(")") and all(c.strip().isdigit() for c in numbers):
+        try:
+            return FAMILIES[family](*(int(c) for c in numbers))
+        except TypeError:
+            pass
+    raise ValueError(
+        f"no algebra is called {text!r}; there are {', '.join(NAMED)}, clifford(p,q,r), cyclic(n), matrices(m), "
+        f"direct(n)"
+    )
+
+
+def _positive(name: str, n: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"{name}(n) needs a whole number of 1 or more, got {n!r}")

@@ -1,0 +1,104 @@
+"""Files: safetensors and JSON, written beside and renamed, so that a file is whole or not there."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+MODEL = "model."
+OPTIMIZER = "optimizer."
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a value as indented JSON."""
+    _replace(path, lambda part: part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8"))
+
+
+def read_json(path: Path) -> dict:
+    """Reads a JSON object.
+
+    Raises:
+        ValueError: the file is no JSON object; names it.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged, expected JSON: {error}; delete it or take another folder") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged, expected a JSON object, got a {type(value).__name__}")
+    return value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict | None = None) -> None:
+    """Writes tensors to a safetensors file, with a JSON object in its header."""
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _replace(path, lambda part: save_file(flat, part, {"nplex": json.dumps(header or {})}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Reads the tensors and the header's JSON object of a file that write_tensors wrote.
+
+    Raises:
+        ValueError: the file is damaged or not ours; names it.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["nplex"])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged or was not written by nplex ({error}); delete it to start anew"
+        ) from None
+
+
+def write_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Writes all that a run needs to go on: weights, optimizer, random numbers, and a JSON state."""
+    tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"{OPTIMIZER}{index}.{key}": value for key, value in values.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    write_tensors(path, tensors, state)
+
+
+def read_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Puts a model, its optimizer and the random numbers where write_training left them; gives the state.
+
+    Raises:
+        ValueError: the file is damaged, or belongs to another model.
+    """
+    tensors, state = read_tensors(path)
+    weights = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ValueError(f"{path} belongs to another model: {first}; take another folder, or --force") from None
+    values: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(OPTIMIZER):
+            index, _, key = name.removeprefix(OPTIMIZER).partition(".")
+            values.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": values})
+    torch.set_rng_state(tensors["random.cpu"])
+    if torch.cuda.is_available() and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return state
+
+
+def _replace(path: Path, write) -> None:
+    """Writes beside and renames: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    write(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -1,0 +1,64 @@
+"""Parameters of a model: how many, where, and how many a dense one would have."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from nplex.nn import Linear, Rule
+
+
+@dataclass(frozen=True)
+class Count:
+    """Numbers of parameters, tied and shared ones once.
+
+    Attributes:
+        total: all parameters.
+        trainable: those that require gradients.
+        layers: those of hypercomplex layers, their rules included.
+        rules: those of rules.
+        dense: what the whole model would have if its hypercomplex layers were dense.
+        bytes: of all parameters and buffers.
+    """
+
+    total: int
+    trainable: int
+    layers: int
+    rules: int
+    dense: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total:,} parameters ({self.trainable:,} trainable, {self.bytes / 2**20:.1f} MiB)\n"
+            f"  hypercomplex layers {self.layers:,}, of these rules {self.rules:,}; "
+            f"with dense layers the model would have {self.dense:,} ({100 * self.total / max(self.dense, 1):.1f} %)"
+        )
+
+
+def count(model: nn.Module) -> Count:
+    """Counts the parameters of any model.
+
+    Examples:
+        >>> from nplex.nn import Linear
+        >>> print(count(nn.Sequential(Linear(64, 64, rule=4), nn.Linear(64, 2))))
+        1,282 parameters (1,282 trainable, 0.0 MiB)
+          hypercomplex layers 1,152, of these rules 64; with dense layers the model would have 4,290 (29.9 %)
+    """
+    parameters = list(model.parameters())
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    rules = {layer.rule: None for layer in layers} | {m: None for m in model.modules() if isinstance(m, Rule)}
+    rule_parameters = {p: None for rule in rules for p in rule.parameters()}
+    layer_parameters = {p: None for layer in layers for p in layer.parameters()} | rule_parameters
+    held = sum(p.numel() for p in layer_parameters)
+    dense = sum(
+        layer.in_features * layer.out_features + (0 if layer.bias is None else layer.out_features) for layer in layers
+    )
+    total = sum(p.numel() for p in parameters)
+    return Count(
+        total=total,
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        layers=held,
+        rules=sum(p.numel() for p in rule_parameters),
+        dense=total - held + dense,
+        bytes=sum(t.numel() * t.element_size() for t in (*parameters, *model.buffers())),
+    )

@@ -1,0 +1,125 @@
+"""The fully-connected layer with 1/n of the parameters."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nplex import ops
+from nplex.algebra import Algebra
+from nplex.nn import init
+from nplex.nn.rule import Rule, as_rule, attach
+from nplex.ops.product import check_method
+
+
+class Linear(nn.Module):
+    """`y = x W^T + b` with `W = sum_k kron(rule[k], components[k])`: torch.nn.Linear with 1/n of the parameters.
+
+    Parameters are d_out d_in / n (the components), the rule (n^3, or 3 n R at a rank R) and the bias. Where n does
+    not divide a width, blocks have ceil(d / n) numbers; inputs are padded with zeros and outputs cropped.
+
+    Shape:
+        input `(*, in_features)`, output `(*, out_features)`.
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+        bias: whether b is learned.
+        device: as in torch.nn.Linear.
+        dtype: as in torch.nn.Linear.
+        rule: n for a learned rule of this layer's own, an Algebra for a fixed one, or a Rule.
+        method: how to compute; "auto" plans it for each input size, see nplex.ops.product.
+
+    Attributes:
+        components: n x ceil(out_features / n) x ceil(in_features / n), the layer's own numbers.
+        bias: out_features numbers, or None.
+        rule: the rule; registered here unless it is shared.
+
+    Raises:
+        ValueError: a size, rule or method is impossible; says what was expected.
+
+    Source: Zhang et al., Beyond Fully-Connected Layers with Quaternions (2021), equations (3) and (4).
+
+    Examples:
+        >>> layer = Linear(512, 2048, rule=4)
+        >>> layer(torch.zeros(8, 512)).shape
+        torch.Size([8, 2048])
+        >>> sum(p.numel() for p in layer.parameters()), 512 * 2048 // 4 + 4**3 + 2048
+        (264256, 264256)
+    """
+
+    __constants__ = ("in_features", "out_features")
+    rule: Rule
+    components: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rule: int | Algebra | Rule,
+        method: str = "auto",
+    ) -> None:
+        super().__init__()
+        rule = as_rule(rule, device=device, dtype=dtype)
+        check_widths(rule.n, in_features=in_features, out_features=out_features)
+        check_method(method, factors=rule.rank is not None)
+        attach(self, rule)
+        self.in_features, self.out_features, self.method = in_features, out_features, method
+        n, a, b = rule.n, math.ceil(out_features / rule.n), math.ceil(in_features / rule.n)
+        self.components = nn.Parameter(torch.empty(n, a, b, device=device, dtype=dtype))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """First values for components and bias; the rule, a module of its own, has its own reset_parameters."""
+        init.components_(self.components, rule_norm=self.rule.initial_norm, in_features=self.in_features)
+        if self.bias is not None:
+            init.bias_(self.bias, in_features=self.in_features)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """`y = x W^T + b`."""
+        features = (self.in_features, self.out_features)
+        return ops.product(x, self.rule(), self.components, self.bias, features=features, method=self.method)
+
+    @property
+    def weight(self) -> Float[Tensor, "d_out d_in"]:
+        """The dense W, built at each call and differentiable; to change it, change rule and components."""
+        return ops.expand(self.rule(), self.components)[: self.out_features, : self.in_features]
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Linear:
+        """The torch.nn.Linear with the same weight and bias."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.weight.clone())
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.clone())
+        return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        """One line for print(model)."""
+        shared = ", rule=shared" if self.rule.place == "shared" else ""
+        bias = self.bias is not None
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}, n={self.rule.n}{shared}"
+        )
+
+
+def check_widths(n: int, **widths: int) -> None:
+    """Refuses widths that are no positive integers, and an n above one of them.
+
+    Raises:
+        ValueError: names the width.
+    """
+    for name, width in widths.items():
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise ValueError(f"{name} must be a positive integer, got {width!r}")
+        if n > width:
+            raise ValueError(f"n = {n} is larger than {name} = {width}: take a rule with n of {width} or less")

@@ -1,0 +1,273 @@
+"""Rules as modules: called, they yield a multiplication table or its factors."""
+
+import abc
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nplex.algebra import Algebra, BilinearAlgorithm, find, known_algorithm
+from nplex.nn import init
+
+FACTORS = BilinearAlgorithm._fields
+
+
+class Rule(nn.Module, abc.ABC):
+    """What every rule answers; LearnedRule and FixedRule are the two there are.
+
+    A rule belongs to the layer that it is given to. To use one in several layers, `share` it first.
+
+    Attributes:
+        n: the dimension of the algebra.
+        rank: R of a rule held as factors, None for a full table.
+        initial_norm: the Frobenius norm of the table after reset_parameters; components are scaled by it.
+        place: "free", "owned" by one layer, or "shared": registered at the base of a model.
+    """
+
+    def __init__(self, n: int, rank: int | None, initial_norm: float) -> None:
+        super().__init__()
+        self.n, self.rank, self.initial_norm = n, rank, initial_norm
+        self.place = "free"
+
+    @abc.abstractmethod
+    def forward(self) -> Tensor | BilinearAlgorithm:
+        """The table `[k, i, j]`, or the factors of a rule with a rank."""
+
+    @abc.abstractmethod
+    def reset_parameters(self) -> None:
+        """First values for the rule's own tensors."""
+
+
+AnyRule = TypeVar("AnyRule", bound=Rule)
+
+
+class LearnedRule(Rule):
+    """`rule[k, i, j]` as parameters: the full table, or three factors of R columns.
+
+    Args:
+        n: the dimension, 1 or more.
+        rank: None for the full n x n x n table (the paper's layer); R for the three factors of a bilinear
+            algorithm, with R / n^2 of the dense arithmetic. At the generic rank almost every table can be
+            reached, at R = n no weight is used twice. R below n cannot use all inputs.
+        start: an algebra to start from instead of a random rule.
+        device: as in torch.nn.
+        dtype: as in torch.nn.
+
+    Raises:
+        ValueError: n or rank is no positive whole number, start has another n, or has no algorithm of this rank.
+
+    Source: Zhang et al., Beyond Fully-Connected Layers with Quaternions (2021), section 3.1: the learned A_i.
+
+    Examples:
+        >>> LearnedRule(4)().shape
+        torch.Size([4, 4, 4])
+        >>> LearnedRule(4, rank=7)().decode.shape
+        torch.Size([4, 7])
+    """
+
+    table: nn.Parameter
+    encode_component: nn.Parameter
+    encode_input: nn.Parameter
+    decode: nn.Parameter
+
+    def __init__(
+        self,
+        n: int,
+        rank: int | None = None,
+        *,
+        start: Algebra | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_positive("n", n)
+        if rank is not None:
+            check_positive("rank", rank)
+        if start is not None and start.n != n:
+            raise ValueError(f"start must have n = {n}, got {start.name} with n = {start.n}")
+        super().__init__(n, rank, float(n) if start is None else float(start.table.norm()))
+        self.start = start
+        self._start_factors = None if start is None or rank is None else _algorithm(start, rank)
+        shapes = {"table": (n, n, n)} if rank is None else dict.fromkeys(FACTORS, (n, rank))
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The algebra it starts from, or a random rule of norm n (nn.init)."""
+        with torch.no_grad():
+            if self._start_factors is not None:
+                for name, factor in zip(FACTORS, self._start_factors, strict=True):
+                    self.get_parameter(name).copy_(factor)
+            elif self.start is not None:
+                self.table.copy_(self.start.table)
+            elif self.rank is None:
+                init.table_(self.table)
+            else:
+                init.factors_(self.encode_component, self.encode_input, self.decode)
+
+    def forward(self) -> Float[Tensor, "n n n"] | BilinearAlgorithm:
+        """The table, or the factors."""
+        if self.rank is None:
+            return self.table
+        return BilinearAlgorithm(self.encode_component, self.encode_input, self.decode)
+
+    def extra_repr(self) -> str:
+        """One line for print(model)."""
+        start = "" if self.start is None else f", start={self.start.name}"
+        return f"n={self.n}{'' if self.rank is None else f', rank={self.rank}'}{start}"
+
+
+class FixedRule(Rule):
+    """`rule[k, i, j] = algebra.table[k, i, j]`, never trained; saved as buffers.
+
+    An algebra with a known bilinear algorithm (complex 3 products, quaternion 8, ...) is held as its factors, so
+    that a layer needs R / n^2 of the dense arithmetic; others as their table, unless an algorithm is given.
+
+    Args:
+        algebra: the multiplication table.
+        algorithm: an exact bilinear algorithm for it, as `nplex.algebra.find(table).algorithm` gives.
+        device: as in torch.nn.
+        dtype: as in torch.nn.
+
+    Raises:
+        ValueError: the algorithm does not give the algebra's table.
+
+    Examples:
+        >>> from nplex.algebra import quaternion
+        >>> FixedRule(quaternion).rank
+        8
+    """
+
+    def __init__(
+        self,
+        algebra: Algebra,
+        *,
+        algorithm: BilinearAlgorithm | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not isinstance(algebra, Algebra):
+            raise TypeError(f"FixedRule needs an Algebra, got {algebra!r}; make one with Algebra.from_table(table)")
+        algorithm = known_algorithm(algebra) if algorithm is None else algorithm
+        if algorithm is not None and (algorithm.n != algebra.n or algorithm.error(algebra.table) > 1e-9):
+            raise ValueError(f"the algorithm must give the table of {algebra.name}, but it gives another one")
+        super().__init__(algebra.n, None if algorithm is None else algorithm.rank, float(algebra.table.norm()))
+        self.algebra = algebra
+        self._values = {"table": algebra.table} if algorithm is None else algorithm._asdict()
+        dtype = dtype or torch.get_default_dtype()
+        for name, value in self._values.items():
+            self.register_buffer(name, torch.empty(value.shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The algebra's own numbers."""
+        for name, value in self._values.items():
+            self.get_buffer(name).copy_(value)
+
+    def forward(self) -> Float[Tensor, "n n n"] | BilinearAlgorithm:
+        """The table, or the factors."""
+        if self.rank is None:
+            return self.get_buffer("table")
+        return BilinearAlgorithm(*(self.get_buffer(name) for name in FACTORS))
+
+    def extra_repr(self) -> str:
+        """One line for print(model)."""
+        return f"{self.algebra.name}{'' if self.rank is None else f', rank={self.rank}'}"
+
+
+def as_rule(
+    rule: int | Algebra | Rule, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Rule:
+    """A whole number becomes a LearnedRule, an algebra a FixedRule, a rule stays itself.
+
+    Raises:
+        TypeError: it is none of these; a bool is not a number here.
+        ValueError: the number is not positive.
+    """
+    if isinstance(rule, Rule):
+        return rule
+    if isinstance(rule, Algebra):
+        return FixedRule(rule, device=device, dtype=dtype)
+    if isinstance(rule, bool) or not isinstance(rule, int):
+        raise TypeError(f"rule must be a positive integer, an Algebra or a Rule, got {rule!r}")
+    if rule < 1:
+        raise ValueError(f"rule must be a positive integer, an Algebra or a Rule, got {rule}")
+    return LearnedRule(rule, device=device, dtype=dtype)
+
+
+def share(base: nn.Module, rule: AnyRule, name: str = "rule") -> AnyRule:
+    """Registers a rule once, at the base of a model; layers that are given it then hold a reference.
+
+    The base must contain every layer that uses the rule: what saves, moves or trains a part of the model alone
+    does not see the rule. `missing_rules` tells.
+
+    Args:
+        base: the module that holds the rule, as a rule the whole model.
+        rule: not yet given to a layer.
+        name: the attribute of base.
+
+    Raises:
+        ValueError: the rule belongs to a layer already, or base has such an attribute.
+
+    Examples:
+        >>> from nplex.nn import Linear
+        >>> model = nn.Module()
+        >>> rule = share(model, LearnedRule(4))
+        >>> model.up, model.down = Linear(8, 16, rule=rule), Linear(16, 8, rule=rule)
+        >>> [name for name, _ in model.named_parameters() if "rule" in name]
+        ['rule.table']
+    """
+    if rule.place != "free":
+        raise ValueError(f"only a free rule can be shared, this one is {rule.place}; make a new one and share that")
+    if hasattr(base, name):
+        raise ValueError(f"{type(base).__name__} already has an attribute {name!r}; give share another name")
+    rule.place = "shared"
+    base.add_module(name, rule)
+    return rule
+
+
+def attach(layer: nn.Module, rule: Rule) -> None:
+    """Gives a layer its rule: registered in it, or a plain reference to a shared one.
+
+    Raises:
+        ValueError: the rule already belongs to another layer.
+    """
+    if rule.place == "owned":
+        raise ValueError(
+            "this rule already belongs to a layer; to use one rule in several layers, register it once at the "
+            "base of the model: rule = nplex.nn.share(model, LearnedRule(n))"
+        )
+    if rule.place == "shared":
+        layer.__dict__["rule"] = rule
+    else:
+        rule.place = "owned"
+        layer.add_module("rule", rule)
+
+
+def missing_rules(module: nn.Module) -> list[str]:
+    """The names of layers whose shared rule is not registered in module: it would not train or save it."""
+    held = set(map(id, module.modules()))
+    rules = ((name, layer.__dict__.get("rule")) for name, layer in module.named_modules())
+    return [name or "(the module itself)" for name, rule in rules if isinstance(rule, Rule) and id(rule) not in held]
+
+
+def check_positive(name: str, value: int) -> None:
+    """Refuses what is no whole number of 1 or more.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _algorithm(algebra: Algebra, rank: int) -> BilinearAlgorithm:
+    """Factors of an algebra's table at this rank: known ones, or found."""
+    known = known_algorithm(algebra)
+    if known is not None and known.rank == rank:
+        return known
+    search = find(algebra.table, rank)
+    if search.verdict != "exact":
+        raise ValueError(f"{algebra.name} has no algorithm of {rank} products to start from: {search.reason}")
+    return search.algorithm

@@ -1,0 +1,118 @@
+"""The door to the product: check, plan, call."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.ops import bilinear, dense, factored, reference
+from nplex.ops.plan import plan
+
+# A compiled or exported graph serves every batch size, so its method is planned once, for this many tokens.
+TOKENS_WHEN_COMPILING = 512
+
+PRODUCTS: dict[str, Callable[..., Tensor]] = {
+    "reference": reference.product,
+    "dense": dense.product,
+    "components_first": factored.components_first,
+    "rule_first": factored.rule_first,
+    "bilinear": bilinear.product,
+}
+METHODS = ("auto", *PRODUCTS)
+
+
+def product(
+    x: Float[Tensor, "*batch d_in"],
+    rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
+    components: Float[Tensor, "n a b"],
+    bias: Float[Tensor, "d_out"] | None = None,
+    *,
+    features: tuple[int, int] | None = None,
+    method: str = "auto",
+) -> Float[Tensor, "*batch d_out"]:
+    """`y = x W^T + bias` with `W = sum_k kron(rule[k], components[k])`, by the method named or planned.
+
+    Args:
+        x: the input; any batch dimensions, none and empty ones too.
+        rule: the table `[k, i, j]`, or its factors.
+        components: one block a component.
+        bias: added to the output.
+        features: (d_in, d_out) where n does not divide them: x is padded with zeros to n * b, the output cropped.
+        method: "auto", or one of reference, dense, components_first, rule_first, bilinear.
+
+    Raises:
+        ValueError: sizes that do not fit together, an unknown method, or "bilinear" for a rule without factors.
+
+    Source: Zhang et al., Beyond Fully-Connected Layers with Quaternions (2021), equations (3) and (4).
+
+    Examples:
+        >>> from nplex.algebra import quaternion
+        >>> x, components = torch.ones(2, 8), torch.ones(4, 3, 2)
+        >>> product(x, quaternion.table.float(), components).shape
+        torch.Size([2, 12])
+    """
+    n, a, b = components.shape
+    d_in, d_out = features or (n * b, n * a)
+    _check(x, rule, components, bias, (d_in, d_out))
+    check_method(method, factors=not isinstance(rule, Tensor))
+    if method == "auto":
+        method = _planned(x, rule, (d_in, d_out))
+    if d_in < n * b:
+        x = F.pad(x, (0, n * b - d_in))
+    if bias is not None and d_out < n * a:
+        bias = F.pad(bias, (0, n * a - d_out))
+    y = PRODUCTS[method](x, rule, components, bias)
+    return y if d_out == n * a else y[..., :d_out]
+
+
+def check_method(method: str, *, factors: bool) -> None:
+    """Refuses a method that does not exist or that the rule does not allow.
+
+    Args:
+        method: the name of one, or "auto".
+        factors: whether the rule is held as factors.
+
+    Raises:
+        ValueError: says which methods there are, or how to get factors.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if method == "bilinear" and not factors:
+        raise ValueError(
+            "method 'bilinear' needs a rule held as factors, got a full table; give the rule a rank, "
+            "LearnedRule(n, rank=R), or take another method"
+        )
+
+
+def _planned(x: Tensor, rule: Tensor | BilinearAlgorithm, features: tuple[int, int]) -> str:
+    """The method that the plan takes for these sizes."""
+    tokens = TOKENS_WHEN_COMPILING if torch.compiler.is_compiling() else math.prod(x.shape[:-1])
+    rank = None if isinstance(rule, Tensor) else rule.rank
+    n = rule.shape[0] if isinstance(rule, Tensor) else rule.n
+    return plan(*features, tokens=tokens, n=n, rank=rank, element_size=x.element_size()).method
+
+
+def _check(
+    x: Tensor,
+    rule: Tensor | BilinearAlgorithm,
+    components: Tensor,
+    bias: Tensor | None,
+    features: tuple[int, int],
+) -> None:
+    """Raises a ValueError that names the size that does not fit."""
+    n, a, b = components.shape
+    size = tuple(rule.shape) if isinstance(rule, Tensor) else (rule.n,) * 3
+    if size != (n, n, n):
+        raise ValueError(f"the rule must be {n} x {n} x {n} for {n} components, got {' x '.join(map(str, size))}")
+    if not n * (b - 1) < features[0] <= n * b or not n * (a - 1) < features[1] <= n * a:
+        raise ValueError(
+            f"features {features} do not fit {n} components of {a} x {b}: expected at most ({n * b}, {n * a})"
+        )
+    if x.ndim == 0 or x.shape[-1] != features[0]:
+        raise ValueError(f"x must have {features[0]} numbers in its last dimension, got shape {tuple(x.shape)}")
+    if bias is not None and tuple(bias.shape) != (features[1],):
+        raise ValueError(f"bias must have shape ({features[1]},), got {tuple(bias.shape)}")

@@ -1,0 +1,119 @@
+"""The table of a comparison: means over seeds with intervals, as a value that prints itself."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    """One rule.
+
+    Attributes:
+        rule: as on the command line.
+        layer_parameters: of the layers that the rule converts.
+        share: of the dense layers' parameters.
+        accuracy: mean over seeds, for all examples and per source, 0 to 1.
+        low: lower end of the 95 % interval of the mean accuracy on other text of the same kind.
+        high: upper end.
+        seeds: the accuracy of each seed.
+        training_seconds: mean over seeds.
+        training_tokens_per_second: mean over seeds.
+        testing_tokens_per_second: mean over seeds.
+    """
+
+    rule: str
+    layer_parameters: int
+    share: float
+    accuracy: dict[str, float]
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+    training_seconds: float
+    training_tokens_per_second: float
+    testing_tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All rules of a comparison, and the majority baseline."""
+
+    lines: tuple[Line, ...]
+    majority: dict[str, float]
+    examples: int
+    environment: dict
+
+    def table(self) -> list[list[str]]:
+        """Header and rows as text."""
+        sources = [source for source in self.majority if source != "all"]
+        head = ["rule", "layer parameters", "of dense", "accuracy %", "95 % interval"]
+        head += [*sources, "training s", "tokens/s", "tokens/s testing"]
+        rows = [
+            [
+                line.rule, f"{line.layer_parameters:,}", f"{line.share:.3f}", f"{100 * line.accuracy['all']:.2f}",
+                f"{100 * line.low:.1f}-{100 * line.high:.1f}", *(f"{100 * line.accuracy[s]:.1f}" for s in sources),
+                f"{line.training_seconds:.0f}", f"{line.training_tokens_per_second:,.0f}",
+                f"{line.testing_tokens_per_second:,.0f}",
+            ]
+            for line in self.lines
+        ]  # fmt: skip
+        majority = [f"{100 * self.majority[source]:.1f}" for source in sources]
+        last = ["majority", "", "", f"{100 * self.majority['all']:.2f}", "", *majority, "", "", ""]
+        return [head, *rows, last]
+
+    def markdown(self) -> str:
+        """The table as Markdown, with what it was measured on."""
+        head, *rows = self.table()
+        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        env = self.environment
+        where = (
+            f"{self.examples:,} test examples, {len(self.lines[0].seeds)} seed(s); nplex {env['commit']}, "
+            f"torch {env['torch']}, {env['processor']}, {env['threads']} thread(s), {env['date']}"
+        )
+        return f"{table}\n\n{where}\n"
+
+
+def summarise(results: Sequence[dict], rules: Sequence[str], majority: dict[str, float]) -> Summary:
+    """Sums up the results of runs: a line for each rule, in the order given."""
+    grouped = {rule: [r for r in results if r["recipe"]["rule"] == rule] for rule in rules}
+    lines = tuple(_line(rule, runs) for rule, runs in grouped.items())
+    return Summary(lines, majority, len(results[0]["correct"]), results[-1]["environment"])
+
+
+def interval(correct: Sequence[str]) -> tuple[float, float]:
+    """The 95 % interval of the mean accuracy, `mean +- 1.96 s / sqrt(N)` over N examples.
+
+    Each example counts with its mean over the seeds, so examples that all seeds get wrong together are not
+    taken for independent. The spread between seeds is a thing of its own and not in it.
+
+    Args:
+        correct: for each seed a text of 0 and 1, one for each example.
+    """
+    per_example = [sum(map(int, values)) / len(values) for values in zip(*correct, strict=True)]
+    count = len(per_example)
+    mean = sum(per_example) / count
+    variance = sum((value - mean) ** 2 for value in per_example) / max(count - 1, 1)
+    half = 1.96 * math.sqrt(variance / count)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def _line(rule: str, runs: Sequence[dict]) -> Line:
+    low, high = interval([run["correct"] for run in runs])
+    layer = runs[0]["layer_parameters"]
+    return Line(
+        rule=rule,
+        layer_parameters=layer,
+        share=layer / runs[0]["dense_layer_parameters"],
+        accuracy={source: _mean([run["accuracy"][source] for run in runs]) for source in runs[0]["accuracy"]},
+        low=low,
+        high=high,
+        seeds=tuple(run["accuracy"]["all"] for run in runs),
+        training_seconds=_mean([run["training_seconds"] for run in runs]),
+        training_tokens_per_second=_mean([run["training_tokens_per_second"] for run in runs]),
+        testing_tokens_per_second=_mean([run["testing_tokens_per_second"] for run in runs]),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

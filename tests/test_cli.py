@@ -1,0 +1,498 @@
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib.metadata import version
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nplex.checkpoint import read_json, read_tensors
+from nplex.cli import app, spread
+
+RULES = ["dense", "2", "4:4"]
+RUNS = ["dense-seed0", "2-seed0", "4-4-seed0"]
+
+
+def line(rng):
+    """Subject, perhaps with another noun behind it: the label is the subject's number."""
+    subject = rng.choice(["key", "keys", "dog", "dogs"])
+    label = "VBP" if subject.endswith("s") else "VBZ"
+    if rng.random() < 0.5:
+        return f"{label}\tthe {subject}\tplain\n"
+    return f"{label}\tthe {subject} {rng.choice(['to', 'of'])} the {rng.choice(['door', 'doors'])}\tattractor\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A tiny data folder; nobody writes into it."""
+    folder, rng = tmp_path_factory.mktemp("data"), random.Random(0)
+    for split, count in (("train", 96), ("dev", 16), ("test", 24)):
+        (folder / f"{split}.tsv").write_text("".join(line(rng) for _ in range(count)))
+    return folder
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, spread([str(argument) for argument in arguments]), prog_name="nplex")
+
+
+def train(data, out, *more, verb="run", rule=("4",), epochs=1):
+    return call(verb, "agreement", "--rule", *rule, "--epochs", epochs, "--data", data, "--out", out, *more)
+
+
+def ok(result):
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(result, *parts):
+    """Exit code 2 and one line on stderr that holds these parts."""
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    (only,) = result.stderr.splitlines()
+    assert only.startswith("nplex: ")
+    assert [part for part in parts if str(part) not in only] == []
+
+
+@pytest.fixture(scope="module")
+def compared(data, tmp_path_factory):
+    """A finished comparison; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("compared") / "out"
+    return folder, ok(train(data, folder, verb="compare", rule=RULES))
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A finished run; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    return folder, ok(train(data, folder))
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "copied")
+
+
+def test_compare_prints_a_line_for_each_rule_and_the_majority(compared):
+    rows = [row.split() for row in compared[1].stdout.splitlines() if row.strip()]
+    assert [row[0] for row in rows if row[0] in {*RULES, "majority"}] == [*RULES, "majority"]
+    assert {"attractor", "plain"} <= {word for row in rows for word in row}
+
+
+def test_compare_writes_messages_to_stderr(compared):
+    folder, result = compared
+    assert [rule for rule in RULES if f"{rule}, seed 0: epoch 1, loss " not in result.stderr] == []
+    assert str(folder) in result.stderr
+    assert str(folder) not in result.stdout
+
+
+def test_compare_writes_its_files(compared):
+    folder, _ = compared
+    assert {path.name for path in folder.iterdir()} == {
+        "settings.json", "compare.json", "compare.md", "compare.png", *RUNS,
+    }  # fmt: skip
+    for run in RUNS:
+        assert {path.name for path in (folder / run).iterdir()} == {
+            "settings.json", "result.json", "vocabulary.json", "model.safetensors",
+        }  # fmt: skip
+
+
+def test_compare_draws_a_picture(compared):
+    picture = (compared[0] / "compare.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert picture.endswith(b"IEND\xaeB`\x82")
+
+
+def test_compare_json_and_results_agree(compared):
+    folder, _ = compared
+    summary = read_json(folder / "compare.json")
+    assert [row["rule"] for row in summary["lines"]] == RULES
+    for row, run in zip(summary["lines"], RUNS, strict=True):
+        result = read_json(folder / run / "result.json")
+        assert row["accuracy"] == result["accuracy"]
+        assert row["layer_parameters"] == result["layer_parameters"]
+        assert len(result["correct"]) == 24
+        assert result["accuracy"]["all"] == pytest.approx(result["correct"].count("1") / 24)
+    assert summary["majority"]["all"] == majority(folder, summary)
+
+
+def majority(folder, summary):
+    """Counted again from the files."""
+    data = next(path for path in folder.parents[1].glob("data*") if path.is_dir())
+    labels = {
+        split: [row.split("\t")[0] for row in (data / f"{split}.tsv").read_text().splitlines()]
+        for split in ("train", "test")
+    }
+    common = max(("VBZ", "VBP"), key=labels["train"].count)
+    assert summary["examples"] == len(labels["test"])
+    return pytest.approx(labels["test"].count(common) / len(labels["test"]))
+
+
+def test_compare_counts_the_layers_parameters(compared):
+    """2 blocks of width 128: 4 layers 128 x 128, one 128 -> 512, one 512 -> 128, with biases."""
+    weights, biases = 2 * (4 * 128**2 + 2 * 128 * 512), 2 * (4 * 128 + 512 + 128)
+    lines = read_json(compared[0] / "compare.json")["lines"]
+    assert [row["layer_parameters"] for row in lines] == [
+        weights + biases, weights // 2 + 12 * 2**3 + biases, weights // 4 + 12 * 3 * 4 * 4 + biases,
+    ]  # fmt: skip
+    assert lines[1]["share"] == pytest.approx(lines[1]["layer_parameters"] / lines[0]["layer_parameters"])
+
+
+def test_compare_writes_the_table_as_markdown(compared):
+    text = (compared[0] / "compare.md").read_text("utf-8")
+    table = [row.split(" | ")[0].removeprefix("| ") for row in text.splitlines() if row.startswith("|")]
+    assert table == ["rule", "---", *RULES, "majority"]
+    assert "24 test examples, 1 seed(s)" in text
+
+
+def test_results_name_no_folder_of_the_user(compared, data):
+    for path in compared[0].rglob("*"):
+        if path.suffix in {".json", ".md", ".safetensors"}:
+            assert str(data.parent).encode() not in path.read_bytes()
+
+
+def test_model_files_hold_the_rule(compared):
+    tensors, header = read_tensors(compared[0] / "4-4-seed0" / "model.safetensors")
+    assert tensors["blocks.0.attention.query.rule.decode"].shape == (4, 4)
+    assert tensors["blocks.1.up.components"].shape == (4, 128, 32)
+    assert header["config"]["recipe"]["rule"] == "4:4"
+
+
+def test_compare_with_seeds(data, tmp_path):
+    ok(train(data, tmp_path / "out", "--seed", 1, 0, verb="compare", rule=["4"]))
+    (row,) = read_json(tmp_path / "out" / "compare.json")["lines"]
+    results = [read_json(tmp_path / "out" / f"4-seed{seed}" / "result.json") for seed in (0, 1)]
+    assert row["seeds"] == [result["accuracy"]["all"] for result in results]
+    weights = [read_tensors(tmp_path / "out" / f"4-seed{seed}" / "model.safetensors")[0] for seed in (0, 1)]
+    assert not torch.equal(weights[0]["classify.weight"], weights[1]["classify.weight"])
+
+
+def test_run_trains_one_model(finished):
+    folder, result = finished
+    assert {path.name for path in folder.iterdir()} == {
+        "settings.json", "result.json", "vocabulary.json", "model.safetensors",
+    }  # fmt: skip
+    assert [row.split()[0] for row in result.stdout.splitlines() if row.strip()][-2:] == ["4", "majority"]
+
+
+def test_run_with_the_same_seed_gives_the_same_bits(finished, data, tmp_path):
+    ok(train(data, tmp_path / "again"))
+    first, again = ((folder / "model.safetensors").read_bytes() for folder in (finished[0], tmp_path / "again"))
+    assert first == again
+
+
+def test_run_puts_results_under_runs(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ok(call("run", "agreement", "--rule", "2:2", "--epochs", 1, "--seed", 3, "--data", data))
+    assert (tmp_path / "runs" / "agreement-2-2-seed3" / "result.json").is_file()
+
+
+def test_a_folder_with_results_is_kept(finished, data):
+    before = (finished[0] / "result.json").read_bytes()
+    refused(train(data, finished[0]), finished[0], "--resume goes on", "--force deletes", "--out takes another")
+    assert (finished[0] / "result.json").read_bytes() == before
+
+
+def test_resume_reads_a_finished_run(copied, data):
+    before = {path.name: path.stat().st_mtime_ns for path in copied.iterdir()}
+    result = ok(train(data, copied, "--resume"))
+    assert "majority" in result.stdout
+    assert "epoch" not in result.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in copied.iterdir()} == before
+
+
+def test_resume_of_a_comparison_adds_a_rule(compared, data, tmp_path):
+    folder = shutil.copytree(compared[0], tmp_path / "out")
+    before = (folder / "2-seed0" / "model.safetensors").stat().st_mtime_ns
+    result = ok(train(data, folder, "--resume", verb="compare", rule=["2", "complex"]))
+    assert (folder / "2-seed0" / "model.safetensors").stat().st_mtime_ns == before
+    assert "complex, seed 0: epoch 1" in result.stderr
+    assert [row["rule"] for row in read_json(folder / "compare.json")["lines"]] == ["2", "complex"]
+
+
+def test_resume_with_other_settings_is_refused(copied, data):
+    refused(train(data, copied, "--resume", epochs=2), copied, "other settings", "epochs was 1, now 2")
+
+
+def test_resume_with_other_data_is_refused(copied, data, tmp_path):
+    other = shutil.copytree(data, tmp_path / "elsewhere" / data.name)
+    with (other / "dev.tsv").open("a") as file:
+        file.write("VBZ\tkey\n")
+    refused(train(other, copied, "--resume"), copied, "other settings", "dev.tsv")
+
+
+def test_resume_where_nothing_is_starts(data, tmp_path):
+    ok(train(data, tmp_path / "new", "--resume"))
+    assert (tmp_path / "new" / "result.json").is_file()
+
+
+def test_an_empty_folder_is_taken(data, tmp_path):
+    ok(train(data, tmp_path))
+
+
+def test_force_starts_anew(copied, data):
+    (copied / "left-over").write_text("x")
+    result = ok(train(data, copied, "--force", rule=["2"]))
+    assert not (copied / "left-over").exists()
+    assert read_json(copied / "result.json")["recipe"]["rule"] == "2"
+    assert "epoch 1" in result.stderr
+
+
+def test_resume_and_force_exclude_each_other(copied, data):
+    refused(train(data, copied, "--resume", "--force"), "--resume", "--force", "give one of them")
+    assert (copied / "result.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["x", "0", "4:0", "true", "4:7:1", "-4", "4.0", "4:", ":4", "", "²", "Quaternion", "clifford(9,9)", "[bold]", "[/x]"],
+)
+@pytest.mark.parametrize("verb", ["compare", "run"])
+def test_a_wrong_rule_is_refused(data, tmp_path, verb, rule):
+    result = call(verb, "agreement", f"--rule={rule}", "--data", data, "--out", tmp_path / "out")
+    refused(result, "a rule is dense, a number n (learned), n:R (learned, at rank R) or an algebra's name", repr(rule))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rule", ["200", "200:3", "1000000"])
+@pytest.mark.parametrize("verb", ["compare", "run"])
+def test_an_n_above_the_width_is_refused_before_any_work(data, tmp_path, verb, rule):
+    """Not after the rules before it were trained, and without a folder that is in the way next time."""
+    rules = ["dense", rule] if verb == "compare" else [rule]
+    refused(train(data, tmp_path / "out", verb=verb, rule=rules), rule.partition(":")[0], "128")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rule_given_twice_is_refused_before_any_work(copied, data):
+    refused(train(data, copied, "--force", verb="compare", rule=["4", "4"]), "each rule may be given once, got 4 4")
+    assert (copied / "result.json").is_file()
+
+
+def test_a_wrong_rule_leaves_what_force_would_delete(copied, data):
+    refused(train(data, copied, "--force", rule=["x"]))
+    assert (copied / "result.json").is_file()
+
+
+@pytest.mark.parametrize("seed", ["99999999999999999999", "-99999999999999999999"])
+def test_a_seed_that_torch_cannot_take_is_refused(data, tmp_path, seed):
+    refused(train(data, tmp_path / "out", f"--seed={seed}"), seed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_task_is_refused(data):
+    refused(call("run", "translation", "--data", data), "there is no task 'translation'; there is agreement")
+
+
+def test_a_missing_data_folder_is_refused(tmp_path):
+    refused(train(tmp_path / "nowhere", tmp_path / "out"), tmp_path / "nowhere", "train, dev and test")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_part_is_refused(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "test.tsv").unlink()
+    refused(train(folder, tmp_path / "out"), folder, "has no test.tsv or test.tsv.gz")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [("VBX\tthe key", "label must be VBZ or VBP, got 'VBX'"), ("VBZ", "got 1 columns"), ("VBZ\t ", "no words")],
+)
+def test_a_wrong_line_is_refused_by_file_and_number(data, tmp_path, wrong, message):
+    folder = shutil.copytree(data, tmp_path / "data")
+    with (folder / "dev.tsv").open("a") as file:
+        file.write(f"{wrong}\n")
+    refused(train(folder, tmp_path / "out"), f"{folder / 'dev.tsv'}, line 17: ", message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_is_a_file_is_refused(data, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    refused(train(data, tmp_path / "out", "--force"), tmp_path / "out", "is a file, expected a folder")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", ["--force", "--resume"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("thesis.txt", "mine"), ("settings.json", '{"editor.fontSize": 12}')],
+    ids=["a text", "settings of another program"],
+)
+def test_a_folder_of_somebody_else_is_never_touched(data, tmp_path, option, name, content):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "inner").mkdir()
+    refused(train(data, tmp_path, option), tmp_path, "is no folder of nplex runs")
+    assert (tmp_path / name).read_text() == content
+    assert (tmp_path / "inner").is_dir()
+
+
+def test_a_folder_of_a_comparison_is_no_place_for_a_run(compared, data, tmp_path):
+    folder = shutil.copytree(compared[0], tmp_path / "out")
+    refused(train(data, folder, "--resume"), folder, "other settings")
+    assert (folder / "2-seed0" / "result.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["result.json", "settings.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"recipe": {"rule": "4"}}', "\x00"])
+def test_damaged_json_is_refused(copied, data, name, content):
+    (copied / name).write_text(content)
+    refused(train(data, copied, "--resume"), copied)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x02\0\0\0\0\0\0\0{}"], ids=["empty", "garbage", "foreign"])
+def test_a_damaged_checkpoint_is_refused(copied, data, content):
+    (copied / "result.json").unlink()
+    (copied / "checkpoint.safetensors").write_bytes(content)
+    refused(train(data, copied, "--resume"), copied / "checkpoint.safetensors", "is damaged or was not written by nplex")
+
+
+def test_another_program_s_tensors_as_checkpoint_are_refused(copied, data):
+    (copied / "result.json").unlink()
+    shutil.copy(copied / "model.safetensors", copied / "checkpoint.safetensors")
+    refused(train(data, copied, "--resume"), copied / "checkpoint.safetensors")
+
+
+def test_a_refusal_is_one_line_in_a_shell_too(data, tmp_path):
+    done = subprocess.run(command(data, tmp_path / "[red]", "4:7:1"), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_names_in_square_brackets_are_told_as_they_are(tmp_path):
+    refused(train(tmp_path / "[red]data", tmp_path / "out"), "[red]data has no train.tsv")
+    refused(train(tmp_path / "[/b]", tmp_path / "out"), "[/b] has no train.tsv")
+
+
+def command(data, out, rule, *more, epochs=1):
+    return [
+        sys.executable, "-m", "nplex", "run", "agreement", "--rule", rule, "--epochs", str(epochs), "--data", data,
+        "--out", out, *more,
+    ]  # fmt: skip
+
+
+def interrupted(arguments, wait_for, limit=60):
+    """Sends Ctrl-C's signal when stderr shows a text; gives exit code and stderr."""
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    killer = threading.Timer(limit, process.kill)
+    killer.start()
+    seen = ""
+    try:
+        for said in process.stderr:
+            seen += said
+            if wait_for in said:
+                time.sleep(0.05)  # into the next epoch
+                process.send_signal(signal.SIGINT)
+                break
+        seen += process.stderr.read()
+        return process.wait(), seen
+    finally:
+        killer.cancel()
+        process.kill()
+        process.stderr.close()
+        process.wait()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_an_interrupted_run_resumes_to_the_same_bits(data, tmp_path):
+    epochs = 25
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    code, said = interrupted(command(data, broken, "4:4", epochs=epochs), "epoch 1,")
+    assert (code, f"--resume --out {broken}" in said, "Traceback" in said) == (130, True, False), said
+    assert not (broken / "result.json").exists()
+    state = read_tensors(broken / "checkpoint.safetensors")[1]["state"]
+    assert 1 <= state["epoch"] < epochs
+
+    with subprocess.Popen(command(data, whole, "4:4", epochs=epochs), stderr=subprocess.DEVNULL) as other:
+        resumed = subprocess.run(
+            command(data, broken, "4:4", "--resume", epochs=epochs), capture_output=True, text=True, check=False
+        )
+        assert other.wait() == 0
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"epoch {state['epoch'] + 1}," in resumed.stderr
+    assert "epoch 1," not in resumed.stderr
+    results = [read_json(folder / "result.json") for folder in (whole, broken)]
+    for name in ("accuracy", "correct", "history"):
+        assert results[0][name] == results[1][name]
+    weights = [read_tensors(folder / "model.safetensors")[0] for folder in (whole, broken)]
+    assert weights[0].keys() == weights[1].keys()
+    assert [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])] == []
+    assert not (broken / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("verb", ["compare", "run", "plan"])
+def test_help_shows_an_example(verb):
+    result = ok(call(verb, "--help"))
+    assert "Examples:" in result.stdout
+    assert result.stdout.count(f"nplex {verb} ") >= 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+def test_help_names_the_verbs(arguments):
+    result = call(*arguments)
+    assert result.exit_code == (0 if arguments else 2)
+    assert [verb for verb in ("compare", "run", "plan", "nplex compare agreement") if verb not in result.output] == []
+
+
+@pytest.mark.parametrize(("rule", "method"), [("4", "dense"), ("4:7", "bilinear"), ("quaternion", "bilinear")])
+def test_plan_shows_what_is_chosen(rule, method):
+    result = ok(call("plan", 512, 2048, "--tokens", 1024, "--rule", rule))
+    (chosen,) = [row for row in result.stdout.splitlines() if row.endswith("<- chosen")]
+    assert chosen.split()[0] == method
+
+
+def test_plan_agrees_with_the_library():
+    from nplex.ops import plan
+
+    printed = ok(call("plan", 100, 30, "--tokens", 7, "--rule", "3:5")).stdout
+    assert printed == f"{plan(100, 30, tokens=7, n=3, rank=5)}\n"
+
+
+@pytest.mark.parametrize(("rule", "message"), [("dense", "one way only"), ("0", "got '0'"), ("[/x]", "got '[/x]'")])
+def test_plan_refuses_a_wrong_rule(rule, message):
+    refused(call("plan", 8, 8, "--rule", rule), message)
+
+
+def test_plan_refuses_an_n_above_the_widths():
+    refused(call("plan", 8, 8, "--rule", 16), "n = 16", "8")
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["run", "agreement", "--epochs", "0"], ["plan", "0", "4"], ["fly"]])
+def test_a_wrong_call_is_refused(arguments):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_version_of_the_module():
+    done = subprocess.run([sys.executable, "-m", "nplex", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{version('nplex')}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["run", "--rule", "4"], ["run", "--rule", "4"]),
+        (["--rule", "a", "b", "--seed", "0", "1"], ["--rule", "a", "--rule", "b", "--seed", "0", "--seed", "1"]),
+        (["--rule", "a", "b", "--out", "c", "d"], ["--rule", "a", "--rule", "b", "--out", "c", "d"]),
+        (["--rule=a", "b"], ["--rule=a", "b"]),
+        ([], []),
+    ],
+)
+def test_spread(typed, meant):
+    assert spread(typed) == meant
+
+
+def test_results_are_plain_json(finished):
+    """No NaN, which other programs cannot read."""
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    json.loads((finished[0] / "result.json").read_text("utf-8"), parse_constant=refuse)

@@ -1,0 +1,250 @@
+"""The rules of the house (docs/design.md), kept by machine."""
+
+import ast
+import graphlib
+import gzip
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nplex
+
+SRC = Path(nplex.__file__).parent
+FILES = sorted(SRC.rglob("*.py"))
+
+FLOORS = {
+    "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "checkpoint": 3, "count": 3, "environment": 3, "train": 4,
+    "text": 4, "summary": 4, "plot": 4, "data": 4, "recipes": 5, "experiment": 5.5, "cli": 6,
+}  # fmt: skip
+EXEMPT_FROM_FLOORS = {
+    "nplex": "the front door shows names of several floors",
+    "nplex.__main__": "starts the command line, and nothing imports it",
+}
+MANY_ARGUMENTS: dict[str, str] = {}
+STAR_ARGUMENTS = {
+    "nplex.convert.spec.only": 'reads as a list of patterns: only("encoder.*", "*.linear1")',
+    "nplex.convert.spec.all_but": "as only",
+    "nplex.nn.linear.check_widths": "the keywords are the names that the message gives",
+}
+FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "base", "core", "types"}
+THIRD_PARTY = {"torch": None, "jaxtyping": None, "safetensors": None, "typer": "nplex.cli", "rich": "nplex.cli"}
+HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IGNORECASE)
+
+PUBLIC = {
+    "nplex": ["algebra", "ops", "nn", "preview", "convert_", "only", "all_but", "count"],
+    "nplex.algebra": [
+        "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",
+        "sedenion", "clifford", "cyclic", "matrices", "direct", "BilinearAlgorithm", "as_table", "generic_rank",
+        "known_algorithm", "find", "Search",
+    ],
+    "nplex.ops": ["product", "plan", "Plan", "Cost", "METHODS", "expand"],
+    "nplex.nn": ["Linear", "Rule", "LearnedRule", "FixedRule", "as_rule", "share", "missing_rules"],
+    "nplex.convert": [
+        "preview", "convert_", "only", "all_but", "parse_rule", "Conversion", "Where", "Report", "Row",
+    ],
+}  # fmt: skip
+
+
+def module_of(path):
+    parts = ("nplex", *path.relative_to(SRC).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
+
+
+def definitions(name, kinds, nested=True):
+    """(qualified name, node) of functions or classes of a module; those inside functions where nested."""
+
+    def walk(node, prefix):
+        for child in ast.iter_child_nodes(node):
+            is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+            if is_function or isinstance(child, ast.ClassDef):
+                if isinstance(child, kinds):
+                    yield f"{prefix}.{child.name}", child
+                if nested or not is_function:
+                    yield from walk(child, f"{prefix}.{child.name}")
+            else:
+                yield from walk(child, prefix)
+
+    return list(walk(TREES[name], name))
+
+
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+FUNCTIONS = [found for name in MODULES for found in definitions(name, FUNCTION)]
+OUTER_FUNCTIONS = [found for name in MODULES for found in definitions(name, FUNCTION, nested=False)]
+CLASSES = [found for name in MODULES for found in definitions(name, ast.ClassDef, nested=False)]
+
+
+def is_public(qualified):
+    """No part of the name is private; `__init__` and the like count as public."""
+    return not any(part.startswith("_") and not part.startswith("__") for part in qualified.split("."))
+
+
+def arguments(node):
+    every = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return [name for name in every if name not in ("self", "cls")]
+
+
+def imports(name):
+    """Every `nplex` module that a module imports, wherever in it; an import of a name counts for its module."""
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "nplex")
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            if source.split(".")[0] == "nplex":
+                for alias in node.names:
+                    yield f"{source}.{alias.name}" if f"{source}.{alias.name}" in MODULES else source
+
+
+GRAPH = {name: set(imports(name)) - {name} for name in MODULES}
+
+
+def floor(name):
+    return FLOORS[name.split(".")[1]]
+
+
+def folder(name):
+    return name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+
+
+def test_the_house_is_looked_at():
+    """The tests below would pass on nothing."""
+    assert len(FILES) > 20
+    assert len(FUNCTIONS) > 100
+    assert any(name == "nplex.ops.product.product" for name, _ in FUNCTIONS)
+    assert GRAPH["nplex.ops.product"] >= {"nplex.ops.dense", "nplex.algebra.bilinear"}
+    assert GRAPH["nplex.cli"] >= {"nplex.experiment", "nplex.train", "nplex.convert"}
+
+
+def test_files_have_300_lines_at_most():
+    lengths = {module: len(path.read_text("utf-8").splitlines()) for module, path in MODULES.items()}
+    assert {module: length for module, length in lengths.items() if length > 300} == {}
+
+
+def test_functions_have_60_lines_at_most():
+    lengths = {name: node.end_lineno - node.lineno + 1 for name, node in FUNCTIONS}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
+def test_functions_have_8_arguments_at_most():
+    counts = {name: len(arguments(node)) for name, node in FUNCTIONS}
+    assert {name: count for name, count in counts.items() if count > 8 and name not in MANY_ARGUMENTS} == {}
+
+
+def test_public_functions_have_no_star_arguments():
+    found = {name for name, node in FUNCTIONS if is_public(name) and (node.args.vararg or node.args.kwarg)}
+    assert found - STAR_ARGUMENTS.keys() == set()
+
+
+@pytest.mark.parametrize("name", [*MANY_ARGUMENTS, *STAR_ARGUMENTS])
+def test_exceptions_are_still_needed(name):
+    node = dict(FUNCTIONS)[name]
+    if name in MANY_ARGUMENTS:
+        assert len(arguments(node)) > 8
+    else:
+        assert node.args.vararg or node.args.kwarg
+
+
+def test_modules_are_called_after_what_they_do():
+    parts = {part for path in SRC.rglob("*") for part in path.relative_to(SRC).with_suffix("").parts}
+    assert parts & FORBIDDEN_NAMES == set()
+
+
+def test_every_module_has_a_floor():
+    assert {name.split(".")[1] for name in MODULES if name not in EXEMPT_FROM_FLOORS} - FLOORS.keys() == set()
+
+
+def test_imports_go_down_or_stay_in_their_folder():
+    """A package's `__init__` stands in its own folder; the modules of one folder may stand on one floor."""
+    upward = {
+        f"{name} -> {target}"
+        for name, targets in GRAPH.items()
+        if name not in EXEMPT_FROM_FLOORS
+        for target in targets
+        if target in EXEMPT_FROM_FLOORS
+        or (floor(target) > floor(name))
+        or (floor(target) == floor(name) and folder(target) != folder(name))
+    }
+    assert upward == set()
+
+
+def test_no_module_imports_itself_through_others():
+    list(graphlib.TopologicalSorter(GRAPH).static_order())  # raises CycleError, which names the circle
+
+
+def test_no_module_imports_its_own_package():
+    """`from nplex.ops import product` inside ops works or fails with the order of lines in `__init__`."""
+    found = {name: folder(name) for name in MODULES if folder(name) != name and folder(name) in GRAPH[name]}
+    assert found == {}
+
+
+def test_everything_public_has_a_docstring():
+    modules = [(name, TREES[name]) for name in MODULES]
+    documented = (*modules, *CLASSES, *OUTER_FUNCTIONS)
+    bare = {name for name, node in documented if is_public(name) and not ast.get_docstring(node)}
+    assert {name for name in bare if not re.search(r"\.__\w+__$", name)} == set()
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names(name):
+    module = importlib.import_module(name)
+    assert module.__all__ == PUBLIC[name]
+    assert [public for public in PUBLIC[name] if not hasattr(module, public)] == []
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_all_that_a_package_imports(name):
+    """What `__init__` takes in and does not list would be public by accident."""
+    tree = TREES[name]
+    imported = {a.asname or a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    assert imported == set(PUBLIC[name])
+
+
+def test_no_file_holds_somebodys_folder():
+    found = {}
+    for path in SRC.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            if hit := HOME.search(data.decode("utf-8", "replace")):
+                found[str(path.relative_to(SRC))] = hit.group()
+    assert found == {}
+
+
+def test_third_party_modules_at_the_top_of_files():
+    """What an extra brings is imported where it is used, in a function."""
+    wrong = set()
+    for name, tree in TREES.items():
+        for node in tree.body:
+            sources = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            sources += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for source in {source.split(".")[0] for source in sources} - sys.stdlib_module_names - {"nplex"}:
+                if source not in THIRD_PARTY or THIRD_PARTY[source] not in (None, name):
+                    wrong.add(f"{name} imports {source}")
+    assert wrong == set()
+
+
+def loaded_by(statement):
+    """The names of all top-level modules after a statement in a fresh process."""
+    code = f"{statement}; import sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_import_loads_torch_jaxtyping_safetensors_and_nothing_else():
+    ours = loaded_by("import nplex")
+    assert ours - loaded_by("import torch, torch.nn, jaxtyping, safetensors, safetensors.torch") == {"nplex"}
+    assert ours & {"typer", "click", "rich", "accelerate", "matplotlib", "transformers", "scipy", "triton"} == set()
+
+
+def test_import_of_the_command_line_loads_no_extra():
+    """`nplex --help` and `nplex plan` work without nplex[train]."""
+    assert loaded_by("import nplex.cli") & {"accelerate", "matplotlib"} == set()
