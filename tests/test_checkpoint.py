@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import struct
 
 import pytest
@@ -10,6 +12,7 @@ from torch import nn
 
 from nplex.checkpoint import read_json, read_tensors, read_training, write_json, write_tensors, write_training
 from nplex.nn import LearnedRule, Linear, share
+from nplex.train import CHECKPOINT, Interrupted, Schedule, fit
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are a thing of Unix")
 
@@ -81,7 +84,9 @@ def test_folders_are_made_and_nothing_else_is_left(tmp_path, name):
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("broken", [{"key": "\ud800"}, {"key": object()}, {"key": {1, 2}}], ids=["text", "object", "set"])
+@pytest.mark.parametrize(
+    "broken", [{"key": "\ud800"}, {"key": object()}, {"key": {1, 2}}], ids=["text", "object", "set"]
+)
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path, broken):
     path = tmp_path / "value.json"
     write_json(path, {"old": True})
@@ -339,3 +344,33 @@ def test_checkpoints_hold_no_pickle(trained):
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     assert 8 + length + max(ends) == len(data)
     assert json.loads(header["__metadata__"]["nplex"]) == {"step": 3}
+
+
+class CtrlC:
+    """A task of two batches; its user presses Ctrl-C while a given epoch is scored."""
+
+    def __init__(self, epoch):
+        self.left = epoch
+
+    def batches(self, generator):
+        return [[0], [1]]
+
+    def loss(self, made, indices, device):
+        return made(torch.ones(1, 4)).square().mean(), 1
+
+    def scores(self, made, device):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_ctrl_c_between_steps_stops_with_a_checkpoint(tmp_path, epoch):
+    """In the last epoch too: in a comparison the next rule would start."""
+    schedule = Schedule(epochs=3)
+    with pytest.raises(Interrupted, match=CHECKPOINT):
+        fit(nn.Linear(4, 2), CtrlC(epoch), schedule, seed=0, folder=tmp_path, config={})
+    assert read_tensors(tmp_path / CHECKPOINT)[1]["state"]["epoch"] == epoch
+    state = fit(nn.Linear(4, 2), CtrlC(0), schedule, seed=0, folder=tmp_path, config={})
+    assert (state.epoch, state.step, len(state.history)) == (3, 6, 3)

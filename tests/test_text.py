@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -133,17 +134,19 @@ def test_find_split(tmp_path, ending):
 def test_find_split_says_what_a_folder_holds(tmp_path):
     write(tmp_path, GOOD, "train.tsv")
     (tmp_path / "dev.tsv").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"has no dev\.tsv or dev\.tsv\.gz; a data folder holds train, dev and"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no dev\.tsv or dev\.tsv\.gz; a data folder holds train, dev and"
+    ):
         find_split(tmp_path, "dev")
 
 
 def test_vocabulary_is_ordered_by_count_and_then_by_alphabet():
-    lines = ["b a c c".split(), "c b a once".split()]
+    lines = [("b", "a", "c", "c"), ("c", "b", "a", "once")]
     assert Vocabulary.of(lines, most=10).words == (*SPECIAL, "c", "a", "b")
 
 
 def test_vocabulary_keeps_the_most_common_words():
-    assert Vocabulary.of(["a a a b b c c".split()], most=2).words == (*SPECIAL, "a", "b")
+    assert Vocabulary.of([("a", "a", "a", "b", "b", "c", "c")], most=2).words == (*SPECIAL, "a", "b")
 
 
 def test_vocabulary_has_places_for_padding_unknown_and_query():
@@ -194,7 +197,7 @@ def test_batches_are_of_like_length(lengths, size, seed):
     """Within a stretch (here there is but one) no two batches overlap in length."""
     made = batches(lengths, size, generator(seed))
     ranges = sorted((min(lengths[i] for i in batch), max(lengths[i] for i in batch)) for batch in made)
-    assert all(before[1] <= after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(ranges))
 
 
 @given(lengths=LENGTHS, size=st.integers(1, 9), seed=st.integers(0, 2**31))

@@ -11,6 +11,15 @@ from torch import Tensor
 from nplex.algebra.table import Algebra
 
 
+def _zeros(n: int) -> Float[Tensor, "n n n"]:
+    """On the CPU, whatever default device is set: an algebra is made of numbers."""
+    return torch.zeros(n, n, n, dtype=torch.float64, device="cpu")
+
+
+def _eye(n: int) -> Float[Tensor, "n n"]:
+    return torch.eye(n, dtype=torch.float64, device="cpu")
+
+
 def _build(name: str, units: list[str], table: Float[Tensor, "n n n"], conjugation: Float[Tensor, "n n"]) -> Algebra:
     entries = tuple(tuple(tuple(row) for row in face) for face in table.tolist())
     return Algebra(name, entries, tuple(units), tuple(tuple(row) for row in conjugation.tolist()))
@@ -21,10 +30,10 @@ def _double(algebra: Algebra, name: str, units: list[str]) -> Algebra:
 
     Source: Schafer, An Introduction to Nonassociative Algebras (1966), section III.4.
     """
-    n, eye = algebra.n, torch.eye(algebra.n, dtype=torch.float64)
+    n, eye = algebra.n, _eye(algebra.n)
     half = algebra.table
     conjugate = algebra.conjugate(eye)
-    table = torch.zeros(2 * n, 2 * n, 2 * n, dtype=torch.float64)
+    table = _zeros(2 * n)
     table[:n, :n, :n] = half
     table[n:, :n, n:] = -torch.einsum("qm,mik->kiq", conjugate, half)
     table[:n, n:, n:] = half.permute(2, 1, 0)
@@ -35,18 +44,18 @@ def _double(algebra: Algebra, name: str, units: list[str]) -> Algebra:
 def direct(n: int) -> Algebra:
     """R^n: `e_k e_k = e_k`, all other products 0."""
     _positive("direct", n)
-    table = torch.zeros(n, n, n, dtype=torch.float64)
+    table = _zeros(n)
     table[range(n), range(n), range(n)] = 1.0
-    return _build(f"direct({n})", [f"e{k}" for k in range(n)], table, torch.eye(n, dtype=torch.float64))
+    return _build(f"direct({n})", [f"e{k}" for k in range(n)], table, _eye(n))
 
 
 def cyclic(n: int) -> Algebra:
     """The group algebra of Z/n: `g^k g^j = g^((k + j) mod n)`; multiplying is circular convolution."""
     _positive("cyclic", n)
-    table = torch.zeros(n, n, n, dtype=torch.float64)
+    table = _zeros(n)
     for k, j in itertools.product(range(n), repeat=2):
         table[k, (k + j) % n, j] = 1.0
-    inverse = torch.eye(n, dtype=torch.float64)[[-k % n for k in range(n)]]
+    inverse = _eye(n)[[-k % n for k in range(n)]]
     return _build(f"cyclic({n})", ["1", "g", *(f"g{k}" for k in range(2, n))][:n], table, inverse)
 
 
@@ -54,10 +63,10 @@ def matrices(m: int) -> Algebra:
     """All m x m matrices, n = m^2: `E_ab E_bc = E_ac`, all other products 0; the conjugate is the transpose."""
     _positive("matrices", m)
     pairs = list(itertools.product(range(m), repeat=2))
-    table = torch.zeros(m * m, m * m, m * m, dtype=torch.float64)
+    table = _zeros(m * m)
     for a, b, c in itertools.product(range(m), repeat=3):
         table[pairs.index((a, b)), pairs.index((a, c)), pairs.index((b, c))] = 1.0
-    transpose = torch.eye(m * m, dtype=torch.float64)[[pairs.index((b, a)) for a, b in pairs]]
+    transpose = _eye(m * m)[[pairs.index((b, a)) for a, b in pairs]]
     return _build(f"matrices({m})", [f"E{a + 1}{b + 1}" for a, b in pairs], table, transpose)
 
 
@@ -76,7 +85,7 @@ def clifford(p: int, q: int = 0, r: int = 0) -> Algebra:
     squares = [1.0] * p + [-1.0] * q + [0.0] * r
     generators = range(len(squares))
     blades = [blade for grade in range(len(squares) + 1) for blade in itertools.combinations(generators, grade)]
-    table = torch.zeros(len(blades), len(blades), len(blades), dtype=torch.float64)
+    table = _zeros(len(blades))
     for (k, left), (j, right) in itertools.product(enumerate(blades), repeat=2):
         sign = (-1.0) ** sum(a > b for a in left for b in right)
         for generator in set(left) & set(right):
@@ -84,22 +93,22 @@ def clifford(p: int, q: int = 0, r: int = 0) -> Algebra:
         table[k, blades.index(tuple(sorted(set(left) ^ set(right)))), j] = sign
     signs = [(-1.0) ** (len(blade) * (len(blade) + 1) // 2) for blade in blades]
     units = ["1", *("e" + "".join(str(g + 1) for g in blade) for blade in blades[1:])]
-    return _build(f"clifford({p},{q},{r})", units, table, torch.diag(torch.tensor(signs, dtype=torch.float64)))
+    return _build(f"clifford({p},{q},{r})", units, table, _eye(len(signs)) * torch.tensor(signs, device="cpu"))
 
 
 def _two_dimensional(name: str, unit: str, square: float) -> Algebra:
     """`1` and one more unit, `unit * unit = square`; the conjugate negates it."""
-    table = torch.zeros(2, 2, 2, dtype=torch.float64)
+    table = _zeros(2)
     table[0, [0, 1], [0, 1]] = 1.0
     table[1, 1, 0], table[1, 0, 1] = 1.0, square
-    return _build(name, ["1", unit], table, torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64)))
+    return _build(name, ["1", unit], table, _eye(2) * torch.tensor([1.0, -1.0], device="cpu"))
 
 
 def _imaginary(count: int) -> list[str]:
     return ["1", *(f"e{k}" for k in range(1, count))]
 
 
-real = _build("real", ["1"], torch.ones(1, 1, 1, dtype=torch.float64), torch.eye(1, dtype=torch.float64))
+real = _build("real", ["1"], _zeros(1) + 1, _eye(1))
 complex_ = _two_dimensional("complex", "i", -1.0)
 split_complex = _two_dimensional("split_complex", "j", 1.0)
 dual = _two_dimensional("dual", "eps", 0.0)

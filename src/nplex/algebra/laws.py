@@ -11,7 +11,7 @@ def unit(table: Table) -> Float[Tensor, "n"] | None:
     """The e with `sum_k e_k table[k, i, j] = [i = j]` and `sum_j e_j table[k, i, j] = [i = k]`, or None."""
     n = table.shape[0]
     equations = torch.cat([table.reshape(n, n * n).mT, table.permute(1, 0, 2).reshape(n * n, n)])
-    wanted = torch.eye(n, dtype=table.dtype).reshape(-1).repeat(2)
+    wanted = torch.eye(n, dtype=table.dtype, device=table.device).reshape(-1).repeat(2)
     found = torch.linalg.lstsq(equations, wanted[:, None], driver="gelsd").solution[:, 0]
     found = torch.where(found.abs() < 1e-12, 0.0, found)
     return found if _zero(equations @ found - wanted) else None
@@ -43,7 +43,7 @@ def normed(table: Table) -> bool:
     products = torch.einsum("kij,lim->kjlm", table, table)
     symmetric = products + products.transpose(0, 2)
     symmetric = symmetric + symmetric.transpose(1, 3)
-    eye = torch.eye(n, dtype=table.dtype)
+    eye = torch.eye(n, dtype=table.dtype, device=table.device)
     return _zero(symmetric - 4 * torch.einsum("kl,jm->kjlm", eye, eye), table)
 
 

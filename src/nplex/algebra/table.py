@@ -120,7 +120,7 @@ class Algebra:
     @property
     def table(self) -> Float[Tensor, "n n n"]:
         """A fresh float64 copy of `[k, i, j]`; changing it does not change the algebra."""
-        return torch.tensor(self.entries, dtype=torch.float64)
+        return torch.tensor(self.entries, dtype=torch.float64, device="cpu")
 
     @property
     def unit(self) -> Float[Tensor, "n"] | None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from nplex import ops
 from nplex.algebra import Algebra
 from nplex.nn import init
-from nplex.nn.rule import Rule, as_rule, attach
+from nplex.nn.rule import Rule, as_rule
+from nplex.nn.sharing import attach
 from nplex.ops.product import check_method
 
 

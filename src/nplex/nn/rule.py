@@ -1,7 +1,6 @@
 """Rules as modules: called, they yield a multiplication table or its factors."""
 
 import abc
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -37,9 +36,6 @@ class Rule(nn.Module, abc.ABC):
     @abc.abstractmethod
     def reset_parameters(self) -> None:
         """First values for the rule's own tensors."""
-
-
-AnyRule = TypeVar("AnyRule", bound=Rule)
 
 
 class LearnedRule(Rule):
@@ -85,9 +81,11 @@ class LearnedRule(Rule):
             check_positive("rank", rank)
         if start is not None and start.n != n:
             raise ValueError(f"start must have n = {n}, got {start.name} with n = {start.n}")
-        super().__init__(n, rank, float(n) if start is None else float(start.table.norm()))
-        self.start = start
-        self._start_factors = None if start is None or rank is None else _algorithm(start, rank)
+        with torch.device("cpu"):  # mathematics stays real inside a `with torch.device("meta")`
+            norm = float(n) if start is None else float(start.table.norm())
+            factors = None if start is None or rank is None else _algorithm(start, rank)
+        super().__init__(n, rank, norm)
+        self.start, self._start_factors = start, factors
         shapes = {"table": (n, n, n)} if rank is None else dict.fromkeys(FACTORS, (n, rank))
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
@@ -149,12 +147,14 @@ class FixedRule(Rule):
     ) -> None:
         if not isinstance(algebra, Algebra):
             raise TypeError(f"FixedRule needs an Algebra, got {algebra!r}; make one with Algebra.from_table(table)")
-        algorithm = known_algorithm(algebra) if algorithm is None else algorithm
-        if algorithm is not None and (algorithm.n != algebra.n or algorithm.error(algebra.table) > 1e-9):
-            raise ValueError(f"the algorithm must give the table of {algebra.name}, but it gives another one")
-        super().__init__(algebra.n, None if algorithm is None else algorithm.rank, float(algebra.table.norm()))
-        self.algebra = algebra
-        self._values = {"table": algebra.table} if algorithm is None else algorithm._asdict()
+        with torch.device("cpu"):  # mathematics stays real inside a `with torch.device("meta")`
+            algorithm = known_algorithm(algebra) if algorithm is None else algorithm
+            if algorithm is not None and (algorithm.n != algebra.n or algorithm.error(algebra.table) > 1e-9):
+                raise ValueError(f"the algorithm must give the table of {algebra.name}, but it gives another one")
+            values = {"table": algebra.table} if algorithm is None else algorithm._asdict()
+            norm = float(algebra.table.norm())
+        super().__init__(algebra.n, None if algorithm is None else algorithm.rank, norm)
+        self.algebra, self._values = algebra, values
         dtype = dtype or torch.get_default_dtype()
         for name, value in self._values.items():
             self.register_buffer(name, torch.empty(value.shape, device=device, dtype=dtype))
@@ -170,6 +170,20 @@ class FixedRule(Rule):
         if self.rank is None:
             return self.get_buffer("table")
         return BilinearAlgorithm(*(self.get_buffer(name) for name in FACTORS))
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, missing_keys: list[str],
+        unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """As torch does it, and refuses the numbers of another algebra."""
+        saved = [state_dict[prefix + name] for name in self._values if prefix + name in state_dict]
+        if len(saved) == len(self._values) and not any(tensor.is_meta for tensor in saved):
+            table = saved[0] if self.rank is None else BilinearAlgorithm(*saved).table()
+            if table.shape != self.algebra.table.shape or not _same(table, self.algebra.table):
+                error_msgs.append(f"{prefix or 'rule'}: the saved numbers are not the rule of {self.algebra.name}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def extra_repr(self) -> str:
         """One line for print(model)."""
@@ -196,62 +210,6 @@ def as_rule(
     return LearnedRule(rule, device=device, dtype=dtype)
 
 
-def share(base: nn.Module, rule: AnyRule, name: str = "rule") -> AnyRule:
-    """Registers a rule once, at the base of a model; layers that are given it then hold a reference.
-
-    The base must contain every layer that uses the rule: what saves, moves or trains a part of the model alone
-    does not see the rule. `missing_rules` tells.
-
-    Args:
-        base: the module that holds the rule, as a rule the whole model.
-        rule: not yet given to a layer.
-        name: the attribute of base.
-
-    Raises:
-        ValueError: the rule belongs to a layer already, or base has such an attribute.
-
-    Examples:
-        >>> from nplex.nn import Linear
-        >>> model = nn.Module()
-        >>> rule = share(model, LearnedRule(4))
-        >>> model.up, model.down = Linear(8, 16, rule=rule), Linear(16, 8, rule=rule)
-        >>> [name for name, _ in model.named_parameters() if "rule" in name]
-        ['rule.table']
-    """
-    if rule.place != "free":
-        raise ValueError(f"only a free rule can be shared, this one is {rule.place}; make a new one and share that")
-    if hasattr(base, name):
-        raise ValueError(f"{type(base).__name__} already has an attribute {name!r}; give share another name")
-    rule.place = "shared"
-    base.add_module(name, rule)
-    return rule
-
-
-def attach(layer: nn.Module, rule: Rule) -> None:
-    """Gives a layer its rule: registered in it, or a plain reference to a shared one.
-
-    Raises:
-        ValueError: the rule already belongs to another layer.
-    """
-    if rule.place == "owned":
-        raise ValueError(
-            "this rule already belongs to a layer; to use one rule in several layers, register it once at the "
-            "base of the model: rule = nplex.nn.share(model, LearnedRule(n))"
-        )
-    if rule.place == "shared":
-        layer.__dict__["rule"] = rule
-    else:
-        rule.place = "owned"
-        layer.add_module("rule", rule)
-
-
-def missing_rules(module: nn.Module) -> list[str]:
-    """The names of layers whose shared rule is not registered in module: it would not train or save it."""
-    held = set(map(id, module.modules()))
-    rules = ((name, layer.__dict__.get("rule")) for name, layer in module.named_modules())
-    return [name or "(the module itself)" for name, rule in rules if isinstance(rule, Rule) and id(rule) not in held]
-
-
 def check_positive(name: str, value: int) -> None:
     """Refuses what is no whole number of 1 or more.
 
@@ -260,6 +218,12 @@ def check_positive(name: str, value: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _same(saved: Tensor, table: Tensor) -> bool:
+    """Equal up to the rounding of the type that was saved."""
+    error = (saved.detach().cpu().double() - table).abs().max()
+    return bool(error <= 8 * torch.finfo(saved.dtype).eps * table.abs().max())
 
 
 def _algorithm(algebra: Algebra, rank: int) -> BilinearAlgorithm:

@@ -58,7 +58,11 @@ class Plan:
     @property
     def method(self) -> str:
         """The method with the lowest estimate."""
-        return min(self.costs, key=lambda cost: cost.seconds).method
+        best = self.costs[0]
+        for cost in self.costs:  # not min(key=...): torch.compile cannot trace that
+            if cost.seconds < best.seconds:
+                best = cost
+        return best.method
 
     def __str__(self) -> str:
         linear = _linear(self.in_features, self.out_features, self.tokens, self.element_size)
@@ -102,6 +106,9 @@ def plan(
             raise ValueError(f"{name} must be 1 or more, got {size}")
     if tokens < 0:
         raise ValueError(f"tokens must be 0 or more, got {tokens}")
+    for name in ("in_features", "out_features"):
+        if n > sizes[name]:
+            raise ValueError(f"n = {n} is larger than {name} = {sizes[name]}: take n of {sizes[name]} or less")
     a, b = math.ceil(out_features / n), math.ceil(in_features / n)
     costs = [_dense(a, b, tokens, n), _components_first(a, b, tokens, n), _rule_first(a, b, tokens, n)]
     if rank is not None:

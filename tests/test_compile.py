@@ -1,0 +1,29 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parent / "programs" / "compiled.py"
+CASES = 9
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, PROGRAM, *arguments], capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.count("ok ")
+
+
+def test_torch_compile_fullgraph_gives_the_same_values_and_gradients():
+    assert run("compile", "aot_eager") == CASES
+
+
+def test_torch_export_serves_every_batch_size():
+    assert run("export") == CASES
+
+
+@pytest.mark.slow
+def test_torch_compile_with_inductor():
+    assert run("compile", "inductor") == CASES

@@ -1,0 +1,180 @@
+import importlib
+
+import pytest
+import torch
+from cases import METHODS, RULES, methods_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nplex import ops
+from nplex.algebra import BilinearAlgorithm, generic_rank
+from nplex.ops import reference
+
+BATCHES = [(), (0,), (1,), (3,), (2, 0), (2, 3)]
+
+
+def factors(n, rank, dtype=torch.float64):
+    return BilinearAlgorithm(*(torch.randn(n, rank, dtype=dtype, requires_grad=True) for _ in range(3)))
+
+
+def rule_of(n, rank, dtype=torch.float64):
+    if rank is None:
+        return torch.randn(n, n, n, dtype=dtype, requires_grad=True)
+    return factors(n, rank, dtype)
+
+
+def leaves(rule):
+    return [rule] if isinstance(rule, torch.Tensor) else list(rule)
+
+
+def sizes():
+    return st.tuples(st.integers(1, 8), st.integers(1, 9), st.integers(1, 9)).flatmap(
+        lambda nab: st.tuples(
+            st.just(nab[0]),
+            st.integers(nab[0] * (nab[1] - 1) + 1, nab[0] * nab[1]),
+            st.integers(nab[0] * (nab[2] - 1) + 1, nab[0] * nab[2]),
+        )
+    )
+
+
+def case(n, d_in, d_out, batch, rank, bias, dtype=torch.float64):
+    """Input, rule, components and bias of given sizes, all requiring gradients."""
+    a, b = -(-d_out // n), -(-d_in // n)
+    x = torch.randn(*batch, d_in, dtype=dtype, requires_grad=True)
+    components = torch.randn(n, a, b, dtype=dtype, requires_grad=True)
+    offset = torch.randn(d_out, dtype=dtype, requires_grad=True) if bias else None
+    return x, rule_of(n, rank, dtype), components, offset
+
+
+def value_and_gradients(x, rule, components, bias, features, method):
+    inputs = [x, *leaves(rule), components, *([] if bias is None else [bias])]
+    y = ops.product(x, rule, components, bias, features=features, method=method)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    return y, torch.autograd.grad((y * weights).sum(), inputs)
+
+
+@settings(max_examples=40)
+@given(sizes(), st.sampled_from(BATCHES), st.sampled_from([None, "n", "generic"]), st.booleans(), st.integers(0, 99))
+def test_every_method_agrees_with_the_reference_in_value_and_every_gradient(size, batch, kind, bias, seed):
+    torch.manual_seed(seed)
+    n, d_in, d_out = size
+    rank = {None: None, "n": n, "generic": generic_rank(n)}[kind]
+    arguments = case(n, d_in, d_out, batch, rank, bias)
+    expected, gradients = value_and_gradients(*arguments, (d_in, d_out), "reference")
+    for method in METHODS:
+        if method != "bilinear" or rank is not None:
+            found, found_gradients = value_and_gradients(*arguments, (d_in, d_out), method)
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+            for one, other in zip(found_gradients, gradients, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(2, None), (3, 4), (4, 7)])
+def test_reference_is_differentiable(n, rank):
+    x, rule, components, bias = case(n, 2 * n - 1, n + 1, (2,), rank, True)
+
+    def product(x, components, bias, *parts):
+        rule = parts[0] if rank is None else BilinearAlgorithm(*parts)
+        return ops.product(x, rule, components, bias, features=(2 * n - 1, n + 1), method="reference")
+
+    assert torch.autograd.gradcheck(product, (x, components, bias, *leaves(rule)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_second_derivatives(method):
+    x, rule, components, bias = case(2, 3, 4, (2,), 3, True)
+
+    def product(x, components, bias, *parts):
+        return ops.product(x, BilinearAlgorithm(*parts), components, bias, features=(3, 4), method=method)
+
+    assert torch.autograd.gradgradcheck(product, (x, components, bias, *rule))
+
+
+def test_weight_is_the_published_sum():
+    rule, components = torch.randn(3, 3, 3), torch.randn(3, 2, 4)
+    expected = sum(torch.kron(rule[k], components[k]) for k in range(3))
+    torch.testing.assert_close(reference.weight(rule, components), expected)
+    torch.testing.assert_close(ops.expand(rule, components), expected)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_float32_is_as_good_as_rounding_allows(name):
+    rule = RULES[name]()()
+    n = rule.shape[0] if isinstance(rule, torch.Tensor) else rule.n
+    x, components, bias = torch.randn(7, 5 * n), torch.randn(n, 6, 5), torch.randn(6 * n)
+    exact = rule.detach().double() if isinstance(rule, torch.Tensor) else rule.to(torch.float64)
+    expected = ops.product(x.double(), exact, components.double(), bias.double(), method="reference")
+    for method in methods_for(RULES[name]()):
+        found = ops.product(x, rule, components, bias, method=method)
+        assert (found.double() - expected).norm() / expected.norm() < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision(method, dtype):
+    x, rule, components, bias = case(4, 64, 32, (6,), 7, True)
+    expected = ops.product(x, rule, components, bias, method="reference")
+    half = BilinearAlgorithm(*(factor.to(dtype) for factor in rule))
+    found = ops.product(x.to(dtype), half, components.to(dtype), bias.to(dtype), method=method)
+    assert found.dtype == dtype
+    assert (found.double() - expected).norm() / expected.norm() < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rank", [None, 7])
+def test_autocast_gives_bfloat16_and_float32_gradients(method, rank):
+    if method == "bilinear" and rank is None:
+        return
+    x, rule, components, bias = case(4, 64, 32, (6,), rank, True, torch.float32)
+    expected = ops.product(x, rule, components, bias, method="reference")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ops.product(x, rule, components, bias, method=method)
+    found.float().sum().backward()
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).norm() / expected.norm() < 0.03
+    assert components.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
+def test_vmap_over_samples_and_over_an_ensemble(method):
+    rules = [factors(4, 7) for _ in range(3)]
+    stacked = BilinearAlgorithm(*(torch.stack(parts) for parts in zip(*rules, strict=True)))
+    x, components = torch.randn(5, 9, dtype=torch.float64), torch.randn(3, 4, 2, 3, dtype=torch.float64)
+
+    def member(rule, components):
+        return torch.vmap(lambda sample: ops.product(sample, rule, components, features=(9, 7), method=method))(x)
+
+    found = torch.vmap(member)(stacked, components)
+    expected = [
+        ops.product(x, r, c, features=(9, 7), method="reference") for r, c in zip(rules, components, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(3, 7)}, r"x must have 8 numbers in its last dimension, got shape \(3, 7\)"),
+        ({"x": torch.tensor(1.0)}, r"x must have 8 numbers in its last dimension, got shape \(\)"),
+        ({"rule": torch.zeros(3, 3, 3)}, r"the rule must be 4 x 4 x 4 for 4 components, got 3 x 3 x 3"),
+        ({"bias": torch.zeros(11)}, r"bias must have shape \(12,\), got \(11,\)"),
+        ({"features": (4, 12)}, r"features \(4, 12\) do not fit 4 components of 3 x 2"),
+        ({"features": (8, 13)}, r"expected at most \(8, 12\)"),
+        ({"method": "fast"}, r"method must be one of auto, reference, dense.*got 'fast'"),
+        ({"method": "bilinear"}, r"needs a rule held as factors, got a full table; give the rule a rank"),
+    ],
+)
+def test_errors_say_what_does_not_fit(changes, message, unchecked):
+    arguments = {"x": torch.zeros(3, 8), "rule": torch.zeros(4, 4, 4), "components": torch.zeros(4, 3, 2)} | changes
+    with pytest.raises(ValueError, match=message):
+        ops.product(**arguments)
+
+
+def test_auto_takes_the_plans_method(monkeypatch):
+    taken, products = [], importlib.import_module("nplex.ops.product").PRODUCTS
+    for name, method in list(products.items()):
+        monkeypatch.setitem(products, name, lambda *a, name=name, method=method: taken.append(name) or method(*a))
+    x, rule, components, bias = case(4, 256, 256, (300,), 4, True, torch.float32)
+    ops.product(x, rule, components, bias)
+    ops.product(x[:1], rule, components, bias)
+    assert taken == [ops.plan(256, 256, tokens=t, n=4, rank=4).method for t in (300, 1)]

@@ -1,0 +1,170 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from nplex.algebra import Algebra, as_table, complex_, find, octonion, quaternion
+from nplex.nn import FixedRule, LearnedRule, Linear, as_rule, missing_rules, share
+
+
+class Pair(nn.Module):
+    """Two layers with one rule, held at the base."""
+
+    def __init__(self, rank=None, **kw):
+        super().__init__()
+        rule = share(self, LearnedRule(4, rank, **kw))
+        self.up, self.down = Linear(8, 16, rule=rule, **kw), Linear(16, 8, rule=rule, **kw)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x)))
+
+
+def tied(model):
+    return model.up.rule is model.rule and model.down.rule is model.rule
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+def test_a_full_rule_starts_with_orthogonal_faces(n):
+    table = LearnedRule(n, dtype=torch.float64)()
+    eye = torch.eye(n, dtype=torch.float64).expand(n, n, n)
+    torch.testing.assert_close(table @ table.mT, eye)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(2, 1), (2, 3), (4, 4), (4, 7), (8, 24), (5, 3)])
+def test_factors_start_with_a_table_of_norm_n(n, rank):
+    assert LearnedRule(n, rank)().table().norm().item() == pytest.approx(n, rel=1e-5)
+
+
+@pytest.mark.parametrize("rank", [None, 8, 9])
+def test_starts_from_an_algebra(rank):
+    torch.testing.assert_close(
+        as_table(LearnedRule(4, rank, start=quaternion, dtype=torch.float64)()), quaternion.table, atol=1e-9, rtol=0
+    )
+
+
+def test_cannot_start_from_an_algebra_at_an_impossible_rank():
+    with pytest.raises(ValueError, match="quaternion has no algorithm of 7 products to start from"):
+        LearnedRule(4, 7, start=quaternion)
+
+
+def test_start_must_have_the_same_n():
+    with pytest.raises(ValueError, match="start must have n = 4, got complex with n = 2"):
+        LearnedRule(4, start=complex_)
+
+
+@pytest.mark.parametrize(
+    ("n", "rank", "message"), [(0, None, "n must be"), (2, 0, "rank must be"), (True, 2, "n must")]
+)
+def test_impossible_sizes_are_named(n, rank, message):
+    with pytest.raises(ValueError, match=message + ".*positive integer"):
+        LearnedRule(n, rank)
+
+
+def test_fixed_rules_have_no_parameters_and_keep_their_table():
+    rule = FixedRule(octonion)
+    assert list(rule.parameters()) == []
+    assert torch.equal(rule().double(), octonion.table)
+    assert set(rule.state_dict()) == {"table"}
+
+
+def test_a_found_algorithm_makes_a_fixed_rule_bilinear():
+    rule = FixedRule(octonion, algorithm=find(octonion.table, 26).algorithm)
+    assert rule.rank == 26
+    torch.testing.assert_close(rule().table(), octonion.table.float(), atol=1e-5, rtol=0)
+
+
+def test_an_algorithm_of_another_table_is_refused():
+    with pytest.raises(ValueError, match="must give the table of quaternion"):
+        FixedRule(quaternion, algorithm=find(torch.randn(4, 4, 4)).algorithm)
+
+
+def test_loading_another_fixed_table_is_refused():
+    other = Algebra.from_table(-octonion.table, "other")
+    with pytest.raises(RuntimeError, match="octonion"):
+        FixedRule(octonion).load_state_dict(FixedRule(other).state_dict())
+
+
+def test_as_rule():
+    rule = LearnedRule(3)
+    assert as_rule(rule) is rule
+    assert isinstance(as_rule(quaternion), FixedRule)
+    assert as_rule(5).n == 5
+
+
+def test_a_given_rule_belongs_to_the_layer():
+    layer = Linear(8, 8, rule=LearnedRule(4, 7))
+    assert {name for name, _ in layer.named_parameters()} == {
+        "components", "bias", "rule.encode_component", "rule.encode_input", "rule.decode"
+    }  # fmt: skip
+
+
+def test_a_rule_cannot_silently_belong_to_two_layers():
+    rule = LearnedRule(4)
+    Linear(8, 8, rule=rule)
+    with pytest.raises(ValueError, match=r"already belongs to a layer.*share\(model, LearnedRule\(n\)\)"):
+        Linear(8, 8, rule=rule)
+
+
+def test_an_owned_rule_cannot_be_shared_afterwards():
+    layer = Linear(8, 8, rule=4)
+    with pytest.raises(ValueError, match="only a free rule can be shared, this one is owned"):
+        share(nn.Module(), layer.rule)
+
+
+def test_share_takes_no_name_that_is_taken():
+    with pytest.raises(ValueError, match="Pair already has an attribute 'up'"):
+        share(Pair(), LearnedRule(2), "up")
+
+
+def test_a_shared_rule_is_registered_once():
+    assert [name for name, _ in Pair().named_parameters() if "rule" in name] == ["rule.table"]
+    assert len(Pair().state_dict()) == 5
+
+
+@pytest.mark.parametrize("rank", [None, 7])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), nn.Module.double])
+def test_a_shared_rule_stays_shared(how, rank):
+    model = Pair(rank)
+    assert tied(how(model))
+
+
+def test_a_shared_rule_survives_safetensors_and_loading_by_assignment():
+    model, x = Pair(), torch.randn(3, 8)
+    for assign in (False, True):
+        fresh = Pair(device="meta") if assign else Pair()
+        fresh.load_state_dict(load(save(model.state_dict())), assign=assign)
+        assert tied(fresh)
+        assert torch.equal(fresh(x), model(x))
+
+
+def test_a_shared_rule_survives_the_meta_device():
+    model = Pair(device="meta").to_empty(device="cpu")
+    for module in model.modules():
+        getattr(module, "reset_parameters", lambda: None)()
+    assert tied(model)
+    assert model(torch.randn(3, 8)).isfinite().all()
+
+
+def test_a_shared_rule_gets_the_gradients_of_all_its_layers():
+    model, x = Pair(), torch.randn(3, 8)
+    model(x).sum().backward()
+    both = model.rule.table.grad.clone()
+    model.zero_grad()
+    model.down(torch.relu(model.up(x)).detach()).sum().backward()
+    assert not torch.allclose(both, model.rule.table.grad)
+
+
+def test_missing_rules_names_layers_that_would_lose_their_rule():
+    model = Pair()
+    assert missing_rules(model) == []
+    assert missing_rules(nn.Sequential(model.up, model.down)) == ["0", "1"]
+    assert missing_rules(model.up) == ["(the module itself)"]
+    assert "rule=shared" in repr(model.up)
+
+
+def test_saving_a_layer_without_its_shared_rule_warns():
+    with pytest.warns(UserWarning, match="shared rule is not among these weights"):
+        Pair().up.state_dict()
