@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import struct
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -346,31 +347,75 @@ def test_checkpoints_hold_no_pickle(trained):
     assert json.loads(header["__metadata__"]["nplex"]) == {"step": 3}
 
 
-class CtrlC:
-    """A task of two batches; its user presses Ctrl-C while a given epoch is scored."""
+class Task:
+    """Three batches an epoch in random order; its user may press Ctrl-C in a step, or while an epoch is scored."""
 
-    def __init__(self, epoch):
-        self.left = epoch
+    def __init__(self, in_step=0, in_scores=0):
+        self.steps, self.epochs = in_step, in_scores
 
     def batches(self, generator):
-        return [[0], [1]]
+        return [[index] for index in torch.randperm(3, generator=generator).tolist()]
 
     def loss(self, made, indices, device):
-        return made(torch.ones(1, 4)).square().mean(), 1
+        self.steps -= 1
+        if self.steps == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return made.layers(torch.eye(4) + indices[0]).square().mean(), 4
 
     def scores(self, made, device):
-        self.left -= 1
-        if self.left == 0:
+        self.epochs -= 1
+        if self.epochs == 0:
             os.kill(os.getpid(), signal.SIGINT)
-        return {"accuracy": 1.0}
+        return {"weight": float(made.layers[0].components.sum())}
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_ctrl_c_between_steps_stops_with_a_checkpoint(tmp_path, epoch):
-    """In the last epoch too: in a comparison the next rule would start."""
-    schedule = Schedule(epochs=3)
+def fitted(folder, task, seed=0, config=None):
+    """A model that is trained for two epochs of three steps, and where its training stands."""
+    torch.manual_seed(seed)
+    made = model()
+    return made, fit(made, task, Schedule(epochs=2), seed=seed, folder=folder, config=config or {})
+
+
+def told(state):
+    """What a state says, but for the time."""
+    return {key: value for key, value in asdict(state).items() if key != "seconds"}
+
+
+@pytest.mark.parametrize(
+    "stop", [{"in_step": 1 + step} for step in range(6)] + [{"in_scores": 1}, {"in_scores": 2}], ids=str
+)
+def test_ctrl_c_anywhere_stops_and_goes_on_to_the_same_bits(tmp_path, stop):
+    """While the last epoch is scored too: in a comparison the next rule would start."""
+    whole, expected = fitted(tmp_path / "whole", Task())
     with pytest.raises(Interrupted, match=CHECKPOINT):
-        fit(nn.Linear(4, 2), CtrlC(epoch), schedule, seed=0, folder=tmp_path, config={})
-    assert read_tensors(tmp_path / CHECKPOINT)[1]["state"]["epoch"] == epoch
-    state = fit(nn.Linear(4, 2), CtrlC(0), schedule, seed=0, folder=tmp_path, config={})
-    assert (state.epoch, state.step, len(state.history)) == (3, 6, 3)
+        fitted(tmp_path / "broken", Task(**stop))
+    made, state = fitted(tmp_path / "broken", Task())
+    assert same(made.state_dict(), whole.state_dict())
+    assert told(state) == told(expected)
+
+
+def test_training_depends_on_the_seed(tmp_path):
+    first, second = (fitted(tmp_path / str(seed), Task(), seed)[0] for seed in (0, 1))
+    assert not same(first.state_dict(), second.state_dict())
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    made, state = fitted(tmp_path, Task())
+    again, read = fitted(tmp_path, Task(in_step=1))
+    assert same(made.state_dict(), again.state_dict())
+    assert told(read) == told(state)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    fitted(tmp_path, Task(), config={"rate": 1})
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.safetensors belongs to a run with other settings; take another"
+    ):
+        fitted(tmp_path, Task(), config={"rate": 2})
+
+
+def test_ctrl_c_works_as_before_when_training_is_over(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted):
+        fitted(tmp_path, Task(in_step=1))
+    assert signal.getsignal(signal.SIGINT) is before

@@ -33,7 +33,7 @@ def line(rng):
 def data(tmp_path_factory):
     """A tiny data folder; nobody writes into it."""
     folder, rng = tmp_path_factory.mktemp("data"), random.Random(0)
-    for split, count in (("train", 96), ("dev", 16), ("test", 24)):
+    for split, count in (("train", 320), ("dev", 16), ("test", 24)):
         (folder / f"{split}.tsv").write_text("".join(line(rng) for _ in range(count)))
     return folder
 
