@@ -366,7 +366,7 @@ class Task:
         self.epochs -= 1
         if self.epochs == 0:
             os.kill(os.getpid(), signal.SIGINT)
-        return {"weight": float(made.layers[0].components.sum())}
+        return {"weight": made.layers[0].components.sum().item()}
 
 
 def fitted(folder, task, seed=0, config=None):

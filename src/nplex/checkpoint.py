@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict:
     """
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, expected JSON: {error}; delete it or take another folder") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged, expected a JSON object, got a {type(value).__name__}")
@@ -49,18 +49,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})["nplex"])
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged or was not written by nplex ({error}); delete it to start anew"
-        ) from None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(header, dict):
+        raise _damaged(path, f"its header is {header!r}")
+    return tensors, header
 
 
 def write_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Writes all that a run needs to go on: weights, optimizer, random numbers, and a JSON state."""
-    tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    tensors, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        if (place := (tensor.data_ptr(), tensor.shape)) not in seen or not tensor.numel():  # tied weights once
+            tensors[MODEL + name] = tensor
+            seen.add(place)
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}{index}.{key}": value for key, value in values.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -77,28 +80,60 @@ def read_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     """
     tensors, state = read_tensors(path)
     weights = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ValueError(f"{path} belongs to another model: {first}; take another folder, or --force") from None
+    _load(path, model, weights)
     values: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(OPTIMIZER):
             index, _, key = name.removeprefix(OPTIMIZER).partition(".")
             values.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": values})
-    torch.set_rng_state(tensors["random.cpu"])
+    try:
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": values})
+        torch.set_rng_state(tensors["random.cpu"])
+    except (KeyError, ValueError) as error:
+        raise _damaged(path, f"{error} is missing") from None
+    if len({frozenset(entry) for entry in values.values()}) > 1:
+        raise _damaged(path, "a part of the optimizer is missing")
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
     return state
 
 
-def _replace(path: Path, write) -> None:
+def _load(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Loads weights in which tied ones stand once.
+
+    Raises:
+        ValueError: they belong to another model.
+    """
+    present = model.state_dict()
+    held = {(present[name].data_ptr(), present[name].shape) for name in weights if name in present}
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(_foreign(path, str(error).splitlines()[-1].strip())) from None
+    missing = [name for name in missing if (present[name].data_ptr(), present[name].shape) not in held]
+    if missing or unexpected:
+        first = f"Missing key {missing[0]}" if missing else f"Unexpected key {unexpected[0]}"
+        raise ValueError(_foreign(path, first))
+
+
+def _foreign(path: Path, why: str) -> str:
+    return f"{path} belongs to another model: {why}; take another folder, or --force to start anew"
+
+
+def _damaged(path: Path, why: object) -> ValueError:
+    return ValueError(f"{path} is damaged or was not written by nplex ({why}); delete it to start anew")
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Writes beside and renames: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    write(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)

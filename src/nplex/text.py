@@ -71,10 +71,12 @@ def _lines(path: Path) -> list[str]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged, expected gzip: {error}") from None
     try:
-        return data.decode("utf-8").splitlines()
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {line}: expected UTF-8, got byte 0x{data[error.start]:02x}") from None
+    lines = text.replace("\r\n", "\n").split("\n")  # splitlines() would also split at U+2028 and its like
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,13 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.words)
 
-    def encode(self, lines: Iterable[Sequence[str]]) -> list[Int[Tensor, "length"]]:
+    def encode(self, lines: Iterable[Sequence[str]]) -> list[Int[Tensor, "_"]]:
         """Numbers for the words of each line."""
         numbers = {word: number for number, word in enumerate(self.words)}
-        return [torch.tensor([numbers.get(word, UNKNOWN) for word in line]) for line in lines]
+        return [torch.tensor([numbers.get(word, UNKNOWN) for word in line], dtype=torch.long) for line in lines]
 
 
-def pad(lines: Sequence[Int[Tensor, "length"]]) -> Int[Tensor, "batch longest"]:
+def pad(lines: Sequence[Int[Tensor, "_"]]) -> Int[Tensor, "batch longest"]:
     """Lines of different lengths as one tensor, filled up with PAD on the right."""
     return pad_sequence(list(lines), batch_first=True, padding_value=PAD)
 

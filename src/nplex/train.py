@@ -129,33 +129,32 @@ def fit(
 
     def save() -> None:
         if accelerator.is_main_process:
-            header = {"config": config, "state": asdict(state)}
-            write_training(folder / CHECKPOINT, bare, optimizer, header)
+            write_training(folder / CHECKPOINT, bare, optimizer, {"config": config, "state": asdict(state)})
 
     with _deferred_interrupt() as interrupted:
         while state.epoch < schedule.epochs:
             order = task.batches(torch.Generator().manual_seed(1_000_003 * seed + state.epoch))
-            steps = schedule.epochs * len(order)
             model.train()
-            while state.batch < len(order):
-                began = time.perf_counter()
+            while state.batch < len(order) and not interrupted():
                 indices = order[state.batch][accelerator.process_index :: accelerator.num_processes]
-                _set_rate(optimizer, schedule.rate(state.step, steps))
-                loss, tokens = _step(accelerator, model, optimizer, task, indices, schedule.clip)
-                state.step, state.batch = state.step + 1, state.batch + 1
-                state.loss_sum, state.tokens = state.loss_sum + loss, state.tokens + tokens
-                state.seconds += time.perf_counter() - began
-                report(label, state, steps)
-                if interrupted():
-                    save()
-                    raise Interrupted(str(folder / CHECKPOINT))
-            model.eval()
-            scores = task.scores(bare, accelerator.device)
-            state.history.append({"epoch": state.epoch + 1, "loss": state.loss_sum / len(order), **scores})
-            state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
+                _set_rate(optimizer, schedule.rate(state.step, schedule.epochs * len(order)))
+                _step(accelerator, model, optimizer, task, indices, schedule.clip, state)
+                report(label, state, schedule.epochs * len(order))
+            if state.batch == len(order):
+                _close_epoch(bare, task, accelerator.device, state)
+                report(label, state, schedule.epochs * len(order))
             save()
-            report(label, state, steps)
+            if interrupted():
+                raise Interrupted(str(folder / CHECKPOINT))
     return state
+
+
+def _close_epoch(model: nn.Module, task: Task, device: torch.device, state: State) -> None:
+    """Scores the model and turns to the next epoch."""
+    model.eval()
+    loss = state.loss_sum / max(state.batch, 1)
+    state.history.append({"epoch": state.epoch + 1, "loss": loss, **task.scores(model, device)})
+    state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -189,20 +188,19 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, conf
 
 
 def _step(
-    accelerator: "Accelerator",
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    task: Task,
-    indices: list[int],
-    clip: float,
-) -> tuple[float, int]:
-    """One update; gives its loss and tokens."""
+    accelerator: "Accelerator", model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, indices: list[int],
+    clip: float, state: State,
+) -> None:  # fmt: skip
+    """One update, noted in the state."""
+    began = time.perf_counter()
     loss, tokens = task.loss(model, indices, accelerator.device)
     optimizer.zero_grad()
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
-    return loss.item(), tokens
+    state.step, state.batch = state.step + 1, state.batch + 1
+    state.loss_sum, state.tokens = state.loss_sum + loss.item(), state.tokens + tokens
+    state.seconds += time.perf_counter() - began
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

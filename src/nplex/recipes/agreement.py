@@ -43,7 +43,7 @@ class Recipe:
     feed_forward: int = 512
     heads: int = 4
     layers: int = 2
-    dropout: float = 0.3
+    dropout: float = 0.2
     vocabulary: int = 12_000
     schedule: Schedule = field(default_factory=Schedule)
 
@@ -55,7 +55,7 @@ def agreement(rule: str = "4") -> Recipe:
         ValueError: the text names no rule.
     """
     parse_rule(rule)
-    return Recipe(rule=rule, schedule=Schedule(epochs=4, batch_size=64, learning_rate=2e-3))
+    return Recipe(rule=rule, schedule=Schedule(epochs=4, batch_size=64, learning_rate=1e-3))
 
 
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
