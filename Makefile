@@ -39,7 +39,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix src tests benchmarks scripts
 
 bench: $(READY)
-	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python benchmarks/ops.py --threads 1
+	$(BIN)/python benchmarks/ops.py --threads 2
+	$(BIN)/python benchmarks/find.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -20,7 +20,9 @@ def product(
     n, a, b = components.shape
     rank = rule.rank
     blocks = torch.matmul(rule.encode_component.mT, components.reshape(n, a * b)).reshape(rank, a, b)
-    mixed = torch.matmul(rule.encode_input.mT, x.reshape(-1, n, b))
-    products = torch.bmm(mixed.transpose(0, 1), blocks.mT)
-    y = torch.matmul(rule.decode.to(products.dtype), products.transpose(0, 1)).reshape(*x.shape[:-1], n * a)
+    inputs = x.reshape(-1, n, b).transpose(0, 1)  # one copy, so that mixing is one large matmul and not many tiny ones
+    mixed = torch.matmul(rule.encode_input.mT, inputs.reshape(n, -1)).reshape(rank, -1, b)
+    products = torch.bmm(mixed, blocks.mT)
+    outputs = torch.matmul(rule.decode, products.reshape(rank, -1))
+    y = outputs.reshape(n, -1, a).transpose(0, 1).reshape(*x.shape[:-1], n * a)
     return y if bias is None else y + bias.to(y.dtype)

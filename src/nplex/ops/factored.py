@@ -24,7 +24,7 @@ def components_first(
     n, a, b = components.shape
     blocks = x.reshape(-1, b)
     middle = torch.matmul(blocks, components.reshape(n * a, b).mT).reshape(-1, n * n, a)
-    mixing = as_table(rule).permute(1, 2, 0).reshape(n, n * n).to(middle.dtype)
+    mixing = as_table(rule).permute(1, 2, 0).reshape(n, n * n)
     y = torch.matmul(mixing, middle).reshape(*x.shape[:-1], n * a)
     return y if bias is None else y + bias.to(y.dtype)
 
