@@ -70,10 +70,8 @@ def table_of_random(found: list[dict]) -> str:
         exact = sum(row["verdict"] == "exact" for row in rows)
         ranks = ", ".join(f"{rank} ({count})" for rank, count in sorted(Counter(row["rank"] for row in rows).items()))
         error, growth, slowest = (max(row[key] for row in rows) for key in ("error", "growth", "seconds"))
-        median = statistics.median(row["seconds"] for row in rows)
-        lines.append(
-            f"| {name} | {exact} of {len(rows)} | {ranks} | {error:.1e} | {growth:.1f} | {median:.2f} | {slowest:.2f} |"
-        )
+        share, median = f"{exact} of {len(rows)}", statistics.median(row["seconds"] for row in rows)
+        lines.append(f"| {name} | {share} | {ranks} | {error:.1e} | {growth:.1f} | {median:.2f} | {slowest:.2f} |")
     return "\n".join(lines)
 
 

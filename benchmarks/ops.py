@@ -74,7 +74,8 @@ def measure(d_in: int, d_out: int, tokens: int, rule: str, repeats: int) -> list
         for method in methods:
             cells.append({
                 "d_in": d_in, "d_out": d_out, "tokens": tokens, "rule": rule, "method": method, "mode": mode,
-                "ms": 1e3 * times[method], "dense_ms": 1e3 * times["linear"], "ratio": times[method] / times["linear"],
+                "ms": 1e3 * times[method], "dense_ms": 1e3 * times["linear"],
+                "ratio": times[method] / times["linear"],
                 "planned": ops.plan(d_in, d_out, tokens=tokens, n=n, rank=module.rank).method == method,
             })  # fmt: skip
     return cells

@@ -277,13 +277,17 @@ def test_a_wrong_rule_is_refused(data, tmp_path, verb, rule):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("rule", ["200", "200:3", "1000000"])
+@pytest.mark.parametrize("rule", ["200", "200:3", "cyclic(200)"])
 @pytest.mark.parametrize("verb", ["compare", "run"])
 def test_an_n_above_the_width_is_refused_before_any_work(data, tmp_path, verb, rule):
     """Not after the rules before it were trained, and without a folder that is in the way next time."""
     rules = ["dense", rule] if verb == "compare" else [rule]
     refused(train(data, tmp_path / "out", verb=verb, rule=rules), rule.partition(":")[0], "128")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_n_that_fits_no_memory_is_refused(data, tmp_path):
+    refused(train(data, tmp_path / "out", rule=["1000000"]), "1000000", "at most 256")
 
 
 def test_a_rule_given_twice_is_refused_before_any_work(copied, data):
@@ -338,8 +342,8 @@ def test_out_that_is_a_file_is_refused(data, tmp_path):
 @pytest.mark.parametrize("option", ["--force", "--resume"])
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("thesis.txt", "mine"), ("settings.json", '{"editor.fontSize": 12}')],
-    ids=["a text", "settings of another program"],
+    [("thesis.txt", "mine"), ("settings.json", '{"editor.fontSize": 12}'), ("settings.json", "{ // mine\n}")],
+    ids=["a text", "settings of another program", "settings that are no strict JSON"],
 )
 def test_a_folder_of_somebody_else_is_never_touched(data, tmp_path, option, name, content):
     (tmp_path / name).write_text(content)
@@ -387,6 +391,17 @@ def test_a_refusal_is_one_line_in_a_shell_too(data, tmp_path):
 def test_names_in_square_brackets_are_told_as_they_are(tmp_path):
     refused(train(tmp_path / "[red]data", tmp_path / "out"), "[red]data has no train.tsv")
     refused(train(tmp_path / "[/b]", tmp_path / "out"), "[/b] has no train.tsv")
+
+
+def test_a_run_folder_in_square_brackets_is_told_as_it_is(data, tmp_path):
+    assert str(tmp_path / "[red]") in ok(train(data, tmp_path / "[red]")).stderr
+
+
+def test_sources_in_square_brackets_are_told_as_they_are(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    with (folder / "test.tsv").open("a") as file:
+        file.write("VBZ\tkey\t[/b]\nVBZ\tkey\t[red]\n")
+    assert {"[/b]", "[red]"} <= set(ok(train(folder, tmp_path / "out")).stdout.split())
 
 
 def command(data, out, rule, *more, epochs=1):
@@ -476,6 +491,11 @@ def test_plan_agrees_with_the_library():
 @pytest.mark.parametrize(("rule", "message"), [("dense", "one way only"), ("0", "got '0'"), ("[/x]", "got '[/x]'")])
 def test_plan_refuses_a_wrong_rule(rule, message):
     refused(call("plan", 8, 8, "--rule", rule), message)
+
+
+@pytest.mark.parametrize("rule", ["cyclic(100000)", "matrices(1000)", "direct(100000)"])
+def test_plan_refuses_an_algebra_that_fits_no_memory(rule):
+    refused(call("plan", 8, 8, "--rule", rule), rule)
 
 
 def test_plan_refuses_an_n_above_the_widths():

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
+
+from nplex.place import Place
 
 if TYPE_CHECKING:
-    from nplex.experiment import Place, Report
     from nplex.recipes.agreement import Data, Recipe
+    from nplex.train import Report
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False,
@@ -77,13 +80,13 @@ def compare(
 
       nplex compare agreement --rule dense 4 --data my/folder --epochs 3
     """
-    place, recipe, loaded = _prepare(task, rule, data, epochs, out or Path("runs") / f"{task}-compare", resume, force)
-    if len(set(rule)) < len(rule):
-        _refuse(f"each rule may be given once, got {' '.join(rule)}")
+    seeds = sorted(set(seed or [0]))
+    folder = out or Path("runs") / f"{task}-compare"
+    place, recipe, loaded = _prepare(task, rule, seeds, data, epochs, Place(folder, resume, force))
     from nplex import experiment, plot
 
     with _interruptible(place), _progress() as report:
-        summary = experiment.compare(recipe, rule, sorted(set(seed or [0])), loaded, place.folder, report)
+        summary = experiment.compare(recipe, rule, seeds, loaded, place.folder, report)
     (place.folder / "compare.md").write_text(summary.markdown(), "utf-8")
     plot.comparison(summary, place.folder / "compare.png")
     _print_table(summary.table())
@@ -111,7 +114,7 @@ def run(
       nplex run agreement --rule 4:7 --out runs/fast --resume
     """
     folder = out or Path("runs") / f"{task}-{rule.replace(':', '-')}-seed{seed}"
-    place, recipe, loaded = _prepare(task, [rule], data, epochs, folder, resume, force)
+    place, recipe, loaded = _prepare(task, [rule], [seed], data, epochs, Place(folder, resume, force))
     from nplex import experiment
     from nplex.summary import summarise
 
@@ -147,25 +150,24 @@ def plan(
 
 
 def _prepare(
-    task: str, rules: list[str], data: Path | None, epochs: int | None, folder: Path, resume: bool, force: bool
-) -> tuple["Place", "Recipe", "Data"]:
+    task: str, rules: list[str], seeds: list[int], data: Path | None, epochs: int | None, place: Place
+) -> tuple[Place, "Recipe", "Data"]:
     """Everything that can be wrong is looked at here, before any work: code 2 and one line."""
     if task != "agreement":
         _refuse(f"there is no task {task!r}; there is agreement")
-    if resume and force:
+    if place.resume and place.force:
         _refuse("--resume goes on with a folder and --force deletes it: give one of them")
+    if len(set(rules)) < len(rules):
+        _refuse(f"each rule may be given once, got {' '.join(rules)}")
+    if any(not 0 <= seed < 2**31 for seed in seeds):
+        _refuse(f"a seed is a number from 0 to {2**31 - 1}, got {' '.join(map(str, seeds))}")
     with _refusing():
         import accelerate  # noqa: F401, RUF100 - its absence is told before any work
 
-        from nplex.convert import parse_rule
-        from nplex.experiment import Place
         from nplex.recipes import agreement
 
-        for rule in rules:
-            parse_rule(rule)
-        recipe = agreement.agreement(rules[0])
+        recipe = [agreement.agreement(rule) for rule in rules][0]  # noqa: RUF015 - each is looked at
         loaded = agreement.load(data, recipe.vocabulary)
-        place = Place(folder, resume, force)
         place.open()
     return place, recipe if epochs is None else agreement.with_epochs(recipe, epochs), loaded
 
@@ -182,12 +184,12 @@ def _refusing() -> Iterator[None]:
 
 
 def _refuse(message: str) -> NoReturn:
-    messages.print(f"[red]nplex:[/red] {' '.join(message.split())}", soft_wrap=True)
+    messages.print(Text.assemble(("nplex:", "red"), " ", " ".join(message.split())), soft_wrap=True)
     raise typer.Exit(2)
 
 
 @contextmanager
-def _interruptible(place: "Place") -> Iterator[None]:
+def _interruptible(place: Place) -> Iterator[None]:
     """Says how to go on after Ctrl-C, and turns damaged run files into one line."""
     from nplex.train import Interrupted
 

@@ -1,11 +1,10 @@
 """Runs of a recipe in their folders, and comparisons of several rules."""
 
 import hashlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,43 +14,25 @@ from nplex import checkpoint
 from nplex.convert import Where
 from nplex.environment import environment
 from nplex.nn import Linear
+from nplex.place import SETTINGS
 from nplex.recipes import agreement as task
 from nplex.recipes.agreement import Data, Recipe
 from nplex.summary import Summary, summarise
 from nplex.train import CHECKPOINT, Report, State, fit, silent
 
-SETTINGS, RESULT, MODEL, VOCABULARY = "settings.json", "result.json", "model.safetensors", "vocabulary.json"
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder for results, and what to do when it is there already."""
-
-    folder: Path
-    resume: bool = False
-    force: bool = False
-
-    def open(self) -> None:
-        """Makes the folder ready, or says why not.
-
-        Raises:
-            FileExistsError: it exists and neither resume nor force was asked for, or it is no run folder.
-        """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise FileExistsError(f"{self.folder} is a file, expected a folder; take another --out")
-        if not self.folder.exists() or not any(self.folder.iterdir()):
-            return
-        if not (self.folder / SETTINGS).is_file():
-            raise FileExistsError(
-                f"{self.folder} is no folder of nplex runs (it has no {SETTINGS}); take another --out"
-            )
-        if self.force:
-            shutil.rmtree(self.folder)
-        elif not self.resume:
-            raise FileExistsError(
-                f"{self.folder} exists: --resume goes on with it, --force deletes it and starts anew, "
-                f"--out takes another"
-            )
+RESULT, MODEL, VOCABULARY = "result.json", "model.safetensors", "vocabulary.json"
+MEASURED = (
+    "layer_parameters",
+    "dense_layer_parameters",
+    "parameters",
+    "accuracy",
+    "training_seconds",
+    "training_tokens_per_second",
+    "testing_tokens_per_second",
+    "history",
+    "correct",
+    "environment",
+)
 
 
 def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: Report = silent) -> dict:
@@ -70,7 +51,7 @@ def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: Report = si
             f"{folder} holds a run with other settings ({_difference(found, config)}); take another --out"
         )
     if (folder / RESULT).exists():
-        return checkpoint.read_json(folder / RESULT)
+        return _finished(folder / RESULT, config)
     checkpoint.write_json(folder / SETTINGS, config)
     torch.manual_seed(seed)
     model = task.build(recipe, data.vocabulary)
@@ -134,6 +115,15 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """The name of a data folder and the SHA-256 of each part, so that results tell what they were made from."""
     files = [task.find_split(folder, split) for split in ("train", "dev", "test")]
     return {"name": folder.resolve().name} | {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def _finished(path: Path, config: dict) -> dict:
+    """The result of a run that is done, if it is whole."""
+    result = checkpoint.read_json(path)
+    missing = [key for key in (*config, *MEASURED) if key not in result]
+    if missing:
+        raise ValueError(f"{path} is damaged, {', '.join(missing)} is missing; delete it to run again")
+    return result
 
 
 def _measured(model: nn.Module, recipe: Recipe, data: Data, state: State) -> dict:

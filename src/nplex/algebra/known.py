@@ -61,7 +61,7 @@ def cyclic(n: int) -> Algebra:
 
 def matrices(m: int) -> Algebra:
     """All m x m matrices, n = m^2: `E_ab E_bc = E_ac`, all other products 0; the conjugate is the transpose."""
-    _positive("matrices", m)
+    _positive("matrices", m, 16)
     pairs = list(itertools.product(range(m), repeat=2))
     table = _zeros(m * m)
     for a, b, c in itertools.product(range(m), repeat=3):
@@ -157,6 +157,7 @@ def named(text: str) -> Algebra:
     )
 
 
-def _positive(name: str, n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"{name}(n) needs a whole number of 1 or more, got {n!r}")
+def _positive(name: str, n: int, most: int = 256) -> None:
+    """Refuses what is no size; a table of 256 has 16 million numbers."""
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= most:
+        raise ValueError(f"{name}(n) needs a whole number from 1 to {most}, got {name}({n!r})")

@@ -75,7 +75,8 @@ def parse_rule(text: str) -> Rule | None:
         return None
     n, colon, rank = text.partition(":")
     try:
-        if n.isdigit() and (rank.isdigit() or not colon):
+        if n.isdecimal() and (rank.isdecimal() or not colon):
+            _check_size(int(n), int(rank or 1))
             return LearnedRule(int(n), int(rank) if colon else None)
         return FixedRule(named(text))
     except ValueError as error:
@@ -83,6 +84,14 @@ def parse_rule(text: str) -> Rule | None:
             f"a rule is dense, a number n (learned), n:R (learned, at rank R) or an algebra's name; "
             f"got {text!r}: {error}"
         ) from None
+
+
+def _check_size(n: int, rank: int) -> None:
+    """Refuses what was mistyped, before memory is asked for."""
+    if n > 256:
+        raise ValueError(f"n = {n} would need a table of {n}^3 numbers; n is at most 256")
+    if rank > n * n:
+        raise ValueError(f"rank {rank} is more than n^2 = {n * n}, with which every table can be had")
 
 
 def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:

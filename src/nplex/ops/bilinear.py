@@ -20,7 +20,7 @@ def product(
     n, a, b = components.shape
     rank = rule.rank
     blocks = torch.matmul(rule.encode_component.mT, components.reshape(n, a * b)).reshape(rank, a, b)
-    inputs = x.reshape(-1, n, b).transpose(0, 1)  # one copy, so that mixing is one large matmul and not many tiny ones
+    inputs = x.reshape(-1, n, b).transpose(0, 1)  # copied once: mixing is then one large matmul
     mixed = torch.matmul(rule.encode_input.mT, inputs.reshape(n, -1)).reshape(rank, -1, b)
     products = torch.bmm(mixed, blocks.mT)
     outputs = torch.matmul(rule.decode, products.reshape(rank, -1))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from nplex.convert import convert_, only, parse_rule
 from nplex.data import builtin
+from nplex.nn.linear import check_widths
 from nplex.recipes.encoder import Encoder
 from nplex.text import QUERY, Example, Vocabulary, batches, find_split, pad, read_labelled
 from nplex.train import Schedule
@@ -52,10 +53,16 @@ def agreement(rule: str = "4") -> Recipe:
     """The paper's size, on the built-in data.
 
     Raises:
-        ValueError: the text names no rule.
+        ValueError: the text names no rule, or one with n above the width.
     """
-    parse_rule(rule)
-    return Recipe(rule=rule, schedule=Schedule(epochs=4, batch_size=64, learning_rate=1e-3))
+    recipe = Recipe(rule=rule, schedule=Schedule(epochs=4, batch_size=64, learning_rate=1e-3))
+    parsed = parse_rule(rule)
+    if parsed is not None:
+        try:
+            check_widths(parsed.n, width=recipe.width)
+        except ValueError as error:
+            raise ValueError(f"rule {rule}: {error}") from None
+    return recipe
 
 
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
