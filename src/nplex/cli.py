@@ -20,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-messages = Console(stderr=True, highlight=False)
+messages = Console(stderr=True, highlight=False, markup=False)
 LISTS = ("--rule", "--seed")
 
 RULE = "dense, n (learned, as 4), n:R (learned at rank R, as 4:7), or an algebra (quaternion, clifford(3,0,0))"
@@ -207,7 +207,7 @@ def _progress() -> Iterator["Report"]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
     )  # fmt: skip
     bars: dict[str, TaskID] = {}
@@ -234,9 +234,9 @@ def _print_table(rows: list[list[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD)
     for number, title in enumerate(rows[0]):
-        table.add_column(title, justify="left" if number == 0 else "right")
+        table.add_column(Text(title), justify="left" if number == 0 else "right")
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

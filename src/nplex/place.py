@@ -40,11 +40,9 @@ class Place:
 
 
 def _ours(settings: Path) -> bool:
-    """Whether the file is one that a run writes, or was before it was damaged; never another program's."""
+    """Whether the file is one that a run writes; a damaged one may be another program's."""
     try:
         value = json.loads(settings.read_text("utf-8"))
-    except FileNotFoundError:
+    except (OSError, ValueError, RecursionError):
         return False
-    except ValueError:
-        return True
     return isinstance(value, dict) and "task" in value
