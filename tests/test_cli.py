@@ -277,7 +277,7 @@ def test_a_wrong_rule_is_refused(data, tmp_path, verb, rule):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("rule", ["200", "200:3", "cyclic(200)"])
+@pytest.mark.parametrize(("rule", "n"), [("200", 200), ("200:3", 200), ("1000000", 1_000_000), ("cyclic(129)", 129)])
 @pytest.mark.parametrize("verb", ["compare", "run"])
 def test_an_n_above_the_width_is_refused_before_any_work(data, tmp_path, verb, rule, n):
     """Not after the rules before it were trained, and without a folder that is in the way next time."""

@@ -17,8 +17,8 @@ SRC = Path(nplex.__file__).parent
 FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = {
-    "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "checkpoint": 3, "count": 3, "environment": 3, "place": 3, "train": 4,
-    "text": 4, "summary": 4, "plot": 4, "data": 4, "recipes": 5, "experiment": 5.5, "cli": 6,
+    "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "checkpoint": 3, "count": 3, "environment": 3, "place": 3,
+    "train": 4, "text": 4, "summary": 4, "plot": 4, "data": 4, "recipes": 5, "experiment": 5.5, "cli": 6,
 }  # fmt: skip
 EXEMPT_FROM_FLOORS = {
     "nplex": "the front door shows names of several floors",

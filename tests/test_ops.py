@@ -2,12 +2,12 @@ import importlib
 
 import pytest
 import torch
-from cases import METHODS, RULES, methods_for
+from cases import ALGEBRAS, METHODS, RULES, methods_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nplex import ops
-from nplex.algebra import BilinearAlgorithm, generic_rank
+from nplex.algebra import BilinearAlgorithm, generic_rank, known_algorithm
 from nplex.ops import reference
 
 BATCHES = [(), (0,), (1,), (3,), (2, 0), (2, 3)]
@@ -67,6 +67,28 @@ def test_every_method_agrees_with_the_reference_in_value_and_every_gradient(size
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
             for one, other in zip(found_gradients, gradients, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=6)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 3), st.integers(0, 3), st.sampled_from(BATCHES))
+@pytest.mark.parametrize("algebra", ALGEBRAS, ids=lambda algebra: algebra.name)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=str)
+def test_every_algebra_and_method_agrees_with_the_reference(
+    algebra, dtype, tolerance, a, b, less_in, less_out, batch
+):
+    n, known = algebra.n, known_algorithm(algebra)
+    sizes = n * b - min(less_in, n - 1), n * a - min(less_out, n - 1)
+    x, _, components, bias = case(n, *sizes, batch, None, True, dtype)
+    rules = [algebra.table.to(dtype).requires_grad_()]
+    if known is not None:
+        rules.append(BilinearAlgorithm(*(factor.requires_grad_() for factor in known.to(dtype))))
+    for rule in rules:
+        expected, gradients = value_and_gradients(x, rule, components, bias, sizes, "reference")
+        for method in METHODS:
+            if method != "bilinear" or isinstance(rule, BilinearAlgorithm):
+                found, found_gradients = value_and_gradients(x, rule, components, bias, sizes, method)
+                for one, other in zip([found, *found_gradients], [expected, *gradients], strict=True):
+                    assert (one - other).norm() <= tolerance * max(other.norm(), 1.0)
 
 
 @pytest.mark.parametrize(("n", "rank"), [(2, None), (3, 4), (4, 7)])

@@ -207,9 +207,12 @@ def _progress() -> Iterator["Report"]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
-    )  # fmt: skip
+    )
     bars: dict[str, TaskID] = {}
     with Progress(*columns, console=messages, disable=not messages.is_terminal) as progress:
 
