@@ -286,10 +286,6 @@ def test_an_n_above_the_width_is_refused_before_any_work(data, tmp_path, verb, r
     assert not (tmp_path / "out").exists()
 
 
-def test_an_n_that_fits_no_memory_is_refused(data, tmp_path):
-    refused(train(data, tmp_path / "out", rule=["1000000"]), "1000000", "at most 256")
-
-
 def test_a_rule_given_twice_is_refused_before_any_work(copied, data):
     refused(train(data, copied, "--force", verb="compare", rule=["4", "4"]), "each rule may be given once, got 4 4")
     assert (copied / "result.json").is_file()

@@ -179,7 +179,7 @@ def _refusing() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         _refuse(f"this needs {error.name}, which is not installed: pip install 'nplex[train]'")
-    except (ValueError, OSError, TypeError) as error:
+    except (ValueError, OSError) as error:
         _refuse(str(error))
 
 

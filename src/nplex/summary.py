@@ -82,20 +82,25 @@ def summarise(results: Sequence[dict], rules: Sequence[str], majority: dict[str,
 
 
 def interval(correct: Sequence[str]) -> tuple[float, float]:
-    """The 95 % interval of the mean accuracy, `mean +- 1.96 s / sqrt(N)` over N examples.
+    """Wilson's 95 % interval of the mean accuracy, with `N p (1 - p) / s^2` for the number of examples.
 
-    Each example counts with its mean over the seeds, so examples that all seeds get wrong together are not
-    taken for independent. The spread between seeds is a thing of its own and not in it.
+    p is the mean and s the standard deviation over examples, each counted with its mean over the seeds: with one
+    seed this is N; with more, examples that all seeds get right or wrong together are not taken for independent.
+    The spread between seeds is a thing of its own and not in it.
 
     Args:
         correct: for each seed a text of 0 and 1, one for each example.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference (1927).
     """
     per_example = [sum(map(int, values)) / len(values) for values in zip(*correct, strict=True)]
-    count = len(per_example)
-    mean = sum(per_example) / count
-    variance = sum((value - mean) ** 2 for value in per_example) / max(count - 1, 1)
-    half = 1.96 * math.sqrt(variance / count)
-    return max(0.0, mean - half), min(1.0, mean + half)
+    p = _mean(per_example)
+    variance = _mean([(value - p) ** 2 for value in per_example])
+    count = len(per_example) * (p * (1 - p) / variance if variance else 1.0)
+    z = 1.96
+    centre = (p + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(p * (1 - p) / count + (z / (2 * count)) ** 2)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _line(rule: str, runs: Sequence[dict]) -> Line:

@@ -111,7 +111,12 @@ def batches(lengths: Sequence[int], size: int, generator: torch.Generator | None
 
     With a generator the order is random: shuffled, sorted by length within stretches of 50 batches, and the
     batches shuffled. Without, by length alone.
+
+    Raises:
+        ValueError: the size is not positive.
     """
+    if size < 1:
+        raise ValueError(f"a batch needs a size of 1 or more, got {size}")
     order = list(range(len(lengths))) if generator is None else _shuffled(len(lengths), generator)
     stretch = len(order) if generator is None else 50 * size
     grouped: list[list[int]] = []

@@ -67,7 +67,7 @@ def matrices(m: int) -> Algebra:
     for a, b, c in itertools.product(range(m), repeat=3):
         table[pairs.index((a, b)), pairs.index((a, c)), pairs.index((b, c))] = 1.0
     transpose = _eye(m * m)[[pairs.index((b, a)) for a, b in pairs]]
-    return _build(f"matrices({m})", [f"E{a + 1}{b + 1}" for a, b in pairs], table, transpose)
+    return _build(f"matrices({m})", [f"E{a + 1}{',' * (m > 9)}{b + 1}" for a, b in pairs], table, transpose)
 
 
 def clifford(p: int, q: int = 0, r: int = 0) -> Algebra:
