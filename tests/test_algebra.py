@@ -159,6 +159,21 @@ def test_table_is_a_copy():
     assert quaternion.table.abs().sum() == 16
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_laws_do_not_depend_on_the_scale(scale):
+    assert Algebra.from_table(torch.randn(4, 4, 4) * scale).laws == ()
+    assert Algebra.from_table(quaternion.table * scale).laws == ("associative", "alternative")
+
+
+def test_whole_numbers_are_multiplied_as_numbers():
+    half = Algebra.from_table(quaternion.table / 2)
+    assert half.multiply(torch.tensor([1, 0, 0, 0]), torch.tensor([0, 3, 0, 0])).tolist() == [0, 1.5, 0, 0]
+
+
+def test_arrays_make_tables():
+    assert Algebra.from_table(quaternion.table.numpy()) == quaternion == clifford(0, 2)
+
+
 def test_algebras_are_values():
     assert clifford(0, 2).entries == quaternion.entries
     assert {direct(3): 1}[direct(3)] == 1
@@ -184,10 +199,11 @@ def test_str_shows_the_table():
         ([[[float("nan")]]], r"table\[0, 0, 0\] must be a finite number, got nan"),
         (torch.tensor([[[1.0, 0.0], [0.0, float("inf")]], [[0.0, 1.0], [1.0, 0.0]]]), r"table\[0, 1, 1\].*inf"),
         ([], "at least one entry"),
+        (5, "a table is n x n x n numbers, got 5"),
         (torch.zeros(2, 2, 3), r"table\[0\]\[0\] must have 2 numbers"),
     ],
 )
-def test_wrong_tables_name_the_entry(table, message):
+def test_wrong_tables_name_the_entry(table, message, unchecked):
     with pytest.raises(ValueError, match=message):
         Algebra.from_table(table)
 
@@ -197,10 +213,11 @@ def test_wrong_tables_name_the_entry(table, message):
     [
         ({}, r"the product i \* i is missing"),
         ({("i", "i"): "-q"}, r"i \* i = 'q': no such unit"),
+        ({("i", "i"): -1}, r"i \* i must be a unit, '0', or numbers for units"),
         ({("i", "q"): "1"}, r"'q' is no unit; the units are 1, i"),
     ],
 )
-def test_wrong_products_are_named(products, message):
+def test_wrong_products_are_named(products, message, unchecked):
     with pytest.raises(ValueError, match=message):
         Algebra.from_products(["1", "i"], products)
 
@@ -221,6 +238,16 @@ def test_named_finds_families():
 def test_conjugate_of_an_own_table_says_what_to_do():
     with pytest.raises(ValueError, match=r"own has no conjugation; give one"):
         Algebra.from_table([[[1.0]]]).conjugate(torch.ones(1))
+
+
+def test_there_must_be_a_name_for_each_unit():
+    with pytest.raises(ValueError, match="a table of 2 faces needs 2 units, got 1"):
+        Algebra.from_table(quaternion.table[:2, :2, :2], units=["1"])
+
+
+def test_zero_is_no_name_of_a_unit():
+    with pytest.raises(ValueError, match="a unit cannot be called '0'"):
+        Algebra.from_products(["0"], {("0", "0"): "0"})
 
 
 def test_units_must_differ():

@@ -236,11 +236,31 @@ def test_an_empty_folder_is_taken(data, tmp_path):
 
 
 def test_force_starts_anew(copied, data):
-    (copied / "left-over").write_text("x")
+    before = (copied / "model.safetensors").read_bytes()
     result = ok(train(data, copied, "--force", rule=["2"]))
-    assert not (copied / "left-over").exists()
+    assert (copied / "model.safetensors").read_bytes() != before
     assert read_json(copied / "result.json")["recipe"]["rule"] == "2"
     assert "epoch 1" in result.stderr
+
+
+def test_force_deletes_nothing_where_a_strangers_file_is(copied, data):
+    (copied / "thesis.txt").write_text("mine")
+    refused(train(data, copied, "--force"), copied / "thesis.txt", "was not written by a run")
+    assert (copied / "result.json").is_file()
+    assert (copied / "thesis.txt").read_text() == "mine"
+
+
+def test_force_deletes_a_whole_comparison_and_nothing_strange_in_it(compared, data, tmp_path):
+    folder = shutil.copytree(compared[0], tmp_path / "out")
+    (folder / "2-seed0" / "notes").write_text("mine")
+    refused(train(data, folder, "--force", verb="compare", rule=["2"]), folder / "2-seed0" / "notes")
+    (folder / "2-seed0" / "notes").unlink()
+    ok(train(data, folder, "--force", verb="compare", rule=["2"]))
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"2-seed0"}
+
+
+def test_a_comparison_is_no_guest_in_the_folder_of_a_run(copied, data):
+    refused(train(data, copied, "--resume", verb="compare", rule=["2"]), copied, "holds a single run")
 
 
 def test_resume_and_force_exclude_each_other(copied, data):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -106,7 +108,8 @@ def test_device_dtype_mode_and_frozen_weights_are_kept():
     ("where", "names"),
     [
         (nplex.only("blocks.*"), {"blocks.0", "blocks.1"}),
-        (nplex.only("first", "*.1"), {"first", "blocks.1"}),
+        (nplex.only("first", "again", "*.1"), {"first", "blocks.1"}),
+        (nplex.only("first"), set()),
         (nplex.all_but("blocks.*"), {"first"}),
         (lambda name, module: module.out_features == 32, {"blocks.0"}),
     ],
@@ -182,3 +185,95 @@ def test_parse_rule():
 def test_parse_rule_refuses_the_rest(text):
     with pytest.raises(ValueError, match=r"a rule is dense, a number n \(learned\), n:R"):
         parse_rule(text)
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def test_an_error_leaves_the_model_as_it_was():
+    model = Own()
+    model.b = model.b.double()
+    before = list(model.modules())
+    with pytest.raises(ValueError, match=r"the rule is torch\.float32 on cpu, the layer torch\.float64 on cpu"):
+        nplex.convert_(model, 4, shared=True)
+    assert list(model.modules()) == before
+    assert not hasattr(model, "rule")
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, nn.ModuleList])
+def test_a_container_cannot_hold_a_shared_rule(kind):
+    model = kind([nn.Linear(16, 16)]) if kind is nn.ModuleList else kind(nn.Linear(16, 16))
+    for function in (nplex.preview, nplex.convert_):
+        with pytest.raises(ValueError, match=r"calls or lists its children.*self\.net = \.\.\."):
+            function(model, 4, shared=True)
+    assert len(model) == 1
+
+
+def test_a_rule_shared_already_is_used_itself():
+    model = Own()
+    rule = nplex.nn.share(model, LearnedRule(2))
+    report = nplex.convert_(model, rule)
+    assert model.a.rule is model.b.rule is rule
+    assert report.total_after == sum(p.numel() for p in model.parameters())
+
+
+def test_wrapped_models_are_refused():
+    compiled = torch.compile(Own())
+    with pytest.raises(ValueError, match="the model is wrapped \\(OptimizedModule\\); convert the model first"):
+        nplex.convert_(compiled, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: m.register_buffer("scale", torch.ones(1)), "holds more than weight and bias.*scale"),
+        (lambda m: m.add_module("inner", nn.Linear(2, 2)), "holds more than weight and bias.*inner"),
+        (lambda m: setattr(m, "forward", lambda x: x), "its own forward"),
+        (lambda m: m.weight.register_hook(lambda g: g), "has hooks"),
+        (lambda m: m.register_full_backward_pre_hook(lambda *a: None), "has hooks"),
+        (
+            lambda m: setattr(m, "weight", nn.Parameter(torch.ones(16, 16, dtype=torch.uint8), False)),
+            "its weight is torch.uint8, not floating point",
+        ),
+    ],
+)
+def test_what_would_be_lost_keeps_a_layer(change, reason):
+    model = Own()
+    change(model.a)
+    assert re.search(reason, rows(nplex.preview(model, 4))["a"].reason)
+
+
+def test_lazy_layers_wait_for_their_first_batch():
+    model = nn.Sequential(nn.LazyLinear(8))
+    assert "run one batch first" in rows(nplex.preview(model, 4))["0"].reason
+
+
+def test_other_parameters_are_told():
+    model = nn.TransformerEncoderLayer(32, 4, 64)
+    assert "1 MultiheadAttention (3,168), 2 LayerNorm (128)" in str(nplex.preview(model, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([nn.Linear(8, 8)], 2), "the model must be a torch.nn.Module, got list"),
+        ((Own(), 2, "a"), "where must be a function"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message, unchecked):
+    model, rule, *where = arguments
+    with pytest.raises(TypeError, match=message):
+        nplex.convert_(model, rule, where=where[0] if where else None)
+
+
+def test_count_of_a_part_without_its_shared_rule():
+    model = Own()
+    nplex.convert_(model, 4, shared=True)
+    part = nplex.count(model.a)
+    assert (part.total, part.layers, part.rules, part.dense) == (80, 80, 0, 272)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nplex import ops
-from nplex.algebra import BilinearAlgorithm, generic_rank, known_algorithm
+from nplex.algebra import BilinearAlgorithm, generic_rank, known_algorithm, quaternion
 from nplex.ops import reference
 
 BATCHES = [(), (0,), (1,), (3,), (2, 0), (2, 3)]
@@ -182,13 +182,20 @@ def test_vmap_over_samples_and_over_an_ensemble(method):
         ({"bias": torch.zeros(11)}, r"bias must have shape \(12,\), got \(11,\)"),
         ({"features": (4, 12)}, r"features \(4, 12\) do not fit 4 components of 3 x 2"),
         ({"features": (8, 13)}, r"expected at most \(8, 12\)"),
+        ({"rule": quaternion}, r"rule must be a table or factors, got Algebra; of a module rule\(\)"),
+        ({"x": [1.0]}, "x and components must be tensors, got list and Tensor"),
+        ({"components": torch.zeros(4, 6)}, r"components must have 3 dimensions, n x a x b, got shape \(4, 6\)"),
+        (
+            {"rule": BilinearAlgorithm(*map(torch.zeros, [(4, 7), (4, 7), (4, 6)]))},
+            r"the three factors must have one shape",
+        ),
         ({"method": "fast"}, r"method must be one of auto, reference, dense.*got 'fast'"),
         ({"method": "bilinear"}, r"needs a rule held as factors, got a full table; give the rule a rank"),
     ],
 )
 def test_errors_say_what_does_not_fit(changes, message, unchecked):
     arguments = {"x": torch.zeros(3, 8), "rule": torch.zeros(4, 4, 4), "components": torch.zeros(4, 3, 2)} | changes
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         ops.product(**arguments)
 
 

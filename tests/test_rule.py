@@ -168,3 +168,58 @@ def test_missing_rules_names_layers_that_would_lose_their_rule():
 def test_saving_a_layer_without_its_shared_rule_warns():
     with pytest.warns(UserWarning, match="shared rule is not among these weights"):
         Pair().up.state_dict()
+
+
+def test_copies_of_a_layer_go_on_sharing_the_models_rule():
+    model = Pair()
+    model.more = nn.ModuleList(copy.deepcopy(model.up) for _ in range(3))
+    assert all(layer.rule is model.rule for layer in model.more)
+    assert missing_rules(model) == []
+    whole = copy.deepcopy(model)
+    assert whole.rule is not model.rule
+    assert all(layer.rule is whole.rule for layer in whole.more)
+    assert copy.deepcopy(whole.up).rule is whole.rule
+
+
+def test_a_rule_copied_alone_is_free():
+    layer = Linear(8, 8, rule=4)
+    assert Linear(8, 8, rule=copy.deepcopy(layer.rule)).rule.place == "owned"
+
+
+def test_a_layer_that_could_not_be_made_leaves_its_rule_free():
+    rule = LearnedRule(4)
+    with pytest.raises(RuntimeError):
+        Linear(8, 8, rule=rule, device="nowhere")
+    assert Linear(8, 8, rule=rule).rule is rule
+
+
+def test_a_rule_of_another_type_is_refused():
+    with pytest.raises(ValueError, match=r"the rule is torch\.float32 on cpu, the layer torch\.float16 on cpu"):
+        Linear(8, 8, rule=LearnedRule(4), dtype=torch.float16)
+
+
+def test_fixed_rules_lose_nothing_by_a_narrow_type():
+    rule = FixedRule(Algebra.from_table(octonion.table / 3))
+    assert torch.equal(rule.bfloat16().double()(), octonion.table / 3)
+
+
+def test_a_fixed_rule_with_a_found_algorithm_loads_its_own_state():
+    algorithm = find(octonion.table, 26).algorithm
+    layer = Linear(16, 16, rule=FixedRule(octonion, algorithm=algorithm, dtype=torch.float64), dtype=torch.float64)
+    layer.load_state_dict(layer.state_dict())
+    assert layer.rule().error(octonion.table) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LearnedRule(4, 17), r"rank must be at most n\^2 = 16"),
+        (lambda: LearnedRule(4, start="quaternion"), "start must be an Algebra, got 'quaternion'"),
+        (lambda: FixedRule(Algebra.from_table(torch.zeros(2, 2, 2))), "multiplies everything to zero"),
+        (lambda: FixedRule(torch.ones(1, 1, 1)), r"FixedRule needs an Algebra.*from_table"),
+        (lambda: share(nn.Sequential(), LearnedRule(2)), "calls or lists its children"),
+    ],
+)
+def test_what_cannot_be_a_rule_is_refused(make, message, unchecked):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()

@@ -264,8 +264,16 @@ def spread(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Runs the command line."""
-    app(args=spread(sys.argv[1:]), prog_name="nplex")
+    """Runs the command line: code 0, 2 with one line for wrong input, 130 after Ctrl-C."""
+    try:
+        sys.exit(app(args=spread(sys.argv[1:]), prog_name="nplex", standalone_mode=False))
+    except typer.TyperException as error:
+        if message := error.format_message():  # without arguments the help was printed
+            messages.print(Text.assemble(("nplex:", "red"), f" {message} (see nplex --help)"), soft_wrap=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        messages.print("stopped")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

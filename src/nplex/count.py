@@ -49,7 +49,7 @@ def count(model: nn.Module) -> Count:
     rules = {layer.rule: None for layer in layers} | {m: None for m in model.modules() if isinstance(m, Rule)}
     rule_parameters = {p: None for rule in rules for p in rule.parameters()}
     layer_parameters = {p: None for layer in layers for p in layer.parameters()} | rule_parameters
-    held = sum(p.numel() for p in layer_parameters)
+    held = sum(p.numel() for p in layer_parameters if p in set(parameters))
     dense = sum(
         layer.in_features * layer.out_features + (0 if layer.bias is None else layer.out_features) for layer in layers
     )
@@ -58,7 +58,7 @@ def count(model: nn.Module) -> Count:
         total=total,
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         layers=held,
-        rules=sum(p.numel() for p in rule_parameters),
+        rules=sum(p.numel() for p in rule_parameters if p in set(parameters)),
         dense=total - held + dense,
         bytes=sum(t.numel() * t.element_size() for t in (*parameters, *model.buffers())),
     )

@@ -42,10 +42,14 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit that the source stands at, with a plus where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    """The commit of the source, with a plus where files differ from it; unknown outside its own repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        for arguments in (
+            ["ls-files", "--error-unmatch", Path(__file__).name],
+            ["describe", "--always", "--dirty=+"],
+        ):
+            done = subprocess.run([*git, *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip()

@@ -14,13 +14,12 @@ from nplex import checkpoint
 from nplex.convert import Where
 from nplex.environment import environment
 from nplex.nn import Linear
-from nplex.place import SETTINGS
+from nplex.place import CHECKPOINT, COMPARISON, MODEL, RESULT, SETTINGS, VOCABULARY, settings_of
 from nplex.recipes import agreement as task
 from nplex.recipes.agreement import Data, Recipe
 from nplex.summary import Summary, summarise
-from nplex.train import CHECKPOINT, Report, State, fit, silent
+from nplex.train import Report, State, fit, silent
 
-RESULT, MODEL, VOCABULARY = "result.json", "model.safetensors", "vocabulary.json"
 MEASURED = (
     "layer_parameters",
     "dense_layer_parameters",
@@ -77,6 +76,8 @@ def compare(
         ValueError: a folder holds a run with other settings.
         Interrupted: Ctrl-C; what is done stays done.
     """
+    if "recipe" in (settings_of(folder) or {}):
+        raise ValueError(f"{folder} holds a single run, not a comparison; take another --out")
     checkpoint.write_json(folder / SETTINGS, {"task": "agreement", "rules": list(rules), "seeds": list(seeds)})
     results = []
     for seed in seeds:
@@ -84,7 +85,7 @@ def compare(
             place = folder / f"{rule.replace(':', '-')}-seed{seed}"
             results.append(run(replace(recipe, rule=rule), data, seed, place, report))
     summary = summarise(results, rules, baseline(data))
-    checkpoint.write_json(folder / "compare.json", asdict(summary))
+    checkpoint.write_json(folder / COMPARISON[0], asdict(summary))
     return summary
 
 

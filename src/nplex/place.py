@@ -5,7 +5,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-SETTINGS = "settings.json"
+SETTINGS, RESULT, MODEL, VOCABULARY = "settings.json", "result.json", "model.safetensors", "vocabulary.json"
+CHECKPOINT = "checkpoint.safetensors"
+COMPARISON = ("compare.json", "compare.md", "compare.png")
+
+RUN_FILES = {SETTINGS, RESULT, MODEL, VOCABULARY, CHECKPOINT}
+RUN_SETTINGS = {"task", "recipe", "seed", "data"}
+COMPARISON_SETTINGS = {"task", "rules", "seeds"}
 
 
 @dataclass(frozen=True)
@@ -20,17 +26,22 @@ class Place:
         """Makes the folder ready, or says why not.
 
         Raises:
-            FileExistsError: it exists and neither resume nor force was asked for, or it is no run folder.
+            FileExistsError: it exists and neither resume nor force was asked for, or somebody else's files are in it.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise FileExistsError(f"{self.folder} is a file, expected a folder; take another --out")
         if not self.folder.exists() or not any(self.folder.iterdir()):
             return
-        if not _ours(self.folder / SETTINGS):
+        if settings_of(self.folder) is None:
             raise FileExistsError(
-                f"{self.folder} is no folder of nplex runs (none wrote its {SETTINGS}); take another --out"
+                f"{self.folder} is no folder of nplex runs (no run wrote its {SETTINGS}); take another --out"
             )
         if self.force:
+            stranger = _stranger(self.folder)
+            if stranger is not None:
+                raise FileExistsError(
+                    f"{stranger} was not written by a run, so --force deletes nothing; move it away"
+                )
             shutil.rmtree(self.folder)
         elif not self.resume:
             raise FileExistsError(
@@ -39,10 +50,25 @@ class Place:
             )
 
 
-def _ours(settings: Path) -> bool:
-    """Whether the file is one that a run writes; a damaged one may be another program's."""
+def settings_of(folder: Path) -> dict | None:
+    """What a run or a comparison noted in its folder; None where there is nothing of ours."""
     try:
-        value = json.loads(settings.read_text("utf-8"))
+        value = json.loads((folder / SETTINGS).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and "task" in value
+        return None
+    return value if isinstance(value, dict) and set(value) in (RUN_SETTINGS, COMPARISON_SETTINGS) else None
+
+
+def _stranger(folder: Path) -> Path | None:
+    """A file or folder that no run writes."""
+    settings = settings_of(folder)
+    comparison = settings is not None and "rules" in settings
+    expected = {SETTINGS, *COMPARISON} if comparison else RUN_FILES
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and comparison and settings_of(path) is not None:
+            inner = _stranger(path)
+            if inner is not None:
+                return inner
+        elif path.is_dir() or path.name.removesuffix(".part") not in expected:
+            return path
+    return None

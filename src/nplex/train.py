@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from nplex.checkpoint import read_training, write_training
 from nplex.nn import Rule
+from nplex.place import CHECKPOINT
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 @runtime_checkable

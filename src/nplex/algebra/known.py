@@ -146,7 +146,12 @@ def named(text: str) -> Algebra:
         return NAMED[text]
     family, bracket, rest = text.partition("(")
     numbers = rest.removesuffix(")").split(",")
-    if family in FAMILIES and bracket and rest.endswith(")") and all(c.strip().isdigit() for c in numbers):
+    if (
+        family in FAMILIES
+        and bracket
+        and rest.endswith(")")
+        and all(c.strip().isascii() and c.strip().isdecimal() for c in numbers)
+    ):
         try:
             return FAMILIES[family](*(int(c) for c in numbers))
         except TypeError:

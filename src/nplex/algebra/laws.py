@@ -19,19 +19,19 @@ def unit(table: Table) -> Float[Tensor, "n"] | None:
 
 def commutative(table: Table) -> bool:
     """`x * y = y * x`."""
-    return _zero(table - table.transpose(0, 2), table)
+    return _zero(_scaled(table) - _scaled(table).transpose(0, 2))
 
 
 def associative(table: Table) -> bool:
     """`(x * y) * z = x * (y * z)`."""
-    return _zero(_associator(table), table)
+    return _zero(_associator(_scaled(table)))
 
 
 def alternative(table: Table) -> bool:
     """`(x * x) * y = x * (x * y)` and `(y * x) * x = y * (x * x)`."""
-    associator = _associator(table)
+    associator = _associator(_scaled(table))
     left, right = associator + associator.transpose(0, 1), associator + associator.transpose(1, 2)
-    return _zero(left, table) and _zero(right, table)
+    return _zero(left) and _zero(right)
 
 
 def normed(table: Table) -> bool:
@@ -44,7 +44,7 @@ def normed(table: Table) -> bool:
     symmetric = products + products.transpose(0, 2)
     symmetric = symmetric + symmetric.transpose(1, 3)
     eye = torch.eye(n, dtype=table.dtype, device=table.device)
-    return _zero(symmetric - 4 * torch.einsum("kl,jm->kjlm", eye, eye), table)
+    return _zero(symmetric - 4 * torch.einsum("kl,jm->kjlm", eye, eye))
 
 
 LAWS = {"commutative": commutative, "associative": associative, "alternative": alternative, "normed": normed}
@@ -57,7 +57,12 @@ def _associator(table: Table) -> Float[Tensor, "n n n n"]:
     return left - right
 
 
-def _zero(residual: Tensor, table: Tensor | None = None) -> bool:
-    """True when the residual of a law, quadratic in the table, is no more than rounding."""
-    scale = 1.0 if table is None else max(1.0, float(table.abs().max()) ** 2)
-    return bool(residual.abs().max() <= 1e-9 * scale)
+def _scaled(table: Table) -> Table:
+    """With a largest entry of 1: these laws do not depend on the scale."""
+    largest = table.abs().max()
+    return table / largest if largest > 0 else table
+
+
+def _zero(residual: Tensor) -> bool:
+    """True when the residual of a law is no more than rounding."""
+    return bool(residual.abs().max() <= 1e-9)

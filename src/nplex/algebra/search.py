@@ -142,10 +142,10 @@ def find(
 
 def _checked_table(table: Tensor) -> Float[Tensor, "n n n"]:
     """A detached float64 copy on the CPU of a table that can be searched."""
+    if not isinstance(table, Tensor):
+        raise TypeError(f"the table must be a tensor, got {type(table).__name__}; give algebra.table")
     if table.ndim != 3 or len(set(table.shape)) != 1 or table.shape[0] == 0:
-        raise ValueError(
-            f"the table must be a cube n x n x n, got shape {tuple(table.shape)}; pad the shorter sides with zeros"
-        )
+        raise ValueError(f"the table must be a cube n x n x n, got shape {tuple(table.shape)}; pad it with zeros")
     if table.is_complex():
         raise ValueError(f"the table must be real, got {table.dtype}; write complex numbers as pairs of reals")
     exact = table.detach().to("cpu", torch.float64)

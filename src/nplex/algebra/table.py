@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from nplex.algebra import laws
@@ -26,7 +27,7 @@ Nested = Sequence[Sequence[Sequence[float | int]]]
 
 @dataclass(frozen=True, repr=False)
 class Algebra:
-    """`e_k * e_j = sum_i table[k, i, j] e_i`: a frozen value, equal when its numbers are equal.
+    """`e_k * e_j = sum_i table[k, i, j] e_i`: a frozen value, equal to another when the tables are equal.
 
     Attributes:
         name: what it is called, as in `quaternion` or `clifford(3,0,0)`.
@@ -46,10 +47,10 @@ class Algebra:
           k |   k   j  -i  -1
     """
 
-    name: str
+    name: str = field(compare=False)
     entries: tuple[tuple[tuple[float, ...], ...], ...]
-    units: tuple[str, ...]
-    conjugation: tuple[tuple[float, ...], ...] | None = None
+    units: tuple[str, ...] = field(compare=False)
+    conjugation: tuple[tuple[float, ...], ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.units)
@@ -74,6 +75,10 @@ class Algebra:
             ValueError: the table is no cube or an entry is not finite; the entry is named.
         """
         entries: Nested = table.tolist() if isinstance(table, Array) else table
+        if not hasattr(entries, "__len__"):
+            raise ValueError(f"a table is n x n x n numbers, got {table!r}")
+        if units is not None and len(units) != len(entries):
+            raise ValueError(f"a table of {len(entries)} faces needs {len(entries)} units, got {len(units)}")
         _check_cube(entries, len(entries))
         frozen = tuple(tuple(tuple(float(c) for c in row) for row in face) for face in entries)
         return cls(name, frozen, tuple(units) if units else tuple(f"e{k}" for k in range(len(frozen))))
@@ -101,7 +106,10 @@ class Algebra:
             >>> complex_numbers.table[1, :, 1]
             tensor([-1.,  0.], dtype=torch.float64)
         """
-        table = torch.zeros(len(units), len(units), len(units), dtype=torch.float64)
+        for unit in units:
+            if unit == "0" or unit.startswith("-"):
+                raise ValueError(f"a unit cannot be called {unit!r}: '0' stands for zero and '-' for the negative")
+        table = torch.zeros(len(units), len(units), len(units), dtype=torch.float64, device="cpu")
         for left, right in products:
             for factor in (left, right):
                 if factor not in units:
@@ -132,9 +140,11 @@ class Algebra:
         """Which of commutative, associative, alternative, normed hold: computed from the table."""
         return tuple(name for name, holds in laws.LAWS.items() if holds(self.table))
 
-    def multiply(self, x: Float[Tensor, "*batch n"], y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
+    def multiply(self, x: Num[Tensor, "*batch n"], y: Num[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """`(x * y)_i = sum_kj table[k, i, j] x_k y_j`."""
-        return torch.einsum("...k,kij,...j->...i", x, self.table.to(x), y)
+        dtype = torch.promote_types(torch.result_type(x, y), torch.get_default_dtype())
+        table = self.table.to(x.device, dtype)
+        return torch.einsum("...k,kij,...j->...i", x.to(dtype), table, y.to(dtype))
 
     def conjugate(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """The algebra's own involution: signs of the imaginary parts, transpose of a matrix, inverse in a group.
@@ -194,7 +204,7 @@ def _check_cube(entries: Nested, n: int) -> None:
             if not hasattr(row, "__len__") or len(row) != n:
                 raise ValueError(f"table must be {n} x {n} x {n}: table[{k}][{i}] must have {n} numbers, got {row!r}")
             for j, entry in enumerate(row):
-                if not isinstance(entry, (int, float)) or not math.isfinite(entry):
+                if not isinstance(entry, Real) or not math.isfinite(entry):
                     raise ValueError(f"table[{k}, {i}, {j}] must be a finite number, got {entry!r}")
 
 
@@ -214,6 +224,10 @@ def _terms(
         if product == "0":
             return {}
         product = {product[1:]: -1.0} if product.startswith("-") else {product: 1.0}
+    if not isinstance(product, Mapping) or not all(isinstance(value, Real) for value in product.values()):
+        raise ValueError(
+            f"{left} * {right} must be a unit, '0', or numbers for units as {{'i': 2.0}}; got {product!r}"
+        )
     for unit in product:
         if unit not in units:
             raise ValueError(f"{left} * {right} = {unit!r}: no such unit; the units are {', '.join(units)}")

@@ -39,11 +39,13 @@ class Report:
         rows: one for each linear layer.
         total_before: parameters of the whole model, tied ones once.
         shared_rule: parameters of a rule that all converted layers share.
+        others: other kinds of modules that hold parameters and stay: name, how many, parameters.
     """
 
     rows: tuple[Row, ...]
     total_before: int
     shared_rule: int = 0
+    others: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def total_after(self) -> int:
@@ -70,6 +72,9 @@ class Report:
             ).rstrip()
             for line in table
         ]
+        if self.others:
+            kinds = ", ".join(f"{count} {kind} ({numbers:,})" for kind, count, numbers in self.others)
+            lines.append(f"not linear layers, stay: {kinds}")
         share = 100 * self.total_after / max(self.total_before, 1)
         changed = sum(row.changes for row in self.rows)
         lines.append(

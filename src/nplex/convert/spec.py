@@ -30,6 +30,22 @@ class Conversion:
 
     def __post_init__(self) -> None:
         as_rule(self.rule, device="meta")
+        if self.where is not None and not callable(self.where):
+            raise TypeError(f"where must be a function of name and module, as nplex.only gives, got {self.where!r}")
+
+    @property
+    def shares(self) -> bool:
+        """Whether all converted layers use one rule."""
+        return self.shared or self._given
+
+    @property
+    def registers(self) -> bool:
+        """Whether a shared rule is still to be registered: it is one that no base holds yet."""
+        return self.shared and not self._given
+
+    @property
+    def _given(self) -> bool:
+        return isinstance(self.rule, Rule) and self.rule.place == "shared"
 
     @property
     def template(self) -> Rule:
@@ -41,7 +57,6 @@ class Conversion:
         if not isinstance(self.rule, Rule):
             return as_rule(self.rule, device=device, dtype=dtype)
         rule = copy.deepcopy(self.rule).to_empty(device=device).to(dtype)
-        rule.place = "free"
         rule.reset_parameters()
         return rule
 
@@ -88,10 +103,10 @@ def parse_rule(text: str) -> Rule | None:
 
 def _check_size(n: int, rank: int) -> None:
     """Refuses what was mistyped, before memory is asked for."""
+    if n < 1 or rank < 1:
+        raise ValueError("n and R must be 1 or more")
     if n > 256:
         raise ValueError(f"n = {n} would need a table of {n}^3 numbers; n is at most 256")
-    if rank > n * n:
-        raise ValueError(f"rank {rank} is more than n^2 = {n * n}, with which every table can be had")
 
 
 def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:

@@ -70,13 +70,14 @@ class Linear(nn.Module):
         rule = as_rule(rule, device=device, dtype=dtype)
         check_widths(rule.n, in_features=in_features, out_features=out_features)
         check_method(method, factors=rule.rank is not None)
-        attach(self, rule)
         self.in_features, self.out_features, self.method = in_features, out_features, method
         n, a, b = rule.n, math.ceil(out_features / rule.n), math.ceil(in_features / rule.n)
         self.components = nn.Parameter(torch.empty(n, a, b, device=device, dtype=dtype))
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         )
+        _check_same_place(rule, self.components)
+        attach(self, rule)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -124,3 +125,13 @@ def check_widths(n: int, **widths: int) -> None:
             raise ValueError(f"{name} must be a positive integer, got {width!r}")
         if n > width:
             raise ValueError(f"n = {n} is larger than {name} = {width}: take a rule with n of {width} or less")
+
+
+def _check_same_place(rule: Rule, components: Tensor) -> None:
+    """Refuses a rule of another type or on another device than the layer."""
+    number = next(iter([*rule.parameters(), *rule.buffers()]))
+    if (number.dtype, number.device) != (components.dtype, components.device):
+        raise ValueError(
+            f"the rule is {number.dtype} on {number.device}, the layer {components.dtype} on {components.device}; "
+            f"make both with the same device= and dtype="
+        )

@@ -1,6 +1,9 @@
 """Rules as modules: called, they yield a multiplication table or its factors."""
 
 import abc
+import copy
+import weakref
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -28,6 +31,24 @@ class Rule(nn.Module, abc.ABC):
         super().__init__()
         self.n, self.rank, self.initial_norm = n, rank, initial_norm
         self.place = "free"
+        self._base: weakref.ref[nn.Module] | None = None
+
+    def __deepcopy__(self, memo: dict) -> "Rule":
+        """A copy, free when copied alone; but itself where a part of the model that shares it is copied."""
+        base = None if self._base is None else self._base()
+        if base is not None and memo and id(base) not in memo:
+            return self
+        place = self.place if memo else "free"
+        copied = memo[id(self)] = self.__class__.__new__(self.__class__)
+        vars(copied).update(copy.deepcopy(self.__getstate__(), memo))
+        copied.place = place
+        if base is not None and id(base) in memo:
+            copied._base = weakref.ref(memo[id(base)])
+        return copied
+
+    def __getstate__(self) -> dict:
+        """Everything but the weak reference to the base, which no file can hold."""
+        return self.__dict__ | {"_base": None}
 
     @abc.abstractmethod
     def forward(self) -> Tensor | BilinearAlgorithm:
@@ -79,6 +100,10 @@ class LearnedRule(Rule):
         check_positive("n", n)
         if rank is not None:
             check_positive("rank", rank)
+            if rank > n * n:
+                raise ValueError(f"rank must be at most n^2 = {n * n}, with which every table can be had; got {rank}")
+        if start is not None and not isinstance(start, Algebra):
+            raise TypeError(f"start must be an Algebra, got {start!r}; nplex.algebra.named gives one by its name")
         if start is not None and start.n != n:
             raise ValueError(f"start must have n = {n}, got {start.name} with n = {start.n}")
         with torch.device("cpu"):  # mathematics stays real inside a `with torch.device("meta")`
@@ -153,6 +178,8 @@ class FixedRule(Rule):
                 raise ValueError(f"the algorithm must give the table of {algebra.name}, but it gives another one")
             values = {"table": algebra.table} if algorithm is None else algorithm._asdict()
             norm = float(algebra.table.norm())
+        if norm == 0:
+            raise ValueError(f"{algebra.name} multiplies everything to zero; a rule needs a table with some product")
         super().__init__(algebra.n, None if algorithm is None else algorithm.rank, norm)
         self.algebra, self._values = algebra, values
         dtype = dtype or torch.get_default_dtype()
@@ -175,7 +202,7 @@ class FixedRule(Rule):
         self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, missing_keys: list[str],
         unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """As torch does it, and refuses the numbers of another algebra."""
+        """Looks whether the saved numbers are this algebra's, whatever their type; keeps its own exact ones."""
         saved = [state_dict[prefix + name] for name in self._values if prefix + name in state_dict]
         if len(saved) == len(self._values) and not any(tensor.is_meta for tensor in saved):
             table = saved[0] if self.rank is None else BilinearAlgorithm(*saved).table()
@@ -184,6 +211,13 @@ class FixedRule(Rule):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        self.reset_parameters()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FixedRule":
+        """As torch does it, and fills in the exact numbers again: .bfloat16().float() loses nothing."""
+        super()._apply(fn, recurse)
+        self.reset_parameters()
+        return self
 
     def extra_repr(self) -> str:
         """One line for print(model)."""
@@ -221,9 +255,9 @@ def check_positive(name: str, value: int) -> None:
 
 
 def _same(saved: Tensor, table: Tensor) -> bool:
-    """Equal up to the rounding of the type that was saved."""
+    """Equal up to the rounding of any type that may have been saved; two algebras differ by far more."""
     error = (saved.detach().cpu().double() - table).abs().max()
-    return bool(error <= 8 * torch.finfo(saved.dtype).eps * table.abs().max())
+    return bool(error <= 0.05 * table.abs().max())
 
 
 def _algorithm(algebra: Algebra, rank: int) -> BilinearAlgorithm:

@@ -1,6 +1,7 @@
 """One rule for many layers: registered once at the base of a model, referred to by its layers."""
 
 import warnings
+import weakref
 from typing import TypeVar
 
 from torch import nn
@@ -22,7 +23,7 @@ def share(base: nn.Module, rule: AnyRule, name: str = "rule") -> AnyRule:
         name: the attribute of base.
 
     Raises:
-        ValueError: the rule belongs to a layer already, or base has such an attribute.
+        ValueError: the rule belongs to a layer already, or base cannot hold it: see check_base.
 
     Examples:
         >>> from nplex.nn import LearnedRule, Linear
@@ -34,11 +35,34 @@ def share(base: nn.Module, rule: AnyRule, name: str = "rule") -> AnyRule:
     """
     if rule.place != "free":
         raise ValueError(f"only a free rule can be shared, this one is {rule.place}; make a new one and share that")
-    if hasattr(base, name):
-        raise ValueError(f"{type(base).__name__} already has an attribute {name!r}; give share another name")
-    rule.place = "shared"
-    base.add_module(name, rule)
+    register(base, rule, name)
     return rule
+
+
+def register(base: nn.Module, rule: Rule, name: str = "rule") -> None:
+    """Puts a rule at its base and notes there that it is shared.
+
+    Raises:
+        ValueError: base cannot hold it.
+    """
+    check_base(base, name)
+    rule.place, rule._base = "shared", weakref.ref(base)
+    base.add_module(name, rule)
+
+
+def check_base(base: nn.Module, name: str = "rule") -> None:
+    """Refuses a module that cannot hold a rule under this name.
+
+    Raises:
+        ValueError: base calls or lists its children, or has such an attribute.
+    """
+    if isinstance(base, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        raise ValueError(
+            f"a {type(base).__name__} calls or lists its children and a shared rule would be one of them; make it "
+            f"part of a module of your own, self.net = ..., and share the rule there"
+        )
+    if hasattr(base, name):
+        raise ValueError(f"{type(base).__name__} already has an attribute {name!r}, a shared rule needs a free name")
 
 
 def attach(layer: nn.Module, rule: Rule) -> None:

@@ -55,6 +55,7 @@ def product(
         >>> product(x, quaternion.table.float(), components).shape
         torch.Size([2, 12])
     """
+    _check_types(x, rule, components)
     n, a, b = components.shape
     d_in, d_out = features or (n * b, n * a)
     _check(x, rule, components, bias, (d_in, d_out))
@@ -96,6 +97,22 @@ def _planned(x: Tensor, rule: Tensor | BilinearAlgorithm, features: tuple[int, i
     return plan(*features, tokens=tokens, n=n, rank=rank, element_size=x.element_size()).method
 
 
+def _check_types(x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor) -> None:
+    """Raises an error that names what is no tensor of the right kind."""
+    if not isinstance(rule, (Tensor, BilinearAlgorithm)):
+        raise TypeError(
+            f"rule must be a table or factors, got {type(rule).__name__}; of a module rule(), of an algebra "
+            f"algebra.table.float()"
+        )
+    if not isinstance(x, Tensor) or not isinstance(components, Tensor):
+        raise TypeError(f"x and components must be tensors, got {type(x).__name__} and {type(components).__name__}")
+    if components.ndim != 3:
+        raise ValueError(f"components must have 3 dimensions, n x a x b, got shape {tuple(components.shape)}")
+    if isinstance(rule, BilinearAlgorithm) and len({factor.shape for factor in rule}) > 1:
+        shapes = ", ".join(str(tuple(factor.shape)) for factor in rule)
+        raise ValueError(f"the three factors must have one shape, n x R, got {shapes}")
+
+
 def _check(
     x: Tensor,
     rule: Tensor | BilinearAlgorithm,
@@ -105,7 +122,7 @@ def _check(
 ) -> None:
     """Raises a ValueError that names the size that does not fit."""
     n, a, b = components.shape
-    size = tuple(rule.shape) if isinstance(rule, Tensor) else (rule.n,) * 3
+    size = tuple(rule.shape) if isinstance(rule, Tensor) else tuple(factor.shape[0] for factor in rule)
     if size != (n, n, n):
         raise ValueError(f"the rule must be {n} x {n} x {n} for {n} components, got {' x '.join(map(str, size))}")
     if not n * (b - 1) < features[0] <= n * b or not n * (a - 1) < features[1] <= n * a:
