@@ -35,7 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def main(
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
-    repeats: Annotated[int, typer.Option(min=3, help="Turns; the median counts.")] = 9,
+    repeats: Annotated[int, typer.Option(min=3, help="Turns; the median counts.")] = 7,
     quick: Annotated[bool, typer.Option("--quick", help="One size only, nothing written.")] = False,
 ) -> None:
     """Time every method; print the table and write it with all figures as JSON."""

@@ -237,10 +237,10 @@ def _print_table(rows: list[list[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD)
     for number, title in enumerate(rows[0]):
-        table.add_column(Text(title), justify="left" if number == 0 else "right")
+        table.add_column(Text(title), justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows[1:]:
         table.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def spread(arguments: list[str]) -> list[str]:

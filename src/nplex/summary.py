@@ -46,19 +46,20 @@ class Summary:
     def table(self) -> list[list[str]]:
         """Header and rows as text."""
         sources = [source for source in self.majority if source != "all"]
-        head = ["rule", "layer parameters", "of dense", "accuracy %", "95 % interval"]
-        head += [*sources, "training s", "tokens/s", "tokens/s testing"]
+        head = ["rule", "layer parameters", "of dense", "accuracy %", "95 % interval", "seeds"]
+        head += [*sources, "training s", "tokens/s", "testing tokens/s"]
         rows = [
             [
                 line.rule, f"{line.layer_parameters:,}", f"{line.share:.3f}", f"{100 * line.accuracy['all']:.2f}",
-                f"{100 * line.low:.1f}-{100 * line.high:.1f}", *(f"{100 * line.accuracy[s]:.1f}" for s in sources),
+                f"{100 * line.low:.1f}-{100 * line.high:.1f}",
+                " ".join(f"{100 * seed:.1f}" for seed in line.seeds), *(f"{100 * line.accuracy[s]:.1f}" for s in sources),
                 f"{line.training_seconds:.0f}", f"{line.training_tokens_per_second:,.0f}",
                 f"{line.testing_tokens_per_second:,.0f}",
             ]
             for line in self.lines
         ]  # fmt: skip
         majority = [f"{100 * self.majority[source]:.1f}" for source in sources]
-        last = ["majority", "", "", f"{100 * self.majority['all']:.2f}", "", *majority, "", "", ""]
+        last = ["majority", "", "", f"{100 * self.majority['all']:.2f}", "", "", *majority, "", "", ""]
         return [head, *rows, last]
 
     def markdown(self) -> str:

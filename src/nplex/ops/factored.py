@@ -17,15 +17,15 @@ def components_first(
     components: Float[Tensor, "n a b"],
     bias: Float[Tensor, "d_out"] | None = None,
 ) -> Float[Tensor, "*batch n*a"]:
-    """`t[j, k, a] = sum_b components[k, a, b] x[j, b]`, then `y[i, a] = sum_jk rule[k, i, j] t[j, k, a]`.
+    """`t[k, j, a] = sum_b components[k, a, b] x[j, b]`, then `y[i, a] = sum_kj rule[k, i, j] t[k, j, a]`.
 
-    Both are plain matmuls of contiguous tensors. The middle has n times the size of the output.
+    The first is one batch of n matmuls, which reads the components as they lie; the middle has n times the size of
+    the output.
     """
     n, a, b = components.shape
-    blocks = x.reshape(-1, b)
-    middle = torch.matmul(blocks, components.reshape(n * a, b).mT).reshape(-1, n * n, a)
-    mixing = as_table(rule).permute(1, 2, 0).reshape(n, n * n)
-    y = torch.matmul(mixing, middle).reshape(*x.shape[:-1], n * a)
+    middle = torch.matmul(x.reshape(-1, b), components.mT).reshape(n, -1, n, a)
+    mixing = as_table(rule).transpose(0, 1).reshape(n, n * n)
+    y = torch.matmul(mixing, middle.transpose(0, 1).reshape(-1, n * n, a)).reshape(*x.shape[:-1], n * a)
     return y if bias is None else y + bias.to(y.dtype)
 
 
