@@ -52,6 +52,7 @@ def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: Report = si
     if (folder / RESULT).exists():
         return _finished(folder / RESULT, config)
     checkpoint.write_json(folder / SETTINGS, config)
+    began_in = environment()
     torch.manual_seed(seed)
     model = task.build(recipe, data.vocabulary)
     state = fit(
@@ -60,7 +61,7 @@ def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: Report = si
     )  # fmt: skip
     checkpoint.write_tensors(folder / MODEL, model.state_dict(), {"config": config})
     checkpoint.write_json(folder / VOCABULARY, {"words": data.vocabulary.words})
-    result = config | _measured(model, recipe, data, state) | {"environment": environment()}
+    result = config | _measured(model, recipe, data, state) | {"environment": began_in}
     checkpoint.write_json(folder / RESULT, result)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return result

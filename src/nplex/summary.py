@@ -46,31 +46,34 @@ class Summary:
     def table(self) -> list[list[str]]:
         """Header and rows as text."""
         sources = [source for source in self.majority if source != "all"]
-        head = ["rule", "layer parameters", "of dense", "accuracy %", "95 % interval", "seeds"]
-        head += [*sources, "training s", "tokens/s", "testing tokens/s"]
+        head = ["rule", "layer parameters", "of dense", "accuracy %", "95 % interval", *sources]
         rows = [
             [
-                line.rule, f"{line.layer_parameters:,}", f"{line.share:.3f}", f"{100 * line.accuracy['all']:.2f}",
+                line.rule,
+                f"{line.layer_parameters:,}",
+                f"{line.share:.3f}",
+                f"{100 * line.accuracy['all']:.2f}",
                 f"{100 * line.low:.1f}-{100 * line.high:.1f}",
-                " ".join(f"{100 * seed:.1f}" for seed in line.seeds), *(f"{100 * line.accuracy[s]:.1f}" for s in sources),
-                f"{line.training_seconds:.0f}", f"{line.training_tokens_per_second:,.0f}",
-                f"{line.testing_tokens_per_second:,.0f}",
+                *(f"{100 * line.accuracy[source]:.1f}" for source in sources),
+                f"{line.training_seconds:.0f}",
+                f"{line.training_tokens_per_second:,.0f}",
             ]
             for line in self.lines
-        ]  # fmt: skip
+        ]
         majority = [f"{100 * self.majority[source]:.1f}" for source in sources]
-        last = ["majority", "", "", f"{100 * self.majority['all']:.2f}", "", "", *majority, "", "", ""]
-        return [head, *rows, last]
+        last = ["majority", "", "", f"{100 * self.majority['all']:.2f}", "", *majority, "", ""]
+        return [[*head, "training s", "tokens/s"], *rows, last]
 
     def markdown(self) -> str:
-        """The table as Markdown, with what it was measured on."""
+        """The table as Markdown, with the accuracy of each seed and what it was measured on."""
         head, *rows = self.table()
         lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        seeds = "; ".join(f"{line.rule} {', '.join(f'{100 * s:.2f}' for s in line.seeds)}" for line in self.lines)
         env = self.environment
         where = (
-            f"{self.examples:,} test examples, {len(self.lines[0].seeds)} seed(s); nplex {env['commit']}, "
-            f"torch {env['torch']}, {env['processor']}, {env['threads']} thread(s), {env['date']}"
+            f"{self.examples:,} test examples. Each seed: {seeds}. nplex {env['commit']}, torch {env['torch']}, "
+            f"{env['processor']}, {env['threads']} thread(s), {env['date']}."
         )
         return f"{table}\n\n{where}\n"
 
