@@ -147,7 +147,7 @@ def test_compare_writes_the_table_as_markdown(compared):
     text = (compared[0] / "compare.md").read_text("utf-8")
     table = [row.split(" | ")[0].removeprefix("| ") for row in text.splitlines() if row.startswith("|")]
     assert table == ["rule", "---", *RULES, "majority"]
-    assert "24 test examples, 1 seed(s)" in text
+    assert "24 test examples. Each seed: dense " in text
 
 
 def test_results_name_no_folder_of_the_user(compared, data):

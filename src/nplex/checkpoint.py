@@ -14,9 +14,14 @@ MODEL = "model."
 OPTIMIZER = "optimizer."
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text."""
+    _replace(path, lambda part: part.write_text(text, "utf-8"))
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes a value as indented JSON."""
-    _replace(path, lambda part: part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8"))
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from nplex.place import Place
+from nplex.place import COMPARISON, Place
 
 if TYPE_CHECKING:
     from nplex.recipes.agreement import Data, Recipe
@@ -83,12 +83,12 @@ def compare(
     seeds = sorted(set(seed or [0]))
     folder = out or Path("runs") / f"{task}-compare"
     place, recipe, loaded = _prepare(task, rule, seeds, data, epochs, Place(folder, resume, force))
-    from nplex import experiment, plot
+    from nplex import checkpoint, experiment, plot
 
     with _interruptible(place), _progress() as report:
         summary = experiment.compare(recipe, rule, seeds, loaded, place.folder, report)
-    (place.folder / "compare.md").write_text(summary.markdown(), "utf-8")
-    plot.comparison(summary, place.folder / "compare.png")
+    checkpoint.write_text(place.folder / COMPARISON[1], summary.markdown())
+    plot.comparison(summary, place.folder / COMPARISON[2])
     _print_table(summary.table())
     messages.print(f"tables, figure and models are in {place.folder}", soft_wrap=True)
 
