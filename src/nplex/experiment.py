@@ -86,7 +86,7 @@ def compare(
             place = folder / f"{rule.replace(':', '-')}-seed{seed}"
             results.append(run(replace(recipe, rule=rule), data, seed, place, report))
     summary = summarise(results, rules, baseline(data))
-    checkpoint.write_json(folder / COMPARISON[0], asdict(summary))
+    checkpoint.write_json(folder / COMPARISON[0], asdict(summary) | {"runs": results})
     return summary
 
 
