@@ -27,7 +27,9 @@ def comparison(summary: Summary, path: Path) -> None:
         error = [[mean - 100 * line.low], [100 * line.high - mean]]
         axes.errorbar(place, mean, yerr=error, fmt="o", capsize=5, markersize=7)
         name = f"n = {line.rule}" if line.rule.isdecimal() else line.rule
-        axes.annotate(name, (place, 100 * max(line.high, *line.seeds)), (0, 8), textcoords="offset points", ha="center")
+        axes.annotate(
+            name, (place, 100 * max(line.high, *line.seeds)), (0, 8), textcoords="offset points", ha="center"
+        )
     _axes(axes, summary)
     part = path.with_name(path.name + ".part")
     figure.savefig(part, dpi=150, format="png")
