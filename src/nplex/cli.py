@@ -23,7 +23,8 @@ app = typer.Typer(
 messages = Console(stderr=True, highlight=False, markup=False)
 LISTS = ("--rule", "--seed")
 
-RULE = "dense, n (learned, as 4), n:R (learned at rank R, as 4:7), or an algebra (quaternion, clifford(3,0,0))"
+TWIN = "n (learned, as 4), n:R (learned at rank R, as 4:7), or an algebra (quaternion, clifford(3,0,0))"
+RULE = f"dense, {TWIN}"
 Task = Annotated[str, typer.Argument(help="The experiment: agreement.", metavar="TASK")]
 DataOption = Annotated[
     Path | None,
@@ -129,7 +130,7 @@ def plan(
     in_features: Annotated[int, typer.Argument(min=1, help="Width of the input.")],
     out_features: Annotated[int, typer.Argument(min=1, help="Width of the output.")],
     tokens: Annotated[int, typer.Option(min=0, help="Rows of the input: batch times length; 1 when decoding.")] = 512,
-    rule: Annotated[str, typer.Option(help=f"One of: {RULE}.", metavar="RULE")] = "4",
+    rule: Annotated[str, typer.Option(help=f"One of: {TWIN}.", metavar="RULE")] = "4",
 ) -> None:
     """Print what each way to compute a layer would cost, and which is taken.
 

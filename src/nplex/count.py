@@ -44,12 +44,12 @@ def count(model: nn.Module) -> Count:
         1,282 parameters (1,282 trainable, 0.0 MiB)
           hypercomplex layers 1,152, of these rules 64; with dense layers the model would have 4,290 (29.9 %)
     """
-    parameters = list(model.parameters())
+    parameters = set(model.parameters())
     layers = [module for module in model.modules() if isinstance(module, Linear)]
     rules = {layer.rule: None for layer in layers} | {m: None for m in model.modules() if isinstance(m, Rule)}
     rule_parameters = {p: None for rule in rules for p in rule.parameters()}
     layer_parameters = {p: None for layer in layers for p in layer.parameters()} | rule_parameters
-    held = sum(p.numel() for p in layer_parameters if p in set(parameters))
+    held = sum(p.numel() for p in layer_parameters if p in parameters)
     dense = sum(
         layer.in_features * layer.out_features + (0 if layer.bias is None else layer.out_features) for layer in layers
     )
@@ -58,7 +58,7 @@ def count(model: nn.Module) -> Count:
         total=total,
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         layers=held,
-        rules=sum(p.numel() for p in rule_parameters if p in set(parameters)),
+        rules=sum(p.numel() for p in rule_parameters if p in parameters),
         dense=total - held + dense,
         bytes=sum(t.numel() * t.element_size() for t in (*parameters, *model.buffers())),
     )
