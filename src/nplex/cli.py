@@ -83,7 +83,8 @@ def compare(
     """
     seeds = sorted(set(seed or [0]))
     folder = out or Path("runs") / f"{task}-compare"
-    place, recipe, loaded = _prepare(task, rule, seeds, data, epochs, Place(folder, resume, force))
+    place = Place(folder, resume, force)
+    recipe, loaded = _prepare(task, rule, seeds, data, epochs, place)
     from nplex import checkpoint, experiment, plot
 
     with _interruptible(place), _progress() as report:
@@ -115,7 +116,8 @@ def run(
       nplex run agreement --rule 4:7 --out runs/fast --resume
     """
     folder = out or Path("runs") / f"{task}-{rule.replace(':', '-')}-seed{seed}"
-    place, recipe, loaded = _prepare(task, [rule], [seed], data, epochs, Place(folder, resume, force))
+    place = Place(folder, resume, force)
+    recipe, loaded = _prepare(task, [rule], [seed], data, epochs, place)
     from nplex import experiment
     from nplex.summary import summarise
 
@@ -152,8 +154,8 @@ def plan(
 
 def _prepare(
     task: str, rules: list[str], seeds: list[int], data: Path | None, epochs: int | None, place: Place
-) -> tuple[Place, "Recipe", "Data"]:
-    """Everything that can be wrong is looked at here, before any work: code 2 and one line."""
+) -> tuple["Recipe", "Data"]:
+    """The first rule's recipe and the data; all that can be wrong is told here, before any work."""
     if task != "agreement":
         _refuse(f"there is no task {task!r}; there is agreement")
     if place.resume and place.force:
@@ -167,10 +169,10 @@ def _prepare(
 
         from nplex.recipes import agreement
 
-        recipe = [agreement.agreement(rule) for rule in rules][0]  # noqa: RUF015 - each is looked at
+        recipe, *_ = [agreement.agreement(rule) for rule in rules]
         loaded = agreement.load(data, recipe.vocabulary)
         place.open()
-    return place, recipe if epochs is None else agreement.with_epochs(recipe, epochs), loaded
+    return recipe if epochs is None else agreement.with_epochs(recipe, epochs), loaded
 
 
 @contextmanager

@@ -45,6 +45,7 @@ def product(
         method: "auto", or one of reference, dense, components_first, rule_first, bilinear.
 
     Raises:
+        TypeError: x or components are no tensors, or rule is neither a table nor factors.
         ValueError: sizes that do not fit together, an unknown method, or "bilinear" for a rule without factors.
 
     Source: Zhang et al., Beyond Fully-Connected Layers with Quaternions (2021), equations (3) and (4).
