@@ -10,19 +10,26 @@ from torch import Tensor
 from nplex.algebra.bilinear import BilinearAlgorithm
 
 
-def product(
-    x: Float[Tensor, "*batch d_in"],
-    rule: BilinearAlgorithm,
-    components: Float[Tensor, "n a b"],
-    bias: Float[Tensor, "d_out"] | None = None,
-) -> Float[Tensor, "*batch n*a"]:
-    """`y[i] = sum_r decode[i, r] (sum_k encode_component[k, r] components[k]) (sum_j encode_input[j, r] x[j])`."""
+def blocks(rule: BilinearAlgorithm, components: Float[Tensor, "n a b"]) -> Float[Tensor, "R a b"]:
+    """`blocks[r] = sum_k encode_component[k, r] components[k]`."""
     n, a, b = components.shape
-    rank = rule.rank
-    blocks = torch.matmul(rule.encode_component.mT, components.reshape(n, a * b)).reshape(rank, a, b)
-    inputs = x.reshape(-1, n, b).transpose(0, 1)  # copied once: mixing is then one large matmul
-    mixed = torch.matmul(rule.encode_input.mT, inputs.reshape(n, -1)).reshape(rank, -1, b)
+    return torch.matmul(rule.encode_component.mT, components.reshape(n, a * b)).reshape(-1, a, b)
+
+
+def formula(
+    x: Float[Tensor, "tokens n b"],
+    rule: BilinearAlgorithm,
+    blocks: Float[Tensor, "R a b"],
+    bias: Float[Tensor, "d_out"] | None,
+) -> Float[Tensor, "tokens n a"]:
+    """`y[i] = sum_r decode[i, r] (blocks[r] sum_j encode_input[j, r] x[j])`, for all tokens at once.
+
+    Differentiable any number of times, easy to transform and to compile; `tiles.product` is the same, faster.
+    x is copied into n x (tokens b), so that mixing is one large matmul instead of many tiny ones.
+    """
+    rank, a, b = blocks.shape
+    n = x.shape[1]
+    mixed = torch.matmul(rule.encode_input.mT, x.transpose(0, 1).reshape(n, -1)).reshape(rank, -1, b)
     products = torch.bmm(mixed, blocks.mT)
-    outputs = torch.matmul(rule.decode, products.reshape(rank, -1))
-    y = outputs.reshape(n, -1, a).transpose(0, 1).reshape(*x.shape[:-1], n * a)
-    return y if bias is None else y + bias.to(y.dtype)
+    y = torch.matmul(rule.decode, products.reshape(rank, -1)).reshape(n, -1, a).transpose(0, 1)
+    return y if bias is None else y + bias.to(y.dtype).reshape(n, a)

@@ -16,17 +16,19 @@ def components_first(
     rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
     components: Float[Tensor, "n a b"],
     bias: Float[Tensor, "d_out"] | None = None,
+    prepared: Float[Tensor, "n n n"] | None = None,
 ) -> Float[Tensor, "*batch n*a"]:
     """`t[k, j, a] = sum_b components[k, a, b] x[j, b]`, then `y[i, a] = sum_kj rule[k, i, j] t[k, j, a]`.
 
-    The first is one batch of n matmuls, which reads the components as they lie; the middle has n times the size of
-    the output.
+    The first is one batch of n matmuls, which reads the components as they lie, the second one matmul; the middle
+    has n times the size of the output.
     """
     n, a, b = components.shape
-    middle = torch.matmul(x.reshape(-1, b), components.mT).reshape(n, -1, n, a)
-    mixing = as_table(rule).transpose(0, 1).reshape(n, n * n)
-    y = torch.matmul(mixing, middle.transpose(0, 1).reshape(-1, n * n, a)).reshape(*x.shape[:-1], n * a)
-    return y if bias is None else y + bias.to(y.dtype)
+    inputs = x.reshape(-1, n, b).transpose(0, 1).reshape(-1, b)  # j, token
+    middle = torch.bmm(inputs.expand(n, -1, -1), components.mT)  # k; j, token
+    mixing = _table(rule, prepared).transpose(0, 1).reshape(n, n * n)
+    y = torch.matmul(mixing, middle.reshape(n, n, -1).flatten(0, 1))
+    return _outputs(y.reshape(n, -1, a), x, bias)
 
 
 def rule_first(
@@ -34,16 +36,28 @@ def rule_first(
     rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
     components: Float[Tensor, "n a b"],
     bias: Float[Tensor, "d_out"] | None = None,
+    prepared: Float[Tensor, "n n n"] | None = None,
 ) -> Float[Tensor, "*batch n*a"]:
     """`m[k, i, b] = sum_j rule[k, i, j] x[j, b]`, then `y[i, a] = sum_kb components[k, a, b] m[k, i, b]`.
 
-    The middle has n times the size of the input, so this is the better order where d_out > d_in. The second sum
-    runs over k one matmul at a time: in one matmul it would need a transposed copy of all components.
+    The second sum is one batch of n matmuls, which reads the components as they lie, and one sum over k. The middle
+    has n times the size of the input, so this is the better order where d_out > d_in.
     """
     n, a, b = components.shape
-    middle = torch.matmul(as_table(rule)[:, None], x.reshape(-1, n, b)).reshape(n, -1, b)
-    y = torch.matmul(middle[0], components[0].mT)
-    for k in range(1, n):
-        y = torch.addmm(y, middle[k], components[k].mT)
-    y = y.reshape(*x.shape[:-1], n * a)
+    inputs = x.reshape(-1, n, b).transpose(0, 1).reshape(n, -1)
+    middle = torch.matmul(_table(rule, prepared).reshape(n * n, n), inputs).reshape(n, -1, b)  # k; i, token
+    y = torch.bmm(middle, components.mT).sum(0)
+    return _outputs(y.reshape(n, -1, a), x, bias)
+
+
+def _outputs(
+    y: Float[Tensor, "n tokens a"], x: Float[Tensor, "*batch d_in"], bias: Float[Tensor, "d_out"] | None
+) -> Float[Tensor, "*batch d_out"]:
+    """The blocks of a token side by side, with the batch dimensions of x, and the bias."""
+    y = y.transpose(0, 1).reshape(*x.shape[:-1], y.shape[0] * y.shape[2])
     return y if bias is None else y + bias.to(y.dtype)
+
+
+def _table(rule: Tensor | BilinearAlgorithm, prepared: Tensor | None) -> Float[Tensor, "n n n"]:
+    """The table: what these methods prepare of a rule held as factors."""
+    return as_table(rule) if prepared is None else prepared

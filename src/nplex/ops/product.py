@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.ops import bilinear, dense, factored, reference
+from nplex.ops import dense, factored, reference, tiles
 from nplex.ops.plan import plan
 
 # A compiled or exported graph serves every batch size, so its method is planned once, for this many tokens.
@@ -20,7 +20,7 @@ PRODUCTS: dict[str, Callable[..., Tensor]] = {
     "dense": dense.product,
     "components_first": factored.components_first,
     "rule_first": factored.rule_first,
-    "bilinear": bilinear.product,
+    "bilinear": tiles.product,
 }
 METHODS = ("auto", *PRODUCTS)
 

@@ -1,0 +1,20 @@
+"""Whether a call may write into buffers and bring its own gradients, or must stay a plain formula."""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """True for ordinary tensors in an ordinary call.
+
+    False while torch.compile, export, jit.trace, torch.func's transforms or forward-mode derivatives look on, and
+    for subclasses of Tensor (FakeTensor, DTensor, ...): what is written there must be differentiable as it stands.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)

@@ -1,0 +1,253 @@
+"""The bilinear product in tiles of tokens that stay in cache, with its gradients written by hand.
+
+Large fresh buffers cost more than the mixing itself, so nothing of the size of R / n times the activations is
+written: each tile goes through mixing, block products and mixing in buffers that the next tile uses again. Kept for
+backward are the input, and the block products only while `decode` is learned; blocks and mixed inputs are made again.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.ops.bilinear import blocks, formula
+from nplex.ops.eager import is_eager
+
+# On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
+LEAST_TOKENS, LEAST_BYTES = 64, 2**20
+
+
+class _Sizes(NamedTuple):
+    tokens: int
+    n: int
+    rank: int
+    a: int
+    b: int
+    tile: int
+
+
+def product(
+    x: Float[Tensor, "*batch d_in"],
+    rule: BilinearAlgorithm,
+    components: Float[Tensor, "n a b"],
+    bias: Float[Tensor, "d_out"] | None = None,
+    prepared: Float[Tensor, "R a b"] | None = None,
+) -> Float[Tensor, "*batch n*a"]:
+    """`y[i] = sum_r decode[i, r] (sum_k encode_component[k, r] components[k]) (sum_j encode_input[j, r] x[j])`.
+
+    An ordinary call runs in tiles; torch.compile, torch.func and the like see the formula. `prepared` are the blocks,
+    the bracket with k, where they are at hand; gradients then go to them.
+    """
+    n, a, b = components.shape
+    if torch.is_autocast_enabled(x.device.type):
+        x, components, bias, prepared = map(_as_autocast, (x, components, bias, prepared))
+        rule = BilinearAlgorithm(*map(_as_autocast, rule))
+    rows = x.reshape(-1, n, b)
+    inputs = (rows, *rule, components, bias, prepared)
+    eager = is_eager(*inputs)
+    if eager and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        y = _Product.apply(*inputs)
+    else:
+        made = blocks(rule, components) if prepared is None else prepared
+        tiled = eager and rows.shape[0] > LEAST_TOKENS
+        y = _forward(rows, rule, made, bias)[0] if tiled else formula(rows, rule, made, bias)
+    return y.reshape(*x.shape[:-1], n * a)
+
+
+def tile_tokens(tokens: int, rank: int, a: int, b: int, element_size: int, device: torch.device) -> int:
+    """Tokens of a tile: on a CPU about `a b / (a + b)`, elsewhere all.
+
+    So many tokens read as many bytes of blocks as they read and write of block inputs and outputs: with fewer the
+    blocks are read too often, with more the tile leaves the cache.
+    """
+    if device.type != "cpu":
+        return max(tokens, 1)
+    size = max(LEAST_TOKENS, a * b // (a + b), LEAST_BYTES // (element_size * rank * (a + b)))
+    return max(1, min(tokens, -(-size // 32) * 32))
+
+
+class _Product(torch.autograd.Function):
+    """x, the three factors, components, bias, blocks -> y."""
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, encode_component: Tensor, encode_input: Tensor, decode: Tensor, components: Tensor,
+        bias: Tensor | None, prepared: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        rule = BilinearAlgorithm(encode_component, encode_input, decode)
+        made = blocks(rule, components) if prepared is None else prepared
+        y, products = _forward(x, rule, made, bias, keep=ctx.needs_input_grad[3])
+        ctx.save_for_backward(x, *rule, components, prepared, products)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, encode_component, encode_input, decode, components, prepared, products = ctx.saved_tensors
+        rule = BilinearAlgorithm(encode_component, encode_input, decode)
+        wanted = ctx.needs_input_grad
+        bias_grad = grad.sum(0).flatten() if wanted[5] else None
+        if torch.is_grad_enabled():
+            *most, blocks_grad = _differentiable(x, rule, components, prepared, grad, (*wanted[:5], wanted[6]))
+            return *most, bias_grad, blocks_grad
+        made = blocks(rule, components) if prepared is None else prepared
+        needs_blocks = wanted[6] if prepared is not None else wanted[1] or wanted[4]
+        x_grad, input_grad, decode_grad, blocks_grad = _backward(
+            grad, x, rule, made, products, (wanted[0], wanted[2], needs_blocks)
+        )
+        if prepared is not None:
+            return x_grad, None, input_grad, decode_grad, None, bias_grad, blocks_grad
+        component_grad, components_grad = _through_blocks(blocks_grad, rule, components, wanted[1], wanted[4])
+        return x_grad, component_grad, input_grad, decode_grad, components_grad, bias_grad, None
+
+
+def _forward(
+    x: Float[Tensor, "tokens n b"],
+    rule: BilinearAlgorithm,
+    blocks: Float[Tensor, "R a b"],
+    bias: Float[Tensor, "d_out"] | None,
+    keep: bool = False,
+) -> tuple[Float[Tensor, "tokens n a"], Tensor | None]:
+    """y, and all block products, tile after tile, if they are to be kept."""
+    s = _sizes(x, blocks)
+    y = x.new_empty(s.tokens, s.n, s.a)
+    kept = x.new_empty(s.tokens * s.rank * s.a) if keep else None
+    inputs, outputs = x.new_empty(s.n * s.tile * s.b), x.new_empty(s.n * s.tile * s.a)
+    mixed, products = x.new_empty(s.rank * s.tile * s.b), x.new_empty(0 if keep else s.rank * s.tile * s.a)
+    encode, weights = rule.encode_input.mT, blocks.mT
+    for start in range(0, s.tokens, s.tile):
+        stop = min(start + s.tile, s.tokens)
+        z = _mix(encode, _gather(x, start, stop, inputs), mixed)
+        u = _view(products, s.rank, stop - start, s.a) if kept is None else _kept(kept, start, stop, s)
+        torch.bmm(z, weights, out=u)
+        part = _mix(rule.decode, u, outputs).transpose(0, 1)
+        if bias is None:
+            y[start:stop] = part
+        else:
+            torch.add(part, bias.reshape(s.n, s.a), out=y[start:stop])
+    return y, kept
+
+
+def _backward(
+    grad: Float[Tensor, "tokens n a"],
+    x: Float[Tensor, "tokens n b"],
+    rule: BilinearAlgorithm,
+    blocks: Float[Tensor, "R a b"],
+    products: Tensor | None,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, encode_input, decode and blocks; wanted are the first, the second, the last."""
+    s, (for_x, for_encode, for_blocks) = _sizes(x, blocks), wanted
+    x_grad = torch.empty_like(x, memory_format=torch.contiguous_format) if for_x else None
+    encode_grad = _zeros(rule.encode_input) if for_encode else None
+    decode_grad = _zeros(rule.decode) if products is not None else None
+    blocks_grad = _zeros(blocks) if for_blocks else None
+    sizes = (s.n * s.b, s.rank * s.b, s.n * s.a, s.rank * s.a)
+    inputs, mixed, outputs, product_grads = (x.new_empty(size * s.tile) for size in sizes)
+    for start in range(0, s.tokens, s.tile):
+        stop = min(start + s.tile, s.tokens)
+        xs, dy = _gather(x, start, stop, inputs), _gather(grad, start, stop, outputs)
+        if decode_grad is not None and products is not None:
+            _add_matmul(decode_grad, dy.flatten(1), _kept(products, start, stop, s).flatten(1).mT)
+        du = _mix(rule.decode.mT, dy, product_grads)
+        if blocks_grad is not None:
+            _add_matmul(blocks_grad, du.mT, _mix(rule.encode_input.mT, xs, mixed))
+        if x_grad is None and encode_grad is None:
+            continue
+        dz = torch.bmm(du, blocks, out=_view(mixed, s.rank, stop - start, s.b))
+        if encode_grad is not None:
+            _add_matmul(encode_grad, xs.flatten(1), dz.flatten(1).mT)
+        if x_grad is not None:
+            x_grad[start:stop] = _mix(rule.encode_input, dz, inputs).transpose(0, 1)
+    return x_grad, _rounded(encode_grad, x), _rounded(decode_grad, x), _rounded(blocks_grad, x)
+
+
+def _rounded(grad: Tensor | None, like: Tensor) -> Tensor | None:
+    """In the type of `like`."""
+    return None if grad is None else grad.to(like.dtype)
+
+
+def _through_blocks(
+    blocks_grad: Float[Tensor, "R a b"] | None,
+    rule: BilinearAlgorithm,
+    components: Float[Tensor, "n a b"],
+    for_encode: bool,
+    for_components: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of encode_component and components, each one matmul."""
+    if blocks_grad is None:
+        return None, None
+    flat = blocks_grad.flatten(1)
+    encode_grad = torch.mm(components.flatten(1), flat.mT) if for_encode else None
+    components_grad = torch.mm(rule.encode_component, flat).view_as(components) if for_components else None
+    return encode_grad, components_grad
+
+
+def _differentiable(
+    x: Tensor, rule: BilinearAlgorithm, components: Tensor, prepared: Tensor | None, grad: Tensor,
+    wanted: tuple[bool, ...],
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of x, the factors, components and prepared blocks that can themselves be differentiated."""
+    x, *factors, components = (t.view_as(t) for t in (x, *rule, components))
+    prepared = None if prepared is None else prepared.view_as(prepared)
+    rule = BilinearAlgorithm(*factors)
+    y = formula(x, rule, blocks(rule, components) if prepared is None else prepared, None)
+    inputs = (x, *rule, components, prepared)
+    asked = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
+    found = iter(torch.autograd.grad(y, asked, grad, create_graph=True, allow_unused=True))
+    return [next(found) if want and t is not None else None for t, want in zip(inputs, wanted, strict=True)]
+
+
+def _sizes(x: Float[Tensor, "tokens n b"], blocks: Float[Tensor, "R a b"]) -> _Sizes:
+    """All sizes, and the tile's."""
+    (tokens, n, _), (rank, a, b) = x.shape, blocks.shape
+    return _Sizes(tokens, n, rank, a, b, tile_tokens(tokens, rank, a, b, x.element_size(), x.device))
+
+
+def _view(buffer: Tensor, rows: int, size: int, width: int) -> Float[Tensor, "rows size width"]:
+    """The front of a buffer."""
+    return buffer[: rows * size * width].view(rows, size, width)
+
+
+def _kept(products: Tensor, start: int, stop: int, s: _Sizes) -> Float[Tensor, "R size a"]:
+    """The block products of the tokens from start to stop."""
+    row = s.rank * s.a
+    return products[start * row : stop * row].view(s.rank, stop - start, s.a)
+
+
+def _gather(x: Float[Tensor, "tokens n c"], start: int, stop: int, buffer: Tensor) -> Float[Tensor, "n size c"]:
+    """The tokens from start to stop, the n parts of a token first."""
+    part = x[start:stop].transpose(0, 1)
+    return _view(buffer, *part.shape).copy_(part)
+
+
+def _mix(
+    weights: Float[Tensor, "p q"], parts: Float[Tensor, "q size c"], buffer: Tensor
+) -> Float[Tensor, "p size c"]:
+    """`[p] = sum_q weights[p, q] parts[q]`, as one matmul into the buffer."""
+    mixed = _view(buffer, weights.shape[0], *parts.shape[1:])
+    torch.mm(weights, parts.flatten(1), out=mixed.flatten(1))
+    return mixed
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """Where a gradient is summed over tiles: in float32 for half precision."""
+    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def _add_matmul(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`."""
+    if total.dtype != left.dtype:
+        total += left @ right
+    elif total.ndim == 3:
+        total.baddbmm_(left, right)
+    else:
+        total.addmm_(left, right)
+
+
+def _as_autocast(tensor: Any) -> Any:
+    """In autocast's type, as it would do for each matmul; float64 stays, and so does None."""
+    if tensor is None or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
