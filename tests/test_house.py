@@ -28,6 +28,7 @@ MANY_ARGUMENTS: dict[str, str] = {}
 STAR_ARGUMENTS = {
     "nplex.convert.spec.only": 'reads as a list of patterns: only("encoder.*", "*.linear1")',
     "nplex.convert.spec.all_but": "as only",
+    "nplex.ops.eager.is_eager": "as many tensors as a call has",
     "nplex.nn.linear.check_widths": "the keywords are the names that the message gives",
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "base", "core", "types"}
@@ -35,7 +36,9 @@ THIRD_PARTY = {"torch": None, "jaxtyping": None, "safetensors": None, "typer": "
 HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IGNORECASE)
 
 PUBLIC = {
-    "nplex": ["algebra", "ops", "nn", "preview", "convert_", "only", "all_but", "count"],
+    "nplex": [
+        "algebra", "ops", "nn", "preview", "convert_", "factorize_", "unfactorize_", "only", "all_but", "count",
+    ],
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",
         "sedenion", "clifford", "cyclic", "matrices", "direct", "BilinearAlgorithm", "as_table", "generic_rank",
@@ -44,7 +47,8 @@ PUBLIC = {
     "nplex.ops": ["product", "plan", "Plan", "Cost", "METHODS", "expand"],
     "nplex.nn": ["Linear", "Rule", "LearnedRule", "FixedRule", "as_rule", "share", "missing_rules"],
     "nplex.convert": [
-        "preview", "convert_", "only", "all_but", "parse_rule", "Conversion", "Where", "Report", "Row",
+        "preview", "convert_", "factorize_", "unfactorize_", "only", "all_but", "parse_rule", "Conversion", "Where",
+        "Report", "Row", "FactorReport", "FactorRow",
     ],
 }  # fmt: skip
 

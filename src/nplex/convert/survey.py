@@ -26,7 +26,7 @@ def survey(model: nn.Module, spec: Conversion) -> Report:
         TypeError: the model is no module.
         ValueError: the model is itself a linear layer, is wrapped, or cannot hold the shared rule.
     """
-    _check_model(model)
+    check_model(model)
     template = spec.template
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -48,7 +48,7 @@ def survey(model: nn.Module, spec: Conversion) -> Report:
     return Report(rows, total, common, _others(names))
 
 
-def _check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module) -> None:
     """Refuses what cannot be converted as a whole."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
