@@ -12,6 +12,7 @@ help:
 	@echo "make test-slow  the tests that take long"
 	@echo "make lint       ruff, pyright"
 	@echo "make bench      time every method against torch's Linear; writes benchmarks/results/"
+	@echo "make bench-peers  time nplex beside other packages' layers, in an environment of its own (.venv-peers)"
 	@echo "make clean      delete the environment and caches"
 
 $(READY): pyproject.toml constraints.txt
@@ -44,6 +45,17 @@ bench: $(READY)
 	$(BIN)/python benchmarks/ops.py --threads 1
 	$(BIN)/python benchmarks/ops.py --threads 2
 	$(BIN)/python benchmarks/find.py
+	$(BIN)/python benchmarks/models.py
+
+.venv-peers/.ready: pyproject.toml constraints.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,peers]'
+	touch $@
+
+.PHONY: bench-peers
+bench-peers: .venv-peers/.ready
+	OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/peers.py --threads 1
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
