@@ -45,7 +45,7 @@ PUBLIC = {
         "known_algorithm", "find", "Search",
     ],
     "nplex.ops": ["product", "plan", "Plan", "Cost", "METHODS", "expand"],
-    "nplex.nn": ["Linear", "Rule", "LearnedRule", "FixedRule", "as_rule", "share", "missing_rules"],
+    "nplex.nn": ["Linear", "Rule", "LearnedRule", "FixedRule", "as_rule", "share", "missing_rules", "cached"],
     "nplex.convert": [
         "preview", "convert_", "factorize_", "unfactorize_", "only", "all_but", "parse_rule", "Conversion", "Where",
         "Report", "Row", "FactorReport", "FactorRow",

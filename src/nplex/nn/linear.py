@@ -11,6 +11,7 @@ from nplex.algebra import Algebra
 from nplex.nn import init
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
+from nplex.ops.cache import Cache
 from nplex.ops.product import check_method
 
 
@@ -36,6 +37,7 @@ class Linear(nn.Module):
         components: n x ceil(out_features / n) x ceil(in_features / n), the layer's own numbers.
         bias: out_features numbers, or None.
         rule: the rule; registered here unless it is shared.
+        cache: what is kept of the weight inside nplex.nn.cached, else None.
 
     Raises:
         ValueError: a size, rule or method is impossible; says what was expected.
@@ -54,6 +56,7 @@ class Linear(nn.Module):
     rule: Rule
     components: nn.Parameter
     bias: nn.Parameter | None
+    cache: Cache | None
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Linear(nn.Module):
         check_widths(rule.n, in_features=in_features, out_features=out_features)
         check_method(method, factors=rule.rank is not None)
         self.in_features, self.out_features, self.method = in_features, out_features, method
+        self.cache = None
         n, a, b = rule.n, math.ceil(out_features / rule.n), math.ceil(in_features / rule.n)
         self.components = nn.Parameter(torch.empty(n, a, b, device=device, dtype=dtype))
         self.register_parameter(
@@ -89,7 +93,9 @@ class Linear(nn.Module):
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """`y = x W^T + b`."""
         features = (self.in_features, self.out_features)
-        return ops.product(x, self.rule(), self.components, self.bias, features=features, method=self.method)
+        return ops.product(
+            x, self.rule(), self.components, self.bias, features=features, method=self.method, cache=self.cache
+        )
 
     @property
     def weight(self) -> Float[Tensor, "d_out d_in"]:

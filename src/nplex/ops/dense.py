@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table
-from nplex.ops.eager import is_eager
+from nplex.ops.eager import autocast_type, is_eager
 
 # Blocks of the weight are built in a buffer of about so many bytes, which stays in cache, and put in their places.
 TILE_BYTES = 2**21
@@ -35,7 +35,7 @@ def expand(
     rows at a time.
     """
     table = as_table(rule)
-    if torch.is_autocast_enabled(components.device.type) or not is_eager(table, components):
+    if autocast_type(components) is not None or not is_eager(table, components):
         return formula(table, components)
     if torch.is_grad_enabled() and (table.requires_grad or components.requires_grad):
         return _Expand.apply(table, components)

@@ -1,4 +1,4 @@
-"""Whether a call may write into buffers and bring its own gradients, or must stay a plain formula."""
+"""What surrounds a call: whether it may write into buffers and bring its own gradients, and autocast."""
 
 import torch
 from torch import Tensor
@@ -18,3 +18,11 @@ def is_eager(*tensors: Tensor | None) -> bool:
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
+
+
+def autocast_type(tensor: Tensor) -> torch.dtype | None:
+    """The type that autocast gives a matmul of this tensor, or None where it is off or unknown to the device."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from nplex.algebra.bilinear import BilinearAlgorithm
 from nplex.ops import dense, factored, reference, tiles
+from nplex.ops.cache import Cache, leaves
+from nplex.ops.eager import is_eager
 from nplex.ops.plan import plan
 
 # A compiled or exported graph serves every batch size, so its method is planned once, for this many tokens.
@@ -33,6 +35,7 @@ def product(
     *,
     features: tuple[int, int] | None = None,
     method: str = "auto",
+    cache: Cache | None = None,
 ) -> Float[Tensor, "*batch d_out"]:
     """`y = x W^T + bias` with `W = sum_k kron(rule[k], components[k])`, by the method named or planned.
 
@@ -43,6 +46,7 @@ def product(
         bias: added to the output.
         features: (d_in, d_out) where n does not divide them: x is padded with zeros to n * b, the output cropped.
         method: "auto", or one of reference, dense, components_first, rule_first, bilinear.
+        cache: where what the method makes of rule and components is kept from call to call; see nplex.nn.cached.
 
     Raises:
         TypeError: x or components are no tensors, or rule is neither a table nor factors.
@@ -61,13 +65,17 @@ def product(
     d_in, d_out = features or (n * b, n * a)
     _check(x, rule, components, bias, (d_in, d_out))
     check_method(method, factors=not isinstance(rule, Tensor))
+    if cache is not None and not is_eager(x, components, *leaves(rule)):
+        cache = None
     if method == "auto":
-        method = _planned(x, rule, (d_in, d_out))
+        method = _planned(x, rule, (d_in, d_out), prepared=cache is not None)
     if d_in < n * b:
         x = F.pad(x, (0, n * b - d_in))
     if bias is not None and d_out < n * a:
         bias = F.pad(bias, (0, n * a - d_out))
-    y = PRODUCTS[method](x, rule, components, bias)
+    prepared = None if cache is None else cache.get(method, rule, components)
+    at_hand = () if prepared is None else (prepared,)
+    y = PRODUCTS[method](x, rule, components, bias, *at_hand)
     return y if d_out == n * a else y[..., :d_out]
 
 
@@ -90,7 +98,7 @@ def check_method(method: str, *, factors: bool) -> None:
         )
 
 
-def _planned(x: Tensor, rule: Tensor | BilinearAlgorithm, features: tuple[int, int]) -> str:
+def _planned(x: Tensor, rule: Tensor | BilinearAlgorithm, features: tuple[int, int], prepared: bool) -> str:
     """The method that the plan takes for these sizes."""
     tokens = TOKENS_WHEN_COMPILING if torch.compiler.is_compiling() else math.prod(x.shape[:-1])
     rank = None if isinstance(rule, Tensor) else rule.rank

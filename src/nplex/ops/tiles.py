@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
 from nplex.ops.bilinear import blocks, formula
-from nplex.ops.eager import is_eager
+from nplex.ops.eager import autocast_type, is_eager
 
 # On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
 LEAST_TOKENS, LEAST_BYTES = 64, 2**20
@@ -41,9 +41,9 @@ def product(
     the bracket with k, where they are at hand; gradients then go to them.
     """
     n, a, b = components.shape
-    if torch.is_autocast_enabled(x.device.type):
-        x, components, bias, prepared = map(_as_autocast, (x, components, bias, prepared))
-        rule = BilinearAlgorithm(*map(_as_autocast, rule))
+    if (dtype := autocast_type(x)) is not None:
+        x, components, bias, prepared = (_cast(t, dtype) for t in (x, components, bias, prepared))
+        rule = BilinearAlgorithm(*(_cast(factor, dtype) for factor in rule))
     rows = x.reshape(-1, n, b)
     inputs = (rows, *rule, components, bias, prepared)
     eager = is_eager(*inputs)
@@ -246,8 +246,6 @@ def _add_matmul(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
 
 
-def _as_autocast(tensor: Any) -> Any:
+def _cast(tensor: Any, dtype: torch.dtype) -> Any:
     """In autocast's type, as it would do for each matmul; float64 stays, and so does None."""
-    if tensor is None or tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)

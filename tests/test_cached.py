@@ -1,0 +1,171 @@
+"""What is kept inside nplex.nn.cached is used, and is never stale."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from cases import RULES, methods_for
+from torch import nn
+
+from nplex import ops
+from nplex.nn import LearnedRule, Linear, cached, share
+
+METHODS = [(name, method) for name, make in RULES.items() for method in methods_for(make())]
+CHANGES = {
+    "in place": lambda layer: layer.components.mul_(2),
+    "slice": lambda layer: layer.components[0, 0].zero_(),
+    "detached": lambda layer: layer.components.detach().add_(1),
+    "load": lambda layer: layer.load_state_dict({k: v + 1 for k, v in layer.state_dict().items()}),
+    "load, assigned": lambda layer: layer.load_state_dict(
+        {k: nn.Parameter(v + 1) for k, v in layer.state_dict().items()}, assign=True
+    ),
+    "new parameter": lambda layer: setattr(layer, "components", nn.Parameter(layer.components + 1)),
+    "new rule": lambda layer: setattr(layer, "rule", LearnedRule(4, layer.rule.rank, dtype=torch.float64)),
+    "data exchanged": lambda layer: setattr(layer.components, "data", layer.components + 1),
+    "rule in place": lambda layer: next(layer.rule.parameters()).mul_(2),
+    "inference mode": lambda layer: _in_inference_mode(layer),
+}
+
+
+def _in_inference_mode(layer):
+    with torch.inference_mode():
+        layer.components.mul_(2)
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """Counts what is built."""
+    built = []
+    real = ops.cache.prepare
+    monkeypatch.setattr(ops.cache, "prepare", lambda method, *args: built.append(method) or real(method, *args))
+    return built
+
+
+@pytest.mark.parametrize(("name", "method"), METHODS)
+def test_the_same_outputs_and_gradients(name, method):
+    layer = Linear(18, 17, rule=RULES[name](dtype=torch.float64), method=method, dtype=torch.float64)
+    x = torch.randn(5, 18, dtype=torch.float64, requires_grad=True)
+
+    def run():
+        y = layer(x) + layer(2 * x)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
+
+    expected = run()
+    with cached(layer):
+        torch.testing.assert_close(run(), expected)
+        torch.testing.assert_close(run(), expected)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x) + layer(2 * x), expected[0])
+
+
+@pytest.mark.parametrize(("rank", "method"), [(None, "dense"), (7, "dense"), (7, "bilinear"), (7, "rule_first")])
+def test_built_once_for_many_calls(builds, rank, method):
+    layer = Linear(16, 16, rule=LearnedRule(4, rank), method=method)
+    with cached(layer):
+        for _ in range(3):
+            layer(torch.ones(2, 16))
+        with torch.no_grad():
+            for _ in range(3):
+                layer(torch.ones(2, 16))
+    assert builds == [method] * 2  # one with a graph, one without
+    layer(torch.ones(2, 16))
+    assert len(builds) == 2
+    assert layer.cache is None
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("rank", "method"), [(None, "dense"), (7, "dense"), (7, "bilinear"), (7, "rule_first")])
+def test_never_stale(change, rank, method):
+    layer = Linear(16, 12, rule=LearnedRule(4, rank, dtype=torch.float64), method=method, dtype=torch.float64)
+    x = torch.randn(3, 16, dtype=torch.float64)
+    with torch.no_grad(), cached(layer):
+        before = layer(x)
+        CHANGES[change](layer)
+        after = layer(x)
+    torch.testing.assert_close(after, layer(x).detach())
+    assert not torch.equal(before, after)
+
+
+def test_never_stale_after_a_change_of_type_or_place():
+    layer = Linear(16, 12, rule=LearnedRule(4, 7), method="dense")
+    with torch.no_grad(), cached(layer):
+        layer(torch.ones(2, 16))
+        assert layer.double()(torch.ones(2, 16).double()).dtype == torch.float64
+        assert layer.to("meta")(torch.ones(2, 16, device="meta").double()).device.type == "meta"
+
+
+@pytest.mark.parametrize("settings", [{}, {"foreach": True}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_never_stale_after_a_step_of_an_optimizer(kind, settings):
+    layer = Linear(16, 12, rule=LearnedRule(4, 7), method="bilinear")
+    optimizer, x = kind(layer.parameters(), lr=0.1, **settings), torch.randn(3, 16)
+    with cached(layer):
+        for _ in range(3):
+            layer(x).square().sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                found = layer(x)
+                torch.testing.assert_close(found, ops.product(x, layer.rule(), layer.components, layer.bias))
+
+
+def test_several_backwards_without_a_step():
+    layer, x = Linear(16, 12, rule=4, method="dense"), torch.randn(3, 16)
+    layer(x).sum().backward()
+    once = layer.components.grad.clone()
+    layer.zero_grad()
+    with cached(layer):
+        for _ in range(3):
+            layer(x).sum().backward()
+    torch.testing.assert_close(layer.components.grad, 3 * once)
+
+
+def test_autocast_and_plain_calls_do_not_share():
+    layer, x = Linear(16, 12, rule=LearnedRule(4, 7), method="dense"), torch.randn(3, 16)
+    with torch.no_grad(), cached(layer):
+        exact = layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        torch.testing.assert_close(layer(x), exact)
+
+
+def test_inference_tensors_are_not_kept():
+    with torch.inference_mode():
+        layer, x = Linear(16, 12, rule=4, method="dense"), torch.randn(3, 16)
+        with cached(layer):
+            before = layer(x)
+            layer.components.mul_(2)
+            assert not torch.equal(layer(x), before)
+    layer = Linear(16, 12, rule=4, method="dense")
+    with cached(layer):
+        with torch.inference_mode():
+            layer(x)
+        layer(torch.ones(3, 16)).sum().backward()  # what was made in inference mode cannot be saved for backward
+
+
+def test_vmap_and_copies_do_without():
+    layer, x = Linear(16, 12, rule=LearnedRule(4, 7)), torch.randn(3, 16)
+    with torch.no_grad(), cached(layer):
+        torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
+        assert copy.deepcopy(layer).cache is None
+        assert pickle.loads(pickle.dumps(layer)).cache is None
+
+
+def test_nested_and_after_an_error():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            rule = share(self, LearnedRule(4))
+            self.up, self.down, self.plain = Linear(8, 16, rule=rule), Linear(16, 8, rule=rule), nn.Linear(8, 8)
+
+    model = Model()
+    with cached(model):
+        outer = model.up.cache
+        with cached(model.up):
+            assert model.up.cache is outer
+        assert model.up.cache is outer
+        assert model.down.cache is not None
+    with pytest.raises(RuntimeError, match="mine"), cached(model):
+        raise RuntimeError("mine")
+    assert model.up.cache is None
+    assert model.down.cache is None
