@@ -61,6 +61,15 @@ def test_without_gradients(tiled):
         torch.testing.assert_close(product(*tensors), found)
 
 
+def test_one_token_block_by_block(monkeypatch):
+    x, *others = inputs()
+    expected = formula(x[:1], *others).detach()
+    monkeypatch.setattr(tiles, "LARGE_BLOCK", 1)
+    with torch.no_grad():
+        torch.testing.assert_close(product(x[:1], *others), expected)
+        torch.testing.assert_close(product(x[:1], *others[:-1], None), expected - others[-1])
+
+
 def test_strided_inputs_and_expanded_gradients(tiled):
     tensors = inputs()
     tensors[0] = torch.randn(B, TOKENS, N, dtype=torch.float64).permute(1, 2, 0).requires_grad_()

@@ -17,6 +17,9 @@ from nplex.ops.eager import autocast_type, is_eager
 
 # On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
 LEAST_TOKENS, LEAST_BYTES = 64, 2**20
+# Of one token, block products are matrix-vector products; from this size on, R calls cost less than what a batch of
+# matmuls loses by packing the blocks.
+LARGE_BLOCK = 2**16
 
 
 class _Sizes(NamedTuple):
@@ -51,8 +54,12 @@ def product(
         y = _Product.apply(*inputs)
     else:
         made = blocks(rule, components) if prepared is None else prepared
-        tiled = eager and rows.shape[0] > LEAST_TOKENS
-        y = _forward(rows, rule, made, bias)[0] if tiled else formula(rows, rule, made, bias)
+        if eager and rows.shape[0] > LEAST_TOKENS:
+            y, _ = _forward(rows, rule, made, bias)
+        elif eager and rows.shape[0] == 1 and a * b >= LARGE_BLOCK and x.dtype in (torch.float32, torch.float64):
+            y = _one_token(rows[0], rule, made, bias)
+        else:
+            y = formula(rows, rule, made, bias)
     return y.reshape(*x.shape[:-1], n * a)
 
 
@@ -66,6 +73,21 @@ def tile_tokens(tokens: int, rank: int, a: int, b: int, element_size: int, devic
         return max(tokens, 1)
     size = max(LEAST_TOKENS, a * b // (a + b), LEAST_BYTES // (element_size * rank * (a + b)))
     return max(1, min(tokens, -(-size // 32) * 32))
+
+
+def _one_token(
+    x: Float[Tensor, "n b"],
+    rule: BilinearAlgorithm,
+    blocks: Float[Tensor, "R a b"],
+    bias: Float[Tensor, "d_out"] | None,
+) -> Float[Tensor, "n a"]:
+    """As `formula`, reading every block once at the speed of memory."""
+    mixed = torch.mm(rule.encode_input.mT, x)
+    products = x.new_empty(blocks.shape[:2])
+    for block, z, u in zip(blocks, mixed, products, strict=True):
+        torch.mv(block, z, out=u)
+    y = torch.mm(rule.decode, products)
+    return y if bias is None else y + bias.reshape(y.shape)
 
 
 class _Product(torch.autograd.Function):
