@@ -13,12 +13,14 @@ from nplex.ops import bilinear, dense, tiles
 N, RANK, A, B, TOKENS = 3, 5, 4, 2, 11
 
 
-@pytest.fixture(params=[1, 4, 11], ids=lambda size: f"tile {size}")
+@pytest.fixture(params=[(1, 0), (4, 0), (4, 99), (11, 0)], ids=lambda p: f"tile {p[0]}, kept from {p[1]}")
 def tiled(request, monkeypatch):
     """Tiles of some tokens and of few rows, so that even small products take several."""
-    monkeypatch.setattr(tiles, "tile_tokens", lambda *sizes: request.param)
+    size, kept_from = request.param
+    monkeypatch.setattr(tiles, "tile_tokens", lambda *sizes: size)
+    monkeypatch.setattr(tiles, "KEPT_FROM", kept_from)
     monkeypatch.setattr(tiles, "LEAST_TOKENS", 0)
-    monkeypatch.setattr(dense, "TILE_BYTES", 8 * N * N * B * request.param)
+    monkeypatch.setattr(dense, "TILE_BYTES", 8 * N * N * B * size)
 
 
 def inputs(dtype=torch.float64, requires_grad=(True,) * 6):
@@ -137,8 +139,11 @@ def test_torch_func_sees_a_formula(run):
         torch.testing.assert_close(forward_ad.unpack_dual(loss(*duals)).tangent, directional)
 
 
-@pytest.mark.parametrize(("learned", "kept"), [(True, TOKENS * RANK * A), (False, 0)])
-def test_saved_for_backward_are_the_input_and_products_while_the_rule_is_learned(learned, kept):
+@pytest.mark.parametrize(
+    ("learned", "kept_from", "kept"), [(True, B, TOKENS * RANK * A), (True, B + 1, 0), (False, B, 0)]
+)
+def test_saved_for_backward_are_the_input_and_products_of_wide_blocks(learned, kept_from, kept, monkeypatch):
+    monkeypatch.setattr(tiles, "KEPT_FROM", kept_from)
     tensors = inputs(requires_grad=(True, learned, learned, learned, True, True))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
@@ -160,7 +165,7 @@ def test_the_weight_in_rows_gives_the_value_and_gradients_of_the_formula(tiled):
 
 @pytest.mark.parametrize(
     ("sizes", "expected"),
-    [((1024, 7, 512, 512), 256), ((2048, 24, 256, 64), 64), ((2048, 4, 64, 64), 512), ((5, 7, 512, 512), 5)],
+    [((1024, 7, 512, 512), 512), ((2048, 24, 256, 64), 64), ((2048, 4, 64, 64), 512), ((5, 7, 512, 512), 5)],
 )
 def test_tile_sizes(sizes, expected):
     assert tiles.tile_tokens(*sizes, 4, torch.device("cpu")) == expected

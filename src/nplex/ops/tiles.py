@@ -2,7 +2,8 @@
 
 Large fresh buffers cost more than the mixing itself, so nothing of the size of R / n times the activations is
 written: each tile goes through mixing, block products and mixing in buffers that the next tile uses again. Kept for
-backward are the input, and the block products only while `decode` is learned; blocks and mixed inputs are made again.
+backward are the input, and the block products only while `decode` is learned and blocks are wide: where they are
+narrow, making them again costs no more than writing and reading them. Blocks and mixed inputs are always made again.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +17,10 @@ from nplex.ops.bilinear import blocks, formula
 from nplex.ops.eager import autocast_type, is_eager
 
 # On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
-LEAST_TOKENS, LEAST_BYTES = 64, 2**20
+LEAST_TOKENS, LEAST_BYTES, WIDE = 64, 2**20, 128
+# From so many inputs of a block on, its products are kept for the gradient of `decode`, tile by tile: one large tensor
+# would be given back to the system at each step, and new pages cost more than the arithmetic.
+KEPT_FROM = 48
 # Of one token, block products are matrix-vector products; from this size on, R calls cost less than what a batch of
 # matmuls loses by packing the blocks.
 LARGE_BLOCK = 2**16
@@ -64,14 +68,16 @@ def product(
 
 
 def tile_tokens(tokens: int, rank: int, a: int, b: int, element_size: int, device: torch.device) -> int:
-    """Tokens of a tile: on a CPU about `a b / (a + b)`, elsewhere all.
+    """Tokens of a tile: on a CPU about `a b / (a + b)`, twice that for wide blocks; elsewhere all.
 
-    So many tokens read as many bytes of blocks as they read and write of block inputs and outputs: with fewer the
-    blocks are read too often, with more the tile leaves the cache.
+    With `a b / (a + b)` tokens a tile reads as many bytes of blocks as of block inputs and outputs: with far fewer the
+    blocks are read too often, with far more the tile leaves the cache, which matters little where blocks are wide.
     """
     if device.type != "cpu":
         return max(tokens, 1)
-    size = max(LEAST_TOKENS, a * b // (a + b), LEAST_BYTES // (element_size * rank * (a + b)))
+    balanced = a * b // (a + b)
+    balanced *= 2 if balanced >= WIDE else 1
+    size = max(LEAST_TOKENS, balanced, LEAST_BYTES // (element_size * rank * (a + b)))
     return max(1, min(tokens, -(-size // 32) * 32))
 
 
@@ -100,13 +106,13 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         rule = BilinearAlgorithm(encode_component, encode_input, decode)
         made = blocks(rule, components) if prepared is None else prepared
-        y, products = _forward(x, rule, made, bias, keep=ctx.needs_input_grad[3])
-        ctx.save_for_backward(x, *rule, components, prepared, products)
+        y, products = _forward(x, rule, made, bias, keep=ctx.needs_input_grad[3] and x.shape[2] >= KEPT_FROM)
+        ctx.save_for_backward(x, *rule, components, prepared, *products)
         return y
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, encode_component, encode_input, decode, components, prepared, products = ctx.saved_tensors
+        x, encode_component, encode_input, decode, components, prepared, *products = ctx.saved_tensors
         rule = BilinearAlgorithm(encode_component, encode_input, decode)
         wanted = ctx.needs_input_grad
         bias_grad = grad.sum(0).flatten() if wanted[5] else None
@@ -116,7 +122,7 @@ class _Product(torch.autograd.Function):
         made = blocks(rule, components) if prepared is None else prepared
         needs_blocks = wanted[6] if prepared is not None else wanted[1] or wanted[4]
         x_grad, input_grad, decode_grad, blocks_grad = _backward(
-            grad, x, rule, made, products, (wanted[0], wanted[2], needs_blocks)
+            grad, x, rule, made, products, (wanted[0], wanted[2], wanted[3], needs_blocks)
         )
         if prepared is not None:
             return x_grad, None, input_grad, decode_grad, None, bias_grad, blocks_grad
@@ -130,19 +136,20 @@ def _forward(
     blocks: Float[Tensor, "R a b"],
     bias: Float[Tensor, "d_out"] | None,
     keep: bool = False,
-) -> tuple[Float[Tensor, "tokens n a"], Tensor | None]:
-    """y, and all block products, tile after tile, if they are to be kept."""
+) -> tuple[Float[Tensor, "tokens n a"], list[Tensor]]:
+    """y, and the block products of each tile if they are to be kept."""
     s = _sizes(x, blocks)
     y = x.new_empty(s.tokens, s.n, s.a)
-    kept = x.new_empty(s.tokens * s.rank * s.a) if keep else None
+    kept = []
     inputs, outputs = x.new_empty(s.n * s.tile * s.b), x.new_empty(s.n * s.tile * s.a)
-    mixed, products = x.new_empty(s.rank * s.tile * s.b), x.new_empty(0 if keep else s.rank * s.tile * s.a)
+    mixed, products = x.new_empty(s.rank * s.tile * s.b), x.new_empty(s.rank * s.tile * s.a)
     encode, weights = rule.encode_input.mT, blocks.mT
     for start in range(0, s.tokens, s.tile):
         stop = min(start + s.tile, s.tokens)
         z = _mix(encode, _gather(x, start, stop, inputs), mixed)
-        u = _view(products, s.rank, stop - start, s.a) if kept is None else _kept(kept, start, stop, s)
-        torch.bmm(z, weights, out=u)
+        if keep:
+            kept.append(products := torch.empty_like(products))
+        u = torch.bmm(z, weights, out=_view(products, s.rank, stop - start, s.a))
         part = _mix(rule.decode, u, outputs).transpose(0, 1)
         if bias is None:
             y[start:stop] = part
@@ -156,25 +163,29 @@ def _backward(
     x: Float[Tensor, "tokens n b"],
     rule: BilinearAlgorithm,
     blocks: Float[Tensor, "R a b"],
-    products: Tensor | None,
-    wanted: tuple[bool, bool, bool],
+    products: list[Tensor],
+    wanted: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, encode_input, decode and blocks; wanted are the first, the second, the last."""
-    s, (for_x, for_encode, for_blocks) = _sizes(x, blocks), wanted
+    """Gradients of x, encode_input, decode and blocks; all that are wanted."""
+    s, (for_x, for_encode, for_decode, for_blocks) = _sizes(x, blocks), wanted
     x_grad = torch.empty_like(x, memory_format=torch.contiguous_format) if for_x else None
     encode_grad = _zeros(rule.encode_input) if for_encode else None
-    decode_grad = _zeros(rule.decode) if products is not None else None
+    decode_grad = _zeros(rule.decode) if for_decode else None
     blocks_grad = _zeros(blocks) if for_blocks else None
     sizes = (s.n * s.b, s.rank * s.b, s.n * s.a, s.rank * s.a)
     inputs, mixed, outputs, product_grads = (x.new_empty(size * s.tile) for size in sizes)
     for start in range(0, s.tokens, s.tile):
         stop = min(start + s.tile, s.tokens)
         xs, dy = _gather(x, start, stop, inputs), _gather(grad, start, stop, outputs)
-        if decode_grad is not None and products is not None:
-            _add_matmul(decode_grad, dy.flatten(1), _kept(products, start, stop, s).flatten(1).mT)
+        z = _mix(rule.encode_input.mT, xs, mixed)
+        if decode_grad is not None:
+            u = _view(products[start // s.tile] if products else product_grads, s.rank, stop - start, s.a)
+            if not products:
+                torch.bmm(z, blocks.mT, out=u)
+            _add_matmul(decode_grad, dy.flatten(1), u.flatten(1).mT)
         du = _mix(rule.decode.mT, dy, product_grads)
         if blocks_grad is not None:
-            _add_matmul(blocks_grad, du.mT, _mix(rule.encode_input.mT, xs, mixed))
+            _add_matmul(blocks_grad, du.mT, z)
         if x_grad is None and encode_grad is None:
             continue
         dz = torch.bmm(du, blocks, out=_view(mixed, s.rank, stop - start, s.b))
@@ -230,12 +241,6 @@ def _sizes(x: Float[Tensor, "tokens n b"], blocks: Float[Tensor, "R a b"]) -> _S
 def _view(buffer: Tensor, rows: int, size: int, width: int) -> Float[Tensor, "rows size width"]:
     """The front of a buffer."""
     return buffer[: rows * size * width].view(rows, size, width)
-
-
-def _kept(products: Tensor, start: int, stop: int, s: _Sizes) -> Float[Tensor, "R size a"]:
-    """The block products of the tokens from start to stop."""
-    row = s.rank * s.a
-    return products[start * row : stop * row].view(s.rank, stop - start, s.a)
 
 
 def _gather(x: Float[Tensor, "tokens n c"], start: int, stop: int, buffer: Tensor) -> Float[Tensor, "n size c"]:
