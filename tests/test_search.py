@@ -8,8 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra.bilinear import generic_rank
-from nplex.algebra.search import GOOD_GROWTH, find
+from nplex.algebra import conjugate_gradients
+from nplex.algebra.bilinear import BilinearAlgorithm, generic_rank
+from nplex.algebra.conjugate_gradients import IteratedEquations
+from nplex.algebra.normal_equations import (
+    FactorizedEquations,
+    factor_gram,
+    gradient,
+    result_gram,
+    sum_of_products,
+    underdetermined,
+)
+from nplex.algebra.search import find
+from nplex.algebra.smallest_rank import GOOD_GROWTH
+from nplex.algebra.warm_start import check_start, near_factors
 
 
 def from_products(n: int, products: dict[tuple[int, int], tuple[int, float]]) -> Float[Tensor, "n n n"]:
@@ -147,6 +159,215 @@ def test_many_random_tables(n, seed):
     assert search.growth <= GOOD_GROWTH
 
 
+def test_a_random_table_of_many_dimensions():
+    search = find(random_table(12, 0))
+    assert search.verdict == "exact"
+    assert generic_rank(12) <= search.rank <= generic_rank(12) + 2
+    assert search.error <= 1e-12
+    assert search.growth <= GOOD_GROWTH
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "seeds"), [(10, 5), (11, 2), (12, 5), (13, 2), (14, 2), (16, 5), (20, 3)])
+def test_many_random_tables_of_many_dimensions(n, seeds):
+    for seed in range(100, 100 + seeds):
+        search = find(random_table(n, seed))
+        assert search.verdict == "exact"
+        assert search.rank <= generic_rank(n) + 2
+        assert search.error <= 1e-12
+        assert search.growth <= GOOD_GROWTH
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "rank"), [(10, 36), (11, 43), (12, 51), (16, 90)])
+def test_the_generic_rank_itself_of_many_dimensions(n, rank):
+    assert find(random_table(n, 1), rank).verdict == "exact"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("table", "rank"), [(direct(12), 12), (cyclic(10), 14), (cyclic(12), 17)])
+def test_special_tables_of_many_dimensions(table, rank):
+    search = find(table)
+    assert (search.verdict, search.rank) == ("exact", rank)
+    assert search.error <= 1e-12
+
+
+def test_what_conjugate_gradients_do_not_solve_is_factorized(monkeypatch):
+    monkeypatch.setattr(conjugate_gradients, "MOST_PRODUCTS", 3)
+    search = find(random_table(10, 0), 38, starts=1)
+    assert search.verdict == "exact"
+
+
+SIZES = [(3, 5), (4, 7), (4, 3), (5, 2)]
+
+
+def some_factors(n: int, rank: int) -> Float[Tensor, "3 n R"]:
+    return torch.randn(3, n, rank, generator=torch.Generator().manual_seed(n * rank), dtype=torch.float64)
+
+
+def derivatives(factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "n**3 3*n*R"]:
+    """J, by automatic differentiation."""
+    n = factors.shape[1]
+    return torch.autograd.functional.jacobian(sum_of_products, factors).reshape(n**3, factors.numel())
+
+
+@pytest.mark.parametrize(("n", "rank"), SIZES)
+def test_products_with_the_derivatives(n, rank):
+    factors, y = some_factors(n, rank), random_table(n, 0)
+    jacobian = derivatives(factors)
+    torch.testing.assert_close(gradient(y, factors).flatten(), jacobian.mT @ y.flatten())
+    torch.testing.assert_close(result_gram(factors), jacobian @ jacobian.mT)
+    torch.testing.assert_close(factor_gram(factors), jacobian.mT @ jacobian)
+    x = torch.randn(factors.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    times = IteratedEquations.at(factors).times(x, 0.3)
+    torch.testing.assert_close(times.flatten(), jacobian.mT @ (jacobian @ x.flatten()) + 0.3 * x.flatten())
+
+
+@pytest.mark.parametrize(("n", "rank"), SIZES)
+def test_the_preconditioner_inverts_the_diagonal_blocks(n, rank):
+    factors = some_factors(n, rank)
+    system = (derivatives(factors).mT @ derivatives(factors)).reshape(3, n, rank, 3, n, rank)
+    inverse = IteratedEquations.at(factors).preconditioner(0.2)
+    assert inverse is not None
+    for axis in range(3):
+        for row in range(n):
+            block = system[axis, row, :, axis, row] + 0.2 * torch.eye(rank, dtype=torch.float64)
+            torch.testing.assert_close(inverse[axis], torch.linalg.inv(block))
+
+
+@pytest.mark.parametrize(("n", "rank"), SIZES)
+@pytest.mark.parametrize("penalty", [0.0, 0.05])
+def test_moves_solve_the_damped_equations(n, rank, penalty):
+    factors, residual = some_factors(n, rank), random_table(n, 0) * 1e-9
+    jacobian = derivatives(factors)
+    wish = jacobian.mT @ residual.flatten() - penalty * factors.flatten()
+    shift = 0.01 + penalty
+    damped = jacobian.mT @ jacobian + shift * torch.eye(factors.numel(), dtype=torch.float64)
+    expected = torch.linalg.solve(damped, wish).reshape(factors.shape)
+    factorized = FactorizedEquations.at(factors).move(residual, 0.01, penalty)
+    torch.testing.assert_close(factorized, expected, rtol=1e-7, atol=1e-9 * float(expected.abs().max()))
+    equations = IteratedEquations.at(factors)
+    inverse = equations.preconditioner(shift)
+    solution, solved = equations.solve(wish.reshape(factors.shape), shift, inverse, 1e-12, 1000)
+    assert solved
+    torch.testing.assert_close(solution, expected, rtol=1e-7, atol=1e-9 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("rank", [20, 30])
+@pytest.mark.parametrize("penalty", [0.0, 0.05])
+def test_moves_by_conjugate_gradients_are_those_by_factorization(rank, penalty):
+    factors = some_factors(9, rank) * 0.3
+    for size, near in ((1.0, 0.05), (1e-9, 2e-3)):
+        residual = random_table(9, 0) * size
+        rough = IteratedEquations.at(factors).move(residual, 0.1, penalty)
+        exact = FactorizedEquations.at(factors).move(residual, 0.1, penalty)
+        assert float((rough - exact).norm()) < near * float(exact.norm())
+
+
+def test_equations_that_are_singular_give_no_move():
+    nothing = torch.zeros(3, 3, 5, dtype=torch.float64)
+    for equations in (FactorizedEquations.at(nothing), IteratedEquations.at(nothing)):
+        assert equations.move(random_table(3, 0), 0.0, 0.0) is None
+
+
+def test_the_smaller_gram_is_factorized():
+    assert underdetermined(some_factors(4, 6))
+    assert FactorizedEquations.at(some_factors(4, 6)).gram.shape == (64, 64)
+    assert not underdetermined(some_factors(4, 5))
+    assert FactorizedEquations.at(some_factors(4, 5)).gram.shape == (60, 60)
+
+
+def test_unsolved_equations_say_so():
+    equations = IteratedEquations.at(some_factors(4, 7))
+    solved = equations.solve(some_factors(4, 7), 1e-6, equations.preconditioner(1e-6), 1e-6, 2)[1]
+    assert not solved
+
+
+def perturbed(table: Tensor, share: float) -> Tensor:
+    noise = torch.randn(table.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return table + share * noise * table.norm() / noise.norm()
+
+
+@pytest.mark.parametrize(("n", "rank"), [(2, 3), (4, 7), (8, 24), (10, 37)])
+def test_a_warm_start_takes_few_steps_and_stays_near(n, rank):
+    cold = find(random_table(n, 0), rank)
+    warm = find(perturbed(random_table(n, 0), 1e-3), start=cold.algorithm)
+    assert (warm.verdict, warm.rank, len(warm.attempts)) == ("exact", rank, 1)
+    assert warm.error <= 1e-12
+    assert warm.attempts[0].steps <= min(8, cold.attempts[-1].steps - 1)
+    for now, before in zip(warm.algorithm, cold.algorithm, strict=True):
+        assert float((now - before).norm()) < 0.05 * float(before.norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [12, 16, 20])
+@pytest.mark.parametrize("share", [1e-5, 1e-3, 1e-2])
+def test_warm_starts_of_many_dimensions(n, share):
+    cold = find(random_table(n, 0))
+    warm = find(perturbed(random_table(n, 0), share), start=cold.algorithm)
+    assert (warm.verdict, warm.rank, len(warm.attempts)) == ("exact", cold.rank, 1)
+    assert warm.attempts[0].steps <= 15
+
+
+def test_a_warm_start_far_from_the_table_keeps_to_the_factors_scale():
+    """No penalty moves it: a start that solves a table 10 % away is solved by the first start."""
+    cold = find(random_table(4, 0), 8)
+    warm = find(perturbed(random_table(4, 0), 0.1), start=cold.algorithm, starts=1)
+    assert warm.verdict == "exact"
+
+
+def test_a_start_that_is_exact_is_given_back():
+    cold = find(random_table(4, 0), 8)
+    for start in (cold.algorithm, cold.algorithm.to(torch.float32)):
+        warm = find(random_table(4, 0), start=start)
+        assert warm.error <= 1e-12
+        assert warm.attempts[0].steps <= 2
+        torch.testing.assert_close(warm.algorithm.decode, cold.algorithm.decode, rtol=0, atol=1e-4)
+
+
+def test_random_starts_follow_a_start_that_leads_nowhere():
+    useless = BilinearAlgorithm(*(torch.zeros(2, 3) for _ in range(3)))
+    search = find(cayley_dickson(1), 3, start=useless)
+    assert search.verdict == "exact"
+    assert len(search.attempts) > 1
+
+
+def test_a_start_is_scaled_and_evened_but_for_terms_of_zeros():
+    algorithm = find(random_table(4, 0), 8).algorithm
+    uneven = algorithm._replace(decode=algorithm.decode * 100, encode_input=algorithm.encode_input / 100)
+    factors = near_factors(uneven, 5.0)
+    torch.testing.assert_close(sum_of_products(factors) * 5, algorithm.table())
+    torch.testing.assert_close(factors[0].norm(dim=0), factors[1].norm(dim=0))
+    uneven.decode[:, 3] = 0
+    nothing, rest = near_factors(uneven, 5.0)[:, :, 3].norm(dim=1), near_factors(uneven, 5.0)[:, :, 4]
+    assert (nothing == 0).tolist() == [False, True, False]
+    torch.testing.assert_close(rest, factors[:, :, 4])
+
+
+def test_starts_that_are_no_algorithms():
+    for start in (torch.zeros(3, 3, 5), tuple(torch.zeros(3, 3, 5))):
+        with pytest.raises(TypeError, match=f"start must be a BilinearAlgorithm, got {type(start).__name__}; give"):
+            check_start(start, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "rank", "value", "says"),
+    [
+        ([(4, 5)] * 3, None, 1.0, r"three factors 3 x R for this table of n = 3, got shapes \[\(4, 5\)"),
+        ([(3, 5), (3, 4), (3, 5)], None, 1.0, r"three factors 3 x R .* \(3, 4\)"),
+        ([(3,)] * 3, None, 1.0, r"three factors 3 x R .* \(3,\)"),
+        ([(3, 0)] * 3, None, 1.0, r"three factors 3 x R .* \(3, 0\)"),
+        ([(3, 5)] * 3, 6, 1.0, "start has 5 products but rank is 6; leave out one"),
+        ([(3, 5)] * 3, None, float("nan"), "start must be real and finite"),
+        ([(3, 5)] * 3, None, 1j, "start must be real and finite"),
+    ],
+)
+def test_starts_that_do_not_fit(shapes, rank, value, says):
+    start = BilinearAlgorithm(*(torch.full(shape, value) for shape in shapes))
+    with pytest.raises(ValueError, match=says):
+        find(random_table(3, 0), rank, start=start)
+
+
 def test_a_random_table_below_its_rank_is_not_exact():
     search = find(random_table(4, 0), 6, starts=3)
     assert search.verdict != "exact"
@@ -187,6 +408,13 @@ def test_a_rounded_table_has_its_rank_up_to_rounding():
     rounded = torch.einsum("kij,ka,ib,jc->abc", direct(4), *change).float()
     assert find(rounded).rank >= generic_rank(4)
     assert find(rounded, tolerance=1e-6).rank == 4
+
+
+def test_a_rounded_table_of_many_dimensions():
+    change = random_table(12, 4)[:3]
+    rounded = torch.einsum("kij,ka,ib,jc->abc", direct(12), *change).float()
+    assert find(rounded, 12, tolerance=1e-6).verdict == "exact"
+    assert find(random_table(12, 0).float(), 53, tolerance=1e-6).error <= 1e-6
 
 
 def test_whole_numbers_are_a_table_too():

@@ -10,6 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nplex.algebra.conjugate_gradients import FACTORIZABLE, IteratedEquations
+from nplex.algebra.normal_equations import FactorizedEquations, size, sum_of_products
+
+# Up to this size of the equations one factorization is faster than conjugate gradients.
+FACTORIZED = 800
 # A descent ends when the error fell by less than a twentieth within this many steps.
 WINDOW = 15
 SLOW = 0.95
@@ -49,6 +54,7 @@ class _Point(NamedTuple):
     residual: Tensor
     error: float
     damping: float
+    factorized: bool
 
 
 def random_factors(n: int, rank: int, generator: torch.Generator) -> Float[Tensor, "3 n R"]:
@@ -57,20 +63,25 @@ def random_factors(n: int, rank: int, generator: torch.Generator) -> Float[Tenso
     return factors * (2 / sum_of_products(factors).norm()) ** (1 / 3)
 
 
-def sum_of_products(factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "n n n"]:
-    """`[k, i, j] = sum_r factors[0, k, r] factors[1, i, r] factors[2, j, r]`."""
-    u, w, v = factors
-    n, rank = u.shape
-    return (u @ (w[:, None] * v).reshape(n * n, rank).mT).reshape(n, n, n)
+def descend(
+    target: Float[Tensor, "n n n"],
+    start: Float[Tensor, "3 n R"],
+    steps: int,
+    tolerance: float,
+    penalty: float = PENALTY,
+) -> Descent:
+    """From `start` towards `|| target - sum of products || <= tolerance / 10`, by at most `steps` steps.
 
-
-def descend(target: Float[Tensor, "n n n"], start: Float[Tensor, "3 n R"], steps: int, tolerance: float) -> Descent:
-    """From `start` towards `|| target - sum of products || <= tolerance / 10`, by at most `steps` steps."""
+    `penalty` times the squared error is the weight of the factors' squared norm while the table is far. The damping
+    begins with the squared error, so that a start which is near stays near.
+    """
     residual = target - sum_of_products(start)
-    point = _Point(start, residual, float(residual.norm()), FIRST_DAMPING)
+    error = float(residual.norm())
+    damping = min(FIRST_DAMPING, max(LEAST_DAMPING, error**2))
+    point = _Point(start, residual, error, damping, size(start) <= FACTORIZED)
     trail, stuck = [point], False
     while len(trail) <= steps and not stuck and not _arrived(trail, tolerance):
-        following = _step(target, point)
+        following = _step(target, point, penalty)
         stuck = following is None or (len(trail) >= WINDOW and following.error > SLOW * trail[-WINDOW].error)
         if following is not None:
             point = following
@@ -103,90 +114,33 @@ def _growth(factors: Float[Tensor, "3 n R"]) -> float:
     return float(factors.norm(dim=1).prod(dim=0).norm())
 
 
-def _step(target: Float[Tensor, "n n n"], point: _Point) -> _Point | None:
+def _step(target: Float[Tensor, "n n n"], point: _Point, weight: float) -> _Point | None:
     """One step that lowers `|| residual ||^2 + penalty || factors ||^2`, or None when no damping finds one."""
-    penalty = PENALTY * point.error**2 if point.error > PENALTY_ENDS else 0.0
+    penalty = weight * point.error**2 if point.error > PENALTY_ENDS else 0.0
     height = point.error**2 + penalty * float(point.factors.square().sum())
-    system = _result_gram(point.factors) if _underdetermined(point.factors) else _factor_gram(point.factors)
-    damping = point.damping
+    factorized, damping = point.factorized, point.damping
+    equations = (FactorizedEquations if factorized else IteratedEquations).at(point.factors)
     while damping <= MOST_DAMPING:
-        move = _move(target, point, system, damping, penalty)
+        move = equations.move(point.residual, damping, penalty)
+        if move is None and not factorized and size(point.factors) <= FACTORIZABLE:
+            # What was hard here will be harder nearer to the table.
+            factorized, equations = True, FactorizedEquations.at(point.factors)
+            continue
         if move is not None:
             factors = point.factors + move
             residual = target - sum_of_products(factors)
             error = float(residual.norm())
             if error**2 + penalty * float(factors.square().sum()) < height:
-                # Easing right after a refusal mostly earns the next refusal, and each costs a factorization.
-                refused = damping > point.damping
-                ease = 1 if refused else 5 if error < 0.7 * point.error else 2
-                return _Point(factors, residual, error, max(damping / ease, LEAST_DAMPING))
+                # Easing right after a refusal mostly earns the next refusal, and each costs a solution.
+                ease = 1 if damping > point.damping else _ease(error / point.error)
+                return _Point(factors, residual, error, max(damping / ease, LEAST_DAMPING), factorized)
         damping *= 3
     return None
 
 
-def _move(
-    target: Float[Tensor, "n n n"], point: _Point, system: Tensor, damping: float, penalty: float
-) -> Float[Tensor, "3 n R"] | None:
-    """`(J^T J + (damping + penalty) I)^-1 (J^T residual - penalty factors)`, or None if that is singular.
+def _ease(left: float) -> int:
+    """By how much to divide the damping after a step that left this share of the error.
 
-    When there are more unknowns than equations, as at the generic rank, the same move is found from J J^T:
-    with s = penalty / (damping + penalty) it is `J^T (J J^T + (damping + penalty) I)^-1 (residual + s J factors)
-    - s factors`, and J factors = 3 times the sum of products, because that is homogeneous of degree 3.
+    Where it leaves little, the damping is soon all that keeps the next step from leaving less.
     """
-    shift = damping + penalty
-    damped = system.clone()
-    damped.diagonal().add_(shift)
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    if int(failed):
-        return None
-    if not _underdetermined(point.factors):
-        wish = _gradient(point.residual, point.factors) - penalty * point.factors
-        return torch.cholesky_solve(wish.reshape(-1, 1), lower).reshape(wish.shape)
-    share = penalty / shift
-    wish = point.residual + 3 * share * (target - point.residual)
-    solved = torch.cholesky_solve(wish.reshape(-1, 1), lower).reshape(wish.shape)
-    return _gradient(solved, point.factors) - share * point.factors
-
-
-def _underdetermined(factors: Float[Tensor, "3 n R"]) -> bool:
-    """Whether J J^T, n^3 x n^3, is no larger than J^T J, 3nR x 3nR."""
-    n, rank = factors.shape[1:]
-    return n * n <= 3 * rank
-
-
-def _gradient(y: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "3 n R"]:
-    """`J^T y`: for the first factor `[k, r] = sum_ij y[k, i, j] w[i, r] v[j, r]`, and so on."""
-    u, w, v = factors
-    n, rank = u.shape
-    with_v = y @ v  # k, i, r
-    with_u = (y.reshape(n, n * n).mT @ u).reshape(n, n, rank)  # i, j, r
-    return torch.stack([(with_v * w).sum(1), (with_v * u[:, None]).sum(0), (with_u * w[:, None]).sum(0)])
-
-
-def _result_gram(factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "n**3 n**3"]:
-    """`J J^T`, the sum over the three axes of (Gram of the other two factors' products) (x) identity."""
-    n, rank = factors.shape[1:]
-    gram = factors.new_zeros(n, n, n, n, n, n)
-    for axis in range(3):
-        first, second = (factors[other] for other in range(3) if other != axis)
-        pairs = (first[:, None] * second).reshape(n * n, rank)
-        gram.diagonal(dim1=axis, dim2=axis + 3).add_((pairs @ pairs.mT).reshape(n, n, n, n, 1))
-    return gram.reshape(n**3, n**3)
-
-
-def _factor_gram(factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "3*n*R 3*n*R"]:
-    """`J^T J`: diagonal blocks I (x) (product of the other two Gram matrices), and the mixed ones.
-
-    The mixed block of axes a and b, c being the third, is
-    `[k, r, i, s] = factors[a, k, s] factors[b, i, r] (factors[c]^T factors[c])[r, s]`.
-    """
-    n, rank = factors.shape[1:]
-    grams = factors.mT @ factors
-    system = factors.new_zeros(3, n, rank, 3, n, rank)
-    for a in range(3):
-        b, c = (a + 1) % 3, (a + 2) % 3
-        system[a, :, :, a].diagonal(dim1=0, dim2=2).copy_((grams[b] * grams[c])[..., None].expand(-1, -1, n))
-        mixed = factors[a][:, None, None, :] * factors[b].mT[None, :, :, None] * grams[c][None, :, None, :]
-        system[a, :, :, b] = mixed
-        system[b, :, :, a] = mixed.permute(2, 3, 0, 1)
-    return system.reshape(3 * n * rank, 3 * n * rank)
+    return 100 if left < 0.1 else 5 if left < 0.7 else 2

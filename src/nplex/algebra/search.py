@@ -1,37 +1,19 @@
 """Looking for a bilinear algorithm of a table: at one rank, or at the smallest rank that works."""
 
-import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm, generic_rank
-from nplex.algebra.gauss_newton import Descent, descend, random_factors
+from nplex.algebra.lower_bound import LowerBound, lower_bound
+from nplex.algebra.smallest_rank import Attempt, Result, Task, at_rank, smallest
+from nplex.algebra.warm_start import check_start, near_factors
 
-# Above this growth another start, or one more product, is tried: float32 would lose more than a digit.
-GOOD_GROWTH = 20.0
-# Ranks passed on the way up, and the one look below the generic rank, get as many starts as this many operations
-# a step buy, at n = 8 so few; the look has so many steps.
-CHEAP, FEW_STARTS = 1e8, 3
-LOOK_STEPS = 25
-# A generic table stalls above 1e-3 below its rank; one that comes so near is a special one, worth a real search.
-SPECIAL = 1e-5
 # Two starts that end with residuals this close are said to have ended at the same one.
 SAME = 1.02
-
-
-class Attempt(NamedTuple):
-    """One start: its rank, its number there (from 0), what it took, what it reached, how it ended (see Descent)."""
-
-    rank: int
-    start: int
-    steps: int
-    error: float
-    growth: float
-    ended: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,36 +49,6 @@ class Search:
         ])
 
 
-class _Bound(NamedTuple):
-    """At least `rank` products are needed, because of `why`."""
-
-    rank: int
-    why: str
-
-
-class _Task(NamedTuple):
-    """What stays the same in one search; the target has norm 1."""
-
-    target: Tensor
-    generator: torch.Generator
-    starts: int
-    steps: int
-    tolerance: float
-
-
-class _Result(NamedTuple):
-    """The starts at one rank and the best of them."""
-
-    rank: int
-    best: Descent
-    attempts: tuple[Attempt, ...]
-
-    @property
-    def good(self) -> bool:
-        """Exact, with a growth that float32 can bear."""
-        return self.best.ended == "exact" and self.best.growth <= GOOD_GROWTH
-
-
 @torch.no_grad()
 def find(
     table: Tensor,
@@ -106,13 +58,18 @@ def find(
     starts: int = 8,
     steps: int = 100,
     tolerance: float = 1e-12,
+    start: BilinearAlgorithm | None = None,
 ) -> Search:
     """Factors with `table[k,i,j] = sum_r encode_component[k,r] decode[i,r] encode_input[j,r]`, from random starts.
 
-    Damped Gauss-Newton in float64; a step costs n^9 / 3 operations and 24 n^6 bytes (n = 8: 6 ms). Without a rank
-    the smallest is looked for: from the generic rank upwards until one works, or downwards while they work. That
-    it is the smallest is then proved only if the reason says so. Wrong arguments raise a ValueError; a search that
-    fails raises nothing: the verdict and the reason say whether the rank is impossible or another seed may find it.
+    Damped Gauss-Newton in float64. Up to n = 9, and for low ranks, a step is a factorization of n^9 / 3 operations
+    and 24 n^6 bytes (n = 8: 6 ms). Beyond it is 5 to 2000 conjugate gradients of 24 n R^2 operations (n = 20: 350 a
+    step, 0.25 s), in 200 R^2 bytes. Without a rank the smallest is looked for: up to n = 9 from the generic rank
+    upwards until one works, or downwards while they work; from n = 10 at three quarters of the generic rank, from
+    there downwards if that nearly works, else upwards from the generic rank, or from the next where that has less
+    than .75 % of its unknowns to spare. That it is the smallest is then proved only if the reason says so. Wrong
+    arguments raise a ValueError or a TypeError; a search that fails raises nothing: the verdict and the reason say
+    whether the rank is impossible or another seed may find it.
 
     Args:
         table: n x n x n, real, of any type on any device; it is worked on as a float64 copy.
@@ -122,18 +79,24 @@ def find(
         steps: Steps of one start, at most.
         tolerance: The relative error that counts as exact. A table that was rounded to float32 has the rank of
             its unrounded one only up to about 1e-6.
+        start: Factors that are near, as of the same rule before some more training: the first start, in place of a
+            random one. Its rank is the rank.
 
     Source: Smirnov, The bilinear complexity and practical algorithms for matrix multiplication (2013), for least
     squares with a vanishing penalty on the factors.
     """
     exact = _checked_table(table)
     _check_numbers(rank, starts, steps, tolerance)
-    task = _Task(exact / exact.norm(), torch.Generator("cpu").manual_seed(seed), starts, steps, tolerance)
-    bound = _lower_bound(task.target, tolerance)
+    if start is not None:
+        check_start(start, exact.shape[0], rank)
+        rank = start.rank
+    near = None if start is None else near_factors(start, float(exact.norm()))
+    task = Task(exact / exact.norm(), torch.Generator("cpu").manual_seed(seed), starts, steps, tolerance, near)
+    bound = lower_bound(task.target, tolerance)
     if rank is None:
-        result, attempts = _smallest(task, bound)
+        result, attempts = smallest(task, bound.rank)
     else:
-        result = _at_rank(task, rank, starts, steps)
+        result = at_rank(task, rank, starts, steps)
         attempts = result.attempts
     algorithm = _balanced(result.best.factors, float(exact.norm()))
     verdict, reason = _verdict(result, attempts, bound)
@@ -165,55 +128,6 @@ def _check_numbers(rank: int | None, starts: int, steps: int, tolerance: float) 
         raise ValueError(f"tolerance must be from 1e-14, what float64 can reach, to below 1, got {tolerance!r}")
 
 
-def _at_rank(task: _Task, rank: int, starts: int, steps: int) -> _Result:
-    """Starts until one is exact with a good growth; the best of them."""
-    descents: list[Descent] = []
-    while len(descents) < starts:
-        start = random_factors(task.target.shape[0], rank, task.generator)
-        descents.append(descend(task.target, start, steps, task.tolerance))
-        if descents[-1].ended == "exact" and descents[-1].growth <= GOOD_GROWTH:
-            break
-    attempts = tuple(
-        Attempt(rank, number, tried.steps, tried.error, tried.growth, tried.ended)
-        for number, tried in enumerate(descents)
-    )
-    best = min(descents, key=lambda d: (0, d.growth) if d.ended == "exact" else (1, d.error))
-    return _Result(rank, best, attempts)
-
-
-def _smallest(task: _Task, bound: _Bound) -> tuple[_Result, tuple[Attempt, ...]]:
-    """The smallest rank that works, and all attempts on the way."""
-    n = task.target.shape[0]
-    first, starts = max(generic_rank(n), bound.rank), min(task.starts, max(FEW_STARTS, int(CHEAP / n**9)))
-    tried: list[_Result] = []
-    # n^2 products always do (one for each pair e_k, e_j), so the way up ends.
-    for rank in range(first, max(first, n * n) + 1):
-        tried.append(_at_rank(task, rank, starts, task.steps))
-        if tried[-1].good or (len(tried) > 1 and tried[-2].best.ended == "exact"):
-            break
-    if tried[-1].rank == first:
-        tried += _downwards(task, first, bound.rank)
-    working = [result for result in tried if result.best.ended == "exact"] or tried[-1:]
-    smallest = min(working, key=lambda result: (not result.good, result.rank))
-    return smallest, tuple(attempt for result in tried for attempt in result.attempts)
-
-
-def _downwards(task: _Task, works: int, bound: int) -> list[_Result]:
-    """Attempts below a rank that works: a look at the next one, and a bisection if the table is special."""
-    if works <= bound:
-        return []
-    looks = min(task.starts, max(1, int(CHEAP / task.target.shape[0] ** 9)))
-    tried = [_at_rank(task, works - 1, looks, LOOK_STEPS)]
-    if tried[0].best.error > max(SPECIAL, task.tolerance):
-        return tried
-    works, fails = works - tried[0].good, bound - 1
-    while works - fails > 1:
-        middle = (works + fails) // 2
-        tried.append(_at_rank(task, middle, task.starts, task.steps))
-        works, fails = (middle, fails) if tried[-1].good else (works, middle)
-    return tried
-
-
 def _balanced(factors: Float[Tensor, "3 n R"], scale: float) -> BilinearAlgorithm:
     """The same products, `scale` times as large, each with its norm spread evenly over its three columns."""
     norms = factors.norm(dim=1, keepdim=True)
@@ -223,7 +137,7 @@ def _balanced(factors: Float[Tensor, "3 n R"], scale: float) -> BilinearAlgorith
 
 
 def _verdict(
-    result: _Result, attempts: tuple[Attempt, ...], bound: _Bound
+    result: Result, attempts: tuple[Attempt, ...], bound: LowerBound
 ) -> tuple[Literal["exact", "impossible", "not found"], str]:
     """The verdict and a sentence."""
     rank, best = result.rank, result.best
@@ -258,43 +172,3 @@ def _evidence(attempts: tuple[Attempt, ...]) -> str:
     if least.ended != "stalled" or same < 2:
         return ""
     return f"all {len(attempts)} starts stall, {same} of them at the same least relative error {least.error:.3f}"
-
-
-def _lower_bound(target: Float[Tensor, "n n n"], tolerance: float) -> _Bound:
-    """The largest number of products that is proved to be needed, up to rounding.
-
-    R products come no nearer to the table than its flattenings to rank R (Eckart and Young). A table with an
-    invertible combination A of slices needs n + rank(XY - YX) / 2 products, where X and Y are A^-1 times other
-    combinations; and n only if X has nothing but real eigenvalues, since n products diagonalise it.
-
-    Source: Strassen, Rank and optimal computation of generic tensors (1983), for the commutator.
-    """
-    n = target.shape[0]
-    bounds = [_Bound(1, "the table is not zero")]
-    generator = torch.Generator().manual_seed(0)
-    for axis in range(3):
-        slices = target.movedim(axis, 0).reshape(n, n * n)
-        tails = torch.linalg.svdvals(slices).square().flip(0).cumsum(0).sqrt()
-        spanned = int((tails > tolerance).sum())
-        bounds.append(_Bound(spanned, f"{spanned} of its slices are linearly independent"))
-        # Commutators amplify what the tolerance lets pass; beyond this they prove nothing.
-        if tolerance <= 1e-9:
-            for _ in range(3):
-                mix = torch.randn(3, n, generator=generator, dtype=torch.float64, device="cpu")
-                bounds.append(_commutator_bound((mix @ slices).reshape(3, n, n)))
-    return max(bounds, key=lambda bound: bound.rank)
-
-
-def _commutator_bound(slices: Float[Tensor, "3 n n"]) -> _Bound:
-    """What three slices prove; nothing if the first is nearly singular."""
-    n = slices.shape[1]
-    if float(torch.linalg.cond(slices[0])) > 1e3:
-        return _Bound(0, "")
-    x, y = torch.linalg.solve(slices[0], slices[1:])
-    seen = torch.linalg.svdvals(x @ y - y @ x) > 1e-6 * x.norm() * y.norm()
-    bound = _Bound(n + math.ceil(int(seen.sum()) / 2), "Strassen's bound for slices that do not commute")
-    turning = torch.linalg.eigvals(x).imag.abs().max()
-    # So far from the real axis, rounding could only put them if the products were nearly dependent (Bauer, Fike).
-    if bound.rank == n and float(turning) > 1e-2 * float(x.norm()):
-        return _Bound(n + 1, f"{n} products would diagonalise its slices, whose eigenvalues are not real")
-    return bound

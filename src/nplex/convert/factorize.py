@@ -55,7 +55,7 @@ def factorize_(
         tolerance: the largest relative error of the stored factors; None for 1e-10 in float64, 1e-5 in float32,
             1e-2 in float16, 5e-2 in bfloat16. Found were, for random tables of n = 2 to 8, at most 1e-13, 3e-7,
             4e-3 and 2e-2: factorize before casting to bfloat16.
-        seed: of the searches, as in algebra.find; one takes about a second at n = 8 and grows as n^9.
+        seed: of the searches, as in algebra.find; one takes about a second at n = 8 and ten at n = 20.
         optimizer: factors take the place of their table in it, in the same group, with fresh state; other state
             is untouched. Without it, a UserWarning says so if a replaced rule has a gradient.
 
