@@ -18,9 +18,10 @@ from nplex.ops.eager import autocast_type, is_eager
 
 # On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
 LEAST_TOKENS, LEAST_BYTES, WIDE = 64, 2**20, 128
-# From so many inputs of a block on, its products are kept for the gradient of `decode`, tile by tile: one large tensor
-# would be given back to the system at each step, and new pages cost more than the arithmetic.
-KEPT_FROM = 48
+# From so many inputs of a block on, its products are kept for the gradient of `decode`: below, making them again costs
+# little, and keeping them would take more memory than the smaller layer saves. They are kept tile by tile: one large
+# tensor would be given back to the system at each step, and new pages cost more than the arithmetic.
+KEPT_FROM = 256
 # Of one token, block products are matrix-vector products; from this size on, R calls cost less than what a batch of
 # matmuls loses by packing the blocks.
 LARGE_BLOCK = 2**16
