@@ -44,6 +44,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/ops.py --threads 1
 	$(BIN)/python benchmarks/ops.py --threads 2
+	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/find.py
 	$(BIN)/python benchmarks/models.py
 

@@ -1,141 +1,289 @@
-"""Times every method of the product against torch.nn.functional.linear, in turns.
+"""Times the layer against torch.nn.functional.linear, in turns: the targets, and the ratio for any number of tokens.
 
     python benchmarks/ops.py                     # about ten minutes; writes benchmarks/results/ops-1-thread.*
     python benchmarks/ops.py --threads 2
-    python benchmarks/ops.py --quick             # one size, to see that it runs
+    python benchmarks/ops.py --dtype bfloat16    # ops-1-thread-bfloat16.*
+    python benchmarks/ops.py --quick             # small sizes, to see that it runs; writes nothing
 
-Before anything is timed, every method is compared with the reference. A ratio below 1 is faster than dense.
+Before anything is timed, every method is compared with the reference. A ratio below 1 is faster than dense. Training
+is forward and backward with all gradients, made anew each time; forward is without gradients. "cached" is inside
+nplex.nn.cached, as in generation: what a method makes of rule and components alone is at hand.
 """
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
-from torch.nn import functional as F
+from torch import nn
 
-from nplex import ops
-from nplex.algebra import as_table
 from nplex.checkpoint import write_json
 from nplex.convert import parse_rule
 from nplex.environment import environment
+from nplex.nn import LearnedRule, Linear, cached
+from nplex.ops import METHODS, plan
 
-RULES = ("2", "4", "4:7", "4:4", "8", "8:24", "8:8")
-SIZES = ((256, 256), (1024, 1024), (2048, 2048), (512, 2048), (2048, 512))
-TOKENS = (1, 32, 1024)
-TIMED = tuple(method for method in ops.METHODS if method != "auto")
 RESULTS = Path(__file__).parent / "results"
+TARGETED = ("4:7", "4:4", "8:24", "8:8", "4", "8")
+SWEPT = ("2", "2:2", "4", "4:7", "4:4", "8", "8:24", "8:8")
+WIDTHS, TOKENS = (512, 2048), (1, 4, 16, 64, 256, 1024, 4096)
+
+
+class Case(NamedTuple):
+    """A line of the targets: the layer, the call, and the ratio to reach for each of TARGETED."""
+
+    d_in: int
+    d_out: int
+    tokens: int
+    mode: str
+    targets: tuple[float, ...]
+
+
+CASES = (
+    Case(2048, 2048, 1024, "training", (0.52, 0.30, 0.48, 0.19, 1.06, 1.06)),
+    Case(512, 2048, 2048, "training", (0.60, 0.36, 0.60, 0.26, 1.08, 1.08)),
+    Case(2048, 512, 2048, "training", (0.60, 0.36, 0.60, 0.26, 1.08, 1.08)),
+    Case(2048, 2048, 1024, "forward", (0.49, 0.29, 0.45, 0.17, 1.04, 1.04)),
+    Case(4096, 4096, 1, "forward", (0.32, 0.32, 0.20, 0.15, 0.32, 0.20)),
+)
 
 
 def main(
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
-    repeats: Annotated[int, typer.Option(min=3, help="Turns; the median counts.")] = 7,
-    quick: Annotated[bool, typer.Option("--quick", help="One size only, nothing written.")] = False,
+    repeats: Annotated[int, typer.Option(min=3, help="Turns; the median counts.")] = 15,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of all numbers.")] = "float32",
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, nothing written.")] = False,
 ) -> None:
-    """Time every method; print the table and write it with all figures as JSON."""
+    """Time the targets and the sweep over tokens; print the tables and write them with all figures as JSON."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    cases = [(size, tokens, rule) for size in SIZES for tokens in TOKENS for rule in RULES]
-    cases = cases[1:2] if quick else cases
-    cells = []
-    for (d_in, d_out), tokens, rule in track(cases, "timing", console=Console(stderr=True)):
-        cells += measure(d_in, d_out, tokens, rule, repeats)
-    text = "\n\n".join(table(cells, mode, tokens) for mode in ("forward", "training") for tokens in TOKENS)
+    torch.set_default_dtype(getattr(torch, dtype))
+    cases = [case._replace(d_in=64, d_out=64, tokens=8) for case in CASES] if quick else CASES
+    sizes = [(width, tokens) for width in ((64,) if quick else WIDTHS) for tokens in ((1, 64) if quick else TOKENS)]
+    console = Console(stderr=True)
+    targets = [cell for case in track(cases, "targets", console=console) for cell in targeted(case, repeats)]
+    sweep = [cell for size in track(sizes, "any number of tokens", console=console) for cell in swept(*size, repeats)]
+    text = "\n\n".join([target_table(targets), *(sweep_table(sweep, width) for width, _ in sizes[:: len(TOKENS)])])
     print(text)
     if not quick:
-        name = f"ops-{threads}-thread{'s' * (threads > 1)}"
-        found = {"environment": environment(), "seed": 0, "repeats": repeats, "cells": cells}
+        name = f"ops-{threads}-thread{'s' * (threads > 1)}{'-bfloat16' * (dtype == 'bfloat16')}"
+        env = environment()
+        found = {
+            "environment": env,
+            "dtype": dtype,
+            "seed": 0,
+            "repeats": repeats,
+            "targets": targets,
+            "sweep": sweep,
+        }
         write_json(RESULTS / f"{name}.json", found)
-        (RESULTS / f"{name}.md").write_text(heading(found["environment"]) + text + "\n", "utf-8")
+        (RESULTS / f"{name}.md").write_text(heading(env, dtype) + text + "\n", "utf-8")
+        if dtype == "float32" and threads == 1:
+            figure(sweep, RESULTS / f"{name}.png")
 
 
-def measure(d_in: int, d_out: int, tokens: int, rule: str, repeats: int) -> list[dict]:
-    """The cells of one size and rule: median milliseconds of each method, and their ratio to dense."""
-    module = parse_rule(rule)
-    value, n = module(), module.n
-    x = torch.randn(tokens, d_in, requires_grad=True)
-    components = torch.randn(n, d_out // n, d_in // n, requires_grad=True)
-    weight, bias = torch.randn(d_out, d_in, requires_grad=True), torch.randn(d_out, requires_grad=True)
-    methods = [m for m in TIMED if m != "bilinear" or module.rank is not None]
-    agree(x, value, components, bias, methods)
-
-    runs: dict[str, Callable[[], Tensor]] = {"linear": lambda: F.linear(x, weight, bias)}
-    for method in methods:
-        runs[method] = lambda method=method: ops.product(x, module(), components, bias, method=method)
+def targeted(case: Case, repeats: int) -> list[dict]:
+    """Every rule at one target: the ratio of the method meant, for one token of the best one, cached or not."""
+    dense, layers = nn.Linear(case.d_in, case.d_out), {rule: layer(case.d_in, case.d_out, rule) for rule in TARGETED}
+    runs: dict[tuple[str, str], Callable] = {("dense", "linear"): call(dense, case)}
+    for rule, twin in layers.items():
+        agree(twin)
+        methods = [method for method in METHODS if method not in ("auto", "reference")]
+        if case.tokens > 1:
+            methods = ["dense" if twin.rule.rank is None else "bilinear"]
+        for method in [m for m in methods if m != "bilinear" or twin.rule.rank is not None]:
+            runs[rule, method] = call(twin, case, method)
+            if case.tokens == 1:
+                runs[rule, f"{method}, cached"] = call(twin, case, method, keep=True)
+    times = in_turns(runs, repeats * (3 if case.tokens == 1 else 1))
     cells = []
-    for mode, timed in (("forward", forward), ("training", training)):
-        times = in_turns(runs, timed, repeats)
-        for method in methods:
+    for (rule, twin), target in zip(layers.items(), case.targets, strict=True):
+        mine = {method: seconds for (of, method), seconds in times.items() if of == rule}
+        best = min(mine, key=lambda method: mine[method])
+        ratio = {method: seconds / times["dense", "linear"] for method, seconds in mine.items()}
+        cells.append(case._asdict() | {
+            "rule": rule, "limit": limit(twin, case), "target": target, "ratio": ratio[best], "method": best,
+            "met": ratio[best] <= target, "ratios": ratio, "dense_ms": 1e3 * times["dense", "linear"],
+        })  # fmt: skip
+    return cells
+
+
+def swept(width: int, tokens: int, repeats: int) -> list[dict]:
+    """width x width at a number of tokens, as the plan computes it: forward, cached forward, training."""
+    cells = []
+    dense, layers = nn.Linear(width, width), {rule: layer(width, width, rule) for rule in SWEPT}
+    for mode in ("forward", "cached", "training"):
+        case = Case(width, width, tokens, "training" if mode == "training" else "forward", ())
+        runs = {("dense", ""): call(dense, case)}
+        for rule, twin in layers.items():
+            runs[rule, ""] = call(twin, case, keep=mode == "cached")
+        times = in_turns(runs, repeats * (5 if tokens * width < 2**17 else 1))
+        for rule, twin in layers.items():
             cells.append({
-                "d_in": d_in, "d_out": d_out, "tokens": tokens, "rule": rule, "method": method, "mode": mode,
-                "ms": 1e3 * times[method], "dense_ms": 1e3 * times["linear"],
-                "ratio": times[method] / times["linear"],
-                "planned": ops.plan(d_in, d_out, tokens=tokens, n=n, rank=module.rank).method == method,
+                "width": width, "tokens": tokens, "mode": mode, "rule": rule,
+                "ratio": times[rule, ""] / times["dense", ""], "dense_ms": 1e3 * times["dense", ""],
+                "method": planned(twin, case, mode == "cached"),
             })  # fmt: skip
     return cells
 
 
-def agree(x: Tensor, rule: object, components: Tensor, bias: Tensor, methods: list[str]) -> None:
-    """Stops when a method differs from the reference by more than float32 allows."""
-    expected = ops.product(x, as_table(rule), components, bias, method="reference")
-    for method in methods:
-        found = ops.product(x, rule, components, bias, method=method)
-        error = ((found - expected).norm() / expected.norm()).item()
-        assert error < 1e-5, f"{method} is {error:.1e} from the reference: nothing is timed"
+def layer(d_in: int, d_out: int, rule: str) -> Linear:
+    """A layer of nplex."""
+    module = parse_rule(rule)
+    assert isinstance(module, LearnedRule)
+    return Linear(d_in, d_out, rule=module)
 
 
-def forward(run: Callable[[], Tensor]) -> None:
-    """Inference."""
-    with torch.no_grad():
-        run()
+def limit(twin: Linear, case: Case) -> float:
+    """Of the dense arithmetic at many tokens, of the bytes of the dense weight at one."""
+    n, rank = twin.rule.n, twin.rule.rank
+    if case.tokens == 1:
+        return min(1 / n, 1.0 if rank is None else rank / n**2)
+    return 1.0 if rank is None else rank / n**2
 
 
-def training(run: Callable[[], Tensor]) -> None:
-    """Forward and backward, all gradients."""
-    run().sum().backward()
+def planned(twin: Linear, case: Case, keep: bool) -> str:
+    """The method that the plan takes."""
+    return plan(
+        case.d_in, case.d_out, tokens=case.tokens, n=twin.rule.n, rank=twin.rule.rank,
+        element_size=torch.get_default_dtype().itemsize, training=case.mode == "training", prepared=keep,
+    ).method  # fmt: skip
 
 
-def in_turns(runs: dict[str, Callable], timed: Callable, repeats: int) -> dict[str, float]:
+def agree(twin: Linear) -> None:
+    """Stops when a method differs from the reference by more than rounding."""
+    x = torch.randn(5, twin.in_features)
+    allowed = 1e-5 if x.dtype == torch.float32 else 0.1
+    results = {}
+    for method in METHODS:
+        if method not in ("auto", "bilinear") or (method == "bilinear" and twin.rule.rank is not None):
+            twin.method = method
+            results[method] = twin(x).detach().float()
+    twin.method = "auto"
+    for method, found in results.items():
+        error = ((found - results["reference"]).norm() / results["reference"].norm()).item()
+        assert error < allowed, f"{method} is {error:.1e} from the reference: nothing is timed"
+
+
+def call(module: nn.Module, case: Case, method: str = "auto", keep: bool = False) -> Callable[[], float]:
+    """What times one call, in seconds."""
+    x = torch.randn(case.tokens, case.d_in, requires_grad=case.mode == "training")
+    grad = torch.randn(case.tokens, case.d_out)
+    inside = contextlib.ExitStack()
+    if keep:
+        inside.enter_context(cached(module))
+        held = module.cache
+        inside.close()
+
+    def forward() -> float:
+        if isinstance(module, Linear):
+            module.method, module.cache = method, held if keep else None
+        with torch.no_grad():
+            began = time.perf_counter()
+            module(x)
+            return time.perf_counter() - began
+
+    def training() -> float:
+        if isinstance(module, Linear):
+            module.method, module.cache = method, None
+        x.grad = None
+        module.zero_grad()
+        began = time.perf_counter()
+        module(x).backward(grad)
+        return time.perf_counter() - began
+
+    return forward if case.mode == "forward" else training
+
+
+def in_turns(runs: dict[tuple[str, str], Callable[[], float]], repeats: int) -> dict[tuple[str, str], float]:
     """Median seconds of each; every turn runs all, so that a busy machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 2):
         for name, run in runs.items():
-            began = time.perf_counter()
-            timed(run)
+            taken = run()
             if turn > 1:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(taken)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def table(cells: list[dict], mode: str, tokens: int) -> str:
-    """Ratios to dense as Markdown: a row for each rule and method, a column for each size; * is the plan's."""
-    chosen = [cell for cell in cells if cell["mode"] == mode and cell["tokens"] == tokens]
-    sizes = list(dict.fromkeys((cell["d_in"], cell["d_out"]) for cell in chosen))
+def target_table(cells: list[dict]) -> str:
+    """A line for each case, a column for each rule: what was reached, what was to be reached, the limit."""
     lines = [
-        f"**{mode}, {tokens} token{'s' * (tokens != 1)}**, time as a share of torch's linear",
+        "**Targets**: time as a share of torch's linear, with the target in brackets and then the limit: of the "
+        "arithmetic, for one token of the bytes read. Full rules by the dense method, others by the bilinear one; "
+        "for one token the best method.",
         "",
-        "| rule | method | " + " | ".join(f"{d_in} x {d_out}" for d_in, d_out in sizes) + " |",
-        "|---|---|" + "---:|" * len(sizes),
+        "| case | " + " | ".join(f"n = {rule.replace(':', ', rank ')}" for rule in TARGETED) + " |",
+        "|---|" + "---|" * len(TARGETED),
     ]
-    for rule, method in dict.fromkeys((cell["rule"], cell["method"]) for cell in chosen):
-        row = [cell for cell in chosen if (cell["rule"], cell["method"]) == (rule, method)]
-        values = " | ".join(f"{cell['ratio']:.2f}{'*' if cell['planned'] else ''}" for cell in row)
-        lines.append(f"| {rule} | {method} | {values} |")
+    for case in dict.fromkeys((c["d_in"], c["d_out"], c["tokens"], c["mode"]) for c in cells):
+        row = [c for c in cells if (c["d_in"], c["d_out"], c["tokens"], c["mode"]) == case]
+        values = [f"{'**' * c['met']}{c['ratio']:.2f}{'**' * c['met']} ({c['target']:.2f}; {c['limit']:.3g})"
+                  + f" {c['method']}" * (c["tokens"] == 1) for c in row]  # fmt: skip
+        d_in, d_out, tokens, mode = case
+        name = f"{mode}, {d_in} x {d_out}, {tokens} token{'s' * (tokens != 1)}, dense {row[0]['dense_ms']:.1f} ms"
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 
 
-def heading(env: dict) -> str:
+def sweep_table(cells: list[dict], width: int) -> str:
+    """Ratios of one width: a row for each mode and rule, a column for each number of tokens."""
+    mine = [cell for cell in cells if cell["width"] == width]
+    tokens = list(dict.fromkeys(cell["tokens"] for cell in mine))
+    marks = {"dense": "d", "bilinear": "b", "rule_first": "r", "components_first": "c"}
+    lines = [
+        f"**{width} x {width}**, any number of tokens, by the planned method: d dense, b bilinear, r rule_first, "
+        "c components_first",
+        "",
+        "| mode | n, rank | " + " | ".join(map(str, tokens)) + " |",
+        "|---|---|" + "---:|" * len(tokens),
+    ]
+    for mode, rule in dict.fromkeys((cell["mode"], cell["rule"]) for cell in mine):
+        row = [cell for cell in mine if (cell["mode"], cell["rule"]) == (mode, rule)]
+        values = " | ".join(f"{cell['ratio']:.2f} {marks[cell['method']]}" for cell in row)
+        lines.append(f"| {mode} | {rule.replace(':', ', ')} | {values} |")
+    return "\n".join(lines)
+
+
+def heading(env: dict, dtype: str) -> str:
     """Where and when."""
     return (
-        f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, {env['threads']} thread(s), float32, "
-        f"{env['date']}\n\n`*`: the method that the plan takes\n\n"
+        f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, {env['threads']} thread(s), {dtype}, "
+        f"{env['date']}\n\n"
     )
+
+
+def figure(cells: list[dict], path: Path) -> None:
+    """Ratio against tokens: a column for each n, a row for each width."""
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(11, 6.5), layout="constrained")
+    grid = picture.subplots(len(WIDTHS), 3, sharex=True, sharey=True)
+    for row, width in zip(grid, WIDTHS, strict=True):
+        for axes, n in zip(row, ("2", "4", "8"), strict=True):
+            for color, rule in enumerate(r for r in SWEPT if r.partition(":")[0] == n):
+                kind = f"rank {rule.partition(':')[2]}" if ":" in rule else "full rule"
+                for mode, style in (("forward", "-"), ("cached", ":"), ("training", "--")):
+                    mine = [c for c in cells if (c["width"], c["rule"], c["mode"]) == (width, rule, mode)]
+                    line = [c["tokens"] for c in mine], [c["ratio"] for c in mine]
+                    axes.plot(*line, style, color=f"C{color}", marker="o", markersize=3, label=f"{kind}, {mode}")
+            axes.axhline(1, color="0.4", linewidth=1)
+            axes.set(xscale="log", yscale="log", title=f"n = {n}, {width} x {width}")
+            axes.set_yticks([0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
+            axes.minorticks_off()
+            axes.grid(alpha=0.25)
+    for axes in grid[-1]:
+        axes.set_xlabel("tokens")
+        axes.legend(fontsize=6.5)
+    for row in grid:
+        row[0].set_ylabel("time / torch's linear")
+    picture.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -476,7 +476,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(data, tmp_path):
     assert not (broken / "checkpoint.safetensors").exists()
 
 
-@pytest.mark.parametrize("verb", ["compare", "run", "plan"])
+@pytest.mark.parametrize("verb", ["compare", "run", "plan", "measure"])
 def test_help_shows_an_example(verb):
     result = ok(call(verb, "--help"))
     assert "Examples:" in result.stdout
@@ -487,7 +487,9 @@ def test_help_shows_an_example(verb):
 def test_help_names_the_verbs(arguments):
     result = call(*arguments)
     assert result.exit_code == (0 if arguments else 2)
-    assert [verb for verb in ("compare", "run", "plan", "nplex compare agreement") if verb not in result.output] == []
+    assert [
+        verb for verb in ("compare", "run", "plan", "measure", "nplex compare agreement") if verb not in result.output
+    ] == []
 
 
 @pytest.mark.parametrize(("rule", "method"), [("4", "dense"), ("4:7", "bilinear"), ("quaternion", "bilinear")])
@@ -502,6 +504,28 @@ def test_plan_agrees_with_the_library():
 
     printed = ok(call("plan", 100, 30, "--tokens", 7, "--rule", "3:5")).stdout
     assert printed == f"{plan(100, 30, tokens=7, n=3, rank=5)}\n"
+
+
+def test_plan_counts_gradients_and_what_is_at_hand():
+    from nplex.ops import plan
+
+    printed = ok(call("plan", 64, 32, "--tokens", 7, "--rule", "4:5", "--training", "--prepared")).stdout
+    assert printed == f"{plan(64, 32, tokens=7, n=4, rank=5, training=True, prepared=True)}\n"
+
+
+def test_measure_prints_the_machine_and_keeps_it(tmp_path, monkeypatch):
+    from nplex.ops import machine
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "measure", lambda device: machine.DEFAULT)
+    result = ok(call("measure"))
+    assert result.stdout == f"{machine.DEFAULT}\n"
+    assert "machine.json" in result.stderr
+    assert list(machine.load(machine.cache_file()).values()) == [machine.DEFAULT]
+
+
+def test_measure_refuses_a_device_that_is_not_there():
+    refused(call("measure", "--device", "fly"), "device 'fly' cannot be measured")
 
 
 @pytest.mark.parametrize(("rule", "message"), [("dense", "one way only"), ("0", "got '0'"), ("[/x]", "got '[/x]'")])

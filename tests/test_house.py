@@ -24,7 +24,9 @@ EXEMPT_FROM_FLOORS = {
     "nplex": "the front door shows names of several floors",
     "nplex.__main__": "starts the command line, and nothing imports it",
 }
-MANY_ARGUMENTS: dict[str, str] = {}
+MANY_ARGUMENTS: dict[str, str] = {
+    "nplex.ops.plan.plan": "what is planned: two widths, four sizes, two circumstances, a machine",
+}
 STAR_ARGUMENTS = {
     "nplex.convert.spec.only": 'reads as a list of patterns: only("encoder.*", "*.linear1")',
     "nplex.convert.spec.all_but": "as only",
@@ -44,7 +46,7 @@ PUBLIC = {
         "sedenion", "clifford", "cyclic", "matrices", "direct", "BilinearAlgorithm", "as_table", "generic_rank",
         "known_algorithm", "find", "Search",
     ],
-    "nplex.ops": ["product", "plan", "Plan", "Cost", "METHODS", "expand"],
+    "nplex.ops": ["product", "plan", "Plan", "Cost", "Machine", "measure", "METHODS", "expand"],
     "nplex.nn": ["Linear", "Rule", "LearnedRule", "FixedRule", "as_rule", "share", "missing_rules", "cached"],
     "nplex.convert": [
         "preview", "convert_", "factorize_", "unfactorize_", "only", "all_but", "parse_rule", "Conversion", "Where",

@@ -206,4 +206,4 @@ def test_auto_takes_the_plans_method(monkeypatch):
     x, rule, components, bias = case(4, 256, 256, (300,), 4, True, torch.float32)
     ops.product(x, rule, components, bias)
     ops.product(x[:1], rule, components, bias)
-    assert taken == [ops.plan(256, 256, tokens=t, n=4, rank=4).method for t in (300, 1)]
+    assert taken == [ops.plan(256, 256, tokens=t, n=4, rank=4, training=True).method for t in (300, 1)]

@@ -1,10 +1,37 @@
+import dataclasses
+import importlib
+import json
+import math
+import subprocess
+import sys
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nplex.ops import plan
+from nplex import nn, ops
+from nplex.algebra import quaternion
+from nplex.nn import LearnedRule
+from nplex.ops import machine
 
 WIDTHS = st.integers(8, 4096)
+FULL_OR_RANK = st.sampled_from([None, 4, 8, 24])
+FAST = dataclasses.replace(machine.DEFAULT, flops_per_second=1e15)
+
+
+def plan(*widths, **rest):
+    """On the default machine, whatever this one has measured."""
+    return ops.plan(*widths, **{"machine": machine.DEFAULT} | rest)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of its own, not read yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine._known.cache_clear()
+    yield tmp_path / "nplex" / "machine.json"
+    machine._known.cache_clear()
 
 
 @given(WIDTHS, WIDTHS, st.integers(0, 9000), st.sampled_from([1, 2, 4, 8]), st.sampled_from([None, 4, 8, 24]))
@@ -47,6 +74,7 @@ def test_a_plan_without_factors_has_no_bilinear_method():
 
 def test_a_plan_prints_every_method_and_the_choice():
     text = str(plan(512, 2048, tokens=1024, n=4, rank=7))
+    assert "for a machine by default" in text
     assert all(word in text for word in ("dense", "components_first", "rule_first", "torch's Linear"))
     assert [line.split()[0] for line in text.splitlines() if "<- chosen" in line] == ["bilinear"]
 
@@ -65,3 +93,139 @@ def test_impossible_sizes_are_named(sizes, message):
     arguments = {"in_features": 8, "out_features": 8, "tokens": 1, "n": 4} | sizes
     with pytest.raises(ValueError, match=message):
         plan(**arguments)
+
+
+@given(
+    WIDTHS, WIDTHS, st.integers(0, 9000), st.sampled_from([1, 2, 4, 8]), FULL_OR_RANK, st.booleans(), st.booleans()
+)
+def test_estimates_are_positive_and_grow(in_features, out_features, tokens, n, rank, training, prepared):
+    sizes = {"n": n, "rank": rank, "training": training, "prepared": prepared}
+    few, many = (plan(in_features, out_features, tokens=t, **sizes) for t in (tokens, 4 * tokens + 512))
+    for less, more in zip(few.costs, many.costs, strict=True):
+        assert 0 < less.seconds < more.seconds < math.inf
+        assert 0 <= less.flops < more.flops
+        assert 0 <= less.bytes < more.bytes
+
+
+@pytest.mark.parametrize("rank", [None, 4, 7])
+@pytest.mark.parametrize("tokens", [0, 1, 7, 1024])
+def test_gradients_cost_more_and_what_is_at_hand_less(rank, tokens):
+    plain, training, prepared = (
+        {cost.method: cost for cost in plan(256, 512, tokens=tokens, n=4, rank=rank, **mode).costs}
+        for mode in ({}, {"training": True}, {"prepared": True})
+    )
+    for method, cost in plain.items():
+        assert cost.seconds < training[method].seconds
+        assert cost.seconds >= prepared[method].seconds
+    assert prepared["dense"].seconds < plain["dense"].seconds
+
+
+def test_a_prepared_dense_layer_is_torchs():
+    made = plan(512, 256, tokens=9, n=4, rank=7, prepared=True)
+    assert dataclasses.replace(made.costs[0], method="") == dataclasses.replace(made.linear, method="")
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 16])
+def test_prepared_blocks_of_rank_n_are_best_for_one_token(n):
+    assert plan(4096, 4096, tokens=1, n=n, rank=n, prepared=True).method == "bilinear"
+
+
+def test_training_counts_three_block_products():
+    flops = {
+        training: {c.method: c.flops for c in plan(4096, 4096, tokens=10**6, n=4, rank=7, training=training).costs}
+        for training in (False, True)
+    }
+    for method in ("dense", "bilinear"):
+        assert flops[True][method] / flops[False][method] == pytest.approx(3, rel=0.02)
+
+
+def test_a_plan_says_what_it_counts():
+    text = str(plan(64, 64, tokens=1, n=4, training=True, prepared=True, machine=FAST))
+    assert "1 token, 4 bytes a number, training step, prepared" in text
+    assert "for a machine as measured" in text
+
+
+def test_the_door_counts_gradients_where_there_will_be_some(monkeypatch):
+    asked = []
+    product = importlib.import_module("nplex.ops.product")
+    monkeypatch.setattr(product, "plan", lambda *widths, **rest: asked.append(rest) or plan(*widths, **rest))
+    x, layer = torch.ones(3, 8), nn.Linear(8, 8, rule=LearnedRule(4, rank=7))
+    fixed = nn.Linear(8, 8, rule=quaternion)
+    layer(x), fixed(x)
+    with torch.no_grad():
+        layer(x)
+    fixed.requires_grad_(False)(x), fixed(x.requires_grad_())
+    with torch.no_grad(), nn.cached(layer):
+        layer(x)
+    assert [rest["training"] for rest in asked] == [True, True, False, False, True, False]
+    assert [rest["prepared"] for rest in asked] == [False, False, False, False, False, True]
+
+
+def test_the_machine_file_comes_back(cache):
+    assert machine.cache_file() == cache
+    assert machine.load(cache) == {}
+    machine.save(FAST, cache)
+    slow = dataclasses.replace(FAST, flops_per_second=1.0)
+    machine.save(slow, cache, device="cuda")
+    assert machine.load(cache) == {("cpu", torch.get_num_threads()): FAST, ("cuda", 1): slow}
+    assert (machine.current(), machine.current("cuda"), machine.current("mps")) == (FAST, slow, machine.DEFAULT)
+    assert ops.plan(8, 8, tokens=1, n=2).machine == FAST
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+
+
+def test_the_machine_file_is_read_once_and_not_at_import(cache):
+    machine.save(FAST, cache)
+    code = (
+        "import nplex, pathlib\n"
+        "from nplex.ops import machine\n"
+        "assert machine._known.cache_info().misses == 0\n"
+        "found = machine.current()\n"
+        "machine.cache_file().unlink()\n"
+        "assert machine.current() == found != machine.DEFAULT\n"
+    )
+    environment = {"XDG_CACHE_HOME": str(cache.parent.parent), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "7", '{"cpu": {}}', '{"cpu 1": {"flops_per_second": 1}}', '{"cpu 1": 3}', "\udcff"],
+)
+def test_a_damaged_machine_file_is_told_and_ignored(cache, text):
+    cache.parent.mkdir()
+    cache.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.warns(UserWarning, match=r"machine\.json holds no measured machines.*nplex measure.*default"):
+        assert machine.current() == machine.DEFAULT
+    assert machine.current() == machine.DEFAULT  # told once
+    machine.save(FAST, cache)
+    assert machine.load(cache) == {("cpu", torch.get_num_threads()): FAST}
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_impossible_constants_are_refused(cache, value):
+    with pytest.raises(ValueError, match="cache_bytes must be a positive number"):
+        dataclasses.replace(FAST, cache_bytes=value)
+    cache.parent.mkdir()
+    entry = dataclasses.asdict(FAST) | {"cache_bytes": value}
+    cache.write_text(json.dumps({"cpu 1": entry}))
+    with pytest.raises(ValueError, match="cache_bytes must be a positive number"):
+        machine.load(cache)
+
+
+def test_without_a_cache_folder_it_lies_in_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for unset in ("", "not/absolute"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert machine.cache_file() == tmp_path / ".cache" / "nplex" / "machine.json"
+
+
+def test_measuring_gives_a_machine_that_computes():
+    found = ops.measure()
+    assert 1e8 < found.flops_per_second < 1e14
+    assert 1e-8 < found.seconds_per_call < 1e-3
+    assert str(found).count("\n") == 4
+
+
+def test_a_device_that_is_not_there_cannot_be_measured():
+    with pytest.raises(ValueError, match="device 'fly' cannot be measured"):
+        ops.measure("fly")

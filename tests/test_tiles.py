@@ -140,15 +140,18 @@ def test_torch_func_sees_a_formula(run):
 
 
 @pytest.mark.parametrize(
-    ("learned", "kept_from", "kept"), [(True, B, TOKENS * RANK * A), (True, B + 1, 0), (False, B, 0)]
+    ("learned", "kept_from", "tiles_kept"), [(True, B, 6), (True, B + 1, 2), (False, B, 0), (False, B + 1, 0)]
 )
-def test_saved_for_backward_are_the_input_and_products_of_wide_blocks(learned, kept_from, kept, monkeypatch):
+def test_saved_for_backward_are_the_input_and_some_products_while_the_rule_is_learned(
+    learned, kept_from, tiles_kept, monkeypatch
+):
+    monkeypatch.setattr(tiles, "tile_tokens", lambda *sizes: 2)
     monkeypatch.setattr(tiles, "KEPT_FROM", kept_from)
     tensors = inputs(requires_grad=(True, learned, learned, learned, True, True))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         product(*tensors)
-    own = [TOKENS * N * B, 3 * N * RANK, N * A * B, kept]
+    own = [TOKENS * N * B, 3 * N * RANK, N * A * B, tiles_kept * 2 * RANK * A]
     assert sum(saved) == sum(own)
 
 

@@ -26,6 +26,7 @@ def cached(module: nn.Module) -> Iterator[None]:
         module: a model or a layer; torch.compile and export ignore the context.
 
     Examples:
+        >>> import torch
         >>> layer = Linear(512, 512, rule=4)
         >>> with torch.no_grad(), cached(layer):
         ...     y = [layer(torch.ones(100, 512)) for _ in range(10)]

@@ -12,6 +12,7 @@ from nplex.algebra.bilinear import BilinearAlgorithm
 from nplex.ops import dense, factored, reference, tiles
 from nplex.ops.cache import Cache, leaves
 from nplex.ops.eager import is_eager
+from nplex.ops.machine import current
 from nplex.ops.plan import plan
 
 # A compiled or exported graph serves every batch size, so its method is planned once, for this many tokens.
@@ -68,7 +69,7 @@ def product(
     if cache is not None and not is_eager(x, components, *leaves(rule)):
         cache = None
     if method == "auto":
-        method = _planned(x, rule, (d_in, d_out), prepared=cache is not None)
+        method = _planned(x, rule, components, (d_in, d_out), prepared=cache is not None)
     if d_in < n * b:
         x = F.pad(x, (0, n * b - d_in))
     if bias is not None and d_out < n * a:
@@ -98,12 +99,18 @@ def check_method(method: str, *, factors: bool) -> None:
         )
 
 
-def _planned(x: Tensor, rule: Tensor | BilinearAlgorithm, features: tuple[int, int], prepared: bool) -> str:
-    """The method that the plan takes for these sizes."""
+def _planned(
+    x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor, features: tuple[int, int], prepared: bool
+) -> str:
+    """The method that the plan takes for these sizes; with the gradients where there will be some."""
     tokens = TOKENS_WHEN_COMPILING if torch.compiler.is_compiling() else math.prod(x.shape[:-1])
-    rank = None if isinstance(rule, Tensor) else rule.rank
-    n = rule.shape[0] if isinstance(rule, Tensor) else rule.n
-    return plan(*features, tokens=tokens, n=n, rank=rank, element_size=x.element_size()).method
+    rank, n = (None, rule.shape[0]) if isinstance(rule, Tensor) else (rule.rank, rule.n)
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, components, *leaves(rule)))
+    made = plan(
+        *features, tokens=tokens, n=n, rank=rank, element_size=x.element_size(), training=training, prepared=prepared,
+        machine=current(x.device.type),
+    )  # fmt: skip
+    return made.method
 
 
 def _check_types(x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor) -> None:

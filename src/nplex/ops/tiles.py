@@ -2,8 +2,7 @@
 
 Large fresh buffers cost more than the mixing itself, so nothing of the size of R / n times the activations is
 written: each tile goes through mixing, block products and mixing in buffers that the next tile uses again. Kept for
-backward are the input, and the block products only while `decode` is learned and blocks are wide: where they are
-narrow, making them again costs no more than writing and reading them. Blocks and mixed inputs are always made again.
+backward are the input, and some block products while `decode` is learned; all else is made again.
 """
 
 from typing import Any, NamedTuple
@@ -18,10 +17,10 @@ from nplex.ops.eager import autocast_type, is_eager
 
 # On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
 LEAST_TOKENS, LEAST_BYTES, WIDE = 64, 2**20, 128
-# From so many inputs of a block on, its products are kept for the gradient of `decode`: below, making them again costs
-# little, and keeping them would take more memory than the smaller layer saves. They are kept tile by tile: one large
-# tensor would be given back to the system at each step, and new pages cost more than the arithmetic.
-KEPT_FROM = 256
+# Block products are kept for the gradient of `decode` up to this share of the bytes of the input, which is kept too;
+# the others are made again. More would take more memory than the smaller layer saves. But all are kept from so many
+# inputs of a block on, where making them again is dear.
+KEPT_SHARE, KEPT_FROM = 0.75, 256
 # Of one token, block products are matrix-vector products; from this size on, R calls cost less than what a batch of
 # matmuls loses by packing the blocks.
 LARGE_BLOCK = 2**16
@@ -71,8 +70,8 @@ def product(
 def tile_tokens(tokens: int, rank: int, a: int, b: int, element_size: int, device: torch.device) -> int:
     """Tokens of a tile: on a CPU about `a b / (a + b)`, twice that for wide blocks; elsewhere all.
 
-    With `a b / (a + b)` tokens a tile reads as many bytes of blocks as of block inputs and outputs: with far fewer the
-    blocks are read too often, with far more the tile leaves the cache, which matters little where blocks are wide.
+    With `a b / (a + b)` tokens a tile reads as many bytes of blocks as of block inputs and outputs: with far fewer
+    the blocks are read too often, with far more the tile leaves the cache, which matters little for wide blocks.
     """
     if device.type != "cpu":
         return max(tokens, 1)
@@ -107,7 +106,7 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         rule = BilinearAlgorithm(encode_component, encode_input, decode)
         made = blocks(rule, components) if prepared is None else prepared
-        y, products = _forward(x, rule, made, bias, keep=ctx.needs_input_grad[3] and x.shape[2] >= KEPT_FROM)
+        y, products = _forward(x, rule, made, bias, keep=ctx.needs_input_grad[3])
         ctx.save_for_backward(x, *rule, components, prepared, *products)
         return y
 
@@ -138,19 +137,24 @@ def _forward(
     bias: Float[Tensor, "d_out"] | None,
     keep: bool = False,
 ) -> tuple[Float[Tensor, "tokens n a"], list[Tensor]]:
-    """y, and the block products of each tile if they are to be kept."""
+    """y, and the block products of the first tiles if some are to be kept.
+
+    Tile by tile: one large tensor would be given back to the system at each step, and new pages cost more than the
+    arithmetic.
+    """
     s = _sizes(x, blocks)
     y = x.new_empty(s.tokens, s.n, s.a)
-    kept = []
+    kept, most = [], s.tokens if s.b >= KEPT_FROM else KEPT_SHARE * s.tokens * s.n * s.b / (s.rank * s.a)
     inputs, outputs = x.new_empty(s.n * s.tile * s.b), x.new_empty(s.n * s.tile * s.a)
     mixed, products = x.new_empty(s.rank * s.tile * s.b), x.new_empty(s.rank * s.tile * s.a)
     encode, weights = rule.encode_input.mT, blocks.mT
     for start in range(0, s.tokens, s.tile):
         stop = min(start + s.tile, s.tokens)
         z = _mix(encode, _gather(x, start, stop, inputs), mixed)
-        if keep:
-            kept.append(products := torch.empty_like(products))
-        u = torch.bmm(z, weights, out=_view(products, s.rank, stop - start, s.a))
+        buffer = torch.empty_like(products) if keep and start < most else products
+        u = torch.bmm(z, weights, out=_view(buffer, s.rank, stop - start, s.a))
+        if buffer is not products:
+            kept.append(buffer)
         part = _mix(rule.decode, u, outputs).transpose(0, 1)
         if bias is None:
             y[start:stop] = part
@@ -180,8 +184,9 @@ def _backward(
         xs, dy = _gather(x, start, stop, inputs), _gather(grad, start, stop, outputs)
         z = _mix(rule.encode_input.mT, xs, mixed)
         if decode_grad is not None:
-            u = _view(products[start // s.tile] if products else product_grads, s.rank, stop - start, s.a)
-            if not products:
+            made = start // s.tile < len(products)
+            u = _view(products[start // s.tile] if made else product_grads, s.rank, stop - start, s.a)
+            if not made:
                 torch.bmm(z, blocks.mT, out=u)
             _add_matmul(decode_grad, dy.flatten(1), u.flatten(1).mT)
         du = _mix(rule.decode.mT, dy, product_grads)
