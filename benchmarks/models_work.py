@@ -6,7 +6,6 @@ A workload is one of the modules models_transformer, models_lstm; a model is wha
 import copy
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 import nplex
 from nplex.convert import parse_rule
+from nplex.nn import cached
 
 GENERATING = {"generation, 1": 1, "generation, 16": 16}
 MODES = ("training", "evaluation", *GENERATING)
@@ -32,12 +32,6 @@ def built(make: Callable[[], nn.Module], rule: str) -> Any:
     for module in reversed(list(model.modules())):  # the model itself last
         getattr(module, "reset_parameters", lambda: None)()
     return model
-
-
-def kept(model: nn.Module) -> AbstractContextManager:
-    """Inside, layers build what they need of rule and components once. The one place to make unconditional."""
-    cached = getattr(nplex.nn, "cached", None)
-    return nullcontext() if cached is None else cached(model)
 
 
 def runs(model: Any, workload: ModuleType, sizes: object) -> dict[str, Run]:
@@ -118,7 +112,7 @@ def outputs(model: Any, workload: ModuleType, words: list[Tensor]) -> dict[str, 
     assert gradient is not None
     gradient = gradient.clone()
     model.zero_grad()
-    with torch.no_grad(), kept(model):
+    with torch.no_grad(), cached(model):
         logits, places = workload.logits(model, *words)
     return {"logits": logits, "places": places, "gradient": gradient}
 

@@ -92,15 +92,15 @@ def targeted(case: Case, repeats: int) -> list[dict]:
     """Every rule at one target: the ratio of the method meant, for one token of the best one, cached or not."""
     dense, layers = nn.Linear(case.d_in, case.d_out), {rule: layer(case.d_in, case.d_out, rule) for rule in TARGETED}
     runs: dict[tuple[str, str], Callable] = {("dense", "linear"): call(dense, case)}
-    for rule, twin in layers.items():
+    for twin in layers.values():
         agree(twin)
-        methods = [method for method in METHODS if method not in ("auto", "reference")]
-        if case.tokens > 1:
-            methods = ["dense" if twin.rule.rank is None else "bilinear"]
-        for method in [m for m in methods if m != "bilinear" or twin.rule.rank is not None]:
-            runs[rule, method] = call(twin, case, method)
-            if case.tokens == 1:
-                runs[rule, f"{method}, cached"] = call(twin, case, method, keep=True)
+    few = [method for method in METHODS if method not in ("auto", "reference")]
+    for keep in (False, True)[: 1 + (case.tokens == 1)]:
+        for method in few:
+            for rule, twin in layers.items():  # inside: a layer that was just called would lie in the cache
+                possible = method != "bilinear" or twin.rule.rank is not None
+                if possible and (case.tokens == 1 or method == ("dense" if twin.rule.rank is None else "bilinear")):
+                    runs[rule, method + ", cached" * keep] = call(twin, case, method, keep)
     times = in_turns(runs, repeats * (3 if case.tokens == 1 else 1))
     cells = []
     for (rule, twin), target in zip(layers.items(), case.targets, strict=True):
