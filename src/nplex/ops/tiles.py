@@ -40,24 +40,25 @@ def product(
     rule: BilinearAlgorithm,
     components: Float[Tensor, "n a b"],
     bias: Float[Tensor, "d_out"] | None = None,
-    prepared: Float[Tensor, "R a b"] | None = None,
+    prepared: tuple[Tensor, ...] = (),
 ) -> Float[Tensor, "*batch n*a"]:
     """`y[i] = sum_r decode[i, r] (sum_k encode_component[k, r] components[k]) (sum_j encode_input[j, r] x[j])`.
 
-    An ordinary call runs in tiles; torch.compile, torch.func and the like see the formula. `prepared` are the blocks,
-    the bracket with k, where they are at hand; gradients then go to them.
+    An ordinary call runs in tiles; torch.compile, torch.func and the like see the formula. `prepared` holds the
+    blocks, the bracket with k, where they are at hand; gradients then go to them.
     """
     n, a, b = components.shape
     if (dtype := autocast_type(x)) is not None:
-        x, components, bias, prepared = (_cast(t, dtype) for t in (x, components, bias, prepared))
+        x, components, bias = (_cast(t, dtype) for t in (x, components, bias))
+        prepared = tuple(_cast(t, dtype) for t in prepared)
         rule = BilinearAlgorithm(*(_cast(factor, dtype) for factor in rule))
     rows = x.reshape(-1, n, b)
-    inputs = (rows, *rule, components, bias, prepared)
+    inputs = (rows, *rule, components, bias, prepared[0] if prepared else None)
     eager = is_eager(*inputs)
     if eager and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         y = _Product.apply(*inputs)
     else:
-        made = blocks(rule, components) if prepared is None else prepared
+        made = prepared[0] if prepared else blocks(rule, components)
         if eager and rows.shape[0] > LEAST_TOKENS:
             y, _ = _forward(rows, rule, made, bias)
         elif eager and rows.shape[0] == 1 and a * b >= LARGE_BLOCK and x.dtype in (torch.float32, torch.float64):
