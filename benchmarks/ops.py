@@ -263,26 +263,30 @@ def figure(cells: list[dict], path: Path) -> None:
     """Ratio against tokens: a column for each n, a row for each width."""
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(11, 6.5), layout="constrained")
+    picture = Figure(figsize=(11, 7), layout="constrained")
     grid = picture.subplots(len(WIDTHS), 3, sharex=True, sharey=True)
     for row, width in zip(grid, WIDTHS, strict=True):
         for axes, n in zip(row, ("2", "4", "8"), strict=True):
-            for color, rule in enumerate(r for r in SWEPT if r.partition(":")[0] == n):
-                kind = f"rank {rule.partition(':')[2]}" if ":" in rule else "full rule"
+            for rule in [rule for rule in SWEPT if rule.partition(":")[0] == n]:
+                rank = rule.partition(":")[2]
+                color, kind = (
+                    ("C0", "full rule") if not rank else ("C2", "rank n") if rank == n else ("C1", "rank 7, 24")
+                )
                 for mode, style in (("forward", "-"), ("cached", ":"), ("training", "--")):
                     mine = [c for c in cells if (c["width"], c["rule"], c["mode"]) == (width, rule, mode)]
                     line = [c["tokens"] for c in mine], [c["ratio"] for c in mine]
-                    axes.plot(*line, style, color=f"C{color}", marker="o", markersize=3, label=f"{kind}, {mode}")
+                    axes.plot(*line, style, color=color, marker="o", markersize=3, label=f"{kind}, {mode}")
             axes.axhline(1, color="0.4", linewidth=1)
             axes.set(xscale="log", yscale="log", title=f"n = {n}, {width} x {width}")
             axes.set_yticks([0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
+            axes.set_xticks(TOKENS, [str(count) for count in TOKENS])
             axes.minorticks_off()
             axes.grid(alpha=0.25)
     for axes in grid[-1]:
         axes.set_xlabel("tokens")
-        axes.legend(fontsize=6.5)
     for row in grid:
         row[0].set_ylabel("time / torch's linear")
+    picture.legend(*grid[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     picture.savefig(path, dpi=130)
 
 

@@ -147,6 +147,7 @@ def test_saved_for_backward_are_the_input_and_some_products_while_the_rule_is_le
 ):
     monkeypatch.setattr(tiles, "tile_tokens", lambda *sizes: 2)
     monkeypatch.setattr(tiles, "KEPT_FROM", kept_from)
+    monkeypatch.setattr(tiles, "KEPT_SHARE", 0.75)
     tensors = inputs(requires_grad=(True, learned, learned, learned, True, True))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):

@@ -153,7 +153,7 @@ def bilinear(r: Request, rank: int) -> Work:
     tile.mix(n, rank, tokens * a)
     tile.move(n * tokens * a, n * tokens * a)
     tile.call(3)
-    work.call(3)
+    work.call(6 if r.prepared else 3)  # the others have less to call when prepared, this one has not
     if r.training:
         _bilinear_backward(r, rank, work, tile, tokens)
     work.repeat(tiles, tile)

@@ -17,10 +17,10 @@ from nplex.ops.eager import autocast_type, is_eager
 
 # On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
 LEAST_TOKENS, LEAST_BYTES, WIDE = 64, 2**20, 128
-# Block products are kept for the gradient of `decode` up to this share of the bytes of the input, which is kept too;
-# the others are made again. More would take more memory than the smaller layer saves. But all are kept from so many
-# inputs of a block on, where making them again is dear.
-KEPT_SHARE, KEPT_FROM = 0.75, 256
+# Block products are kept for the gradient of `decode` up to this multiple of the bytes of the input, which is kept
+# too; the others are made again. More would take more memory than the smaller layer saves. But all are kept from so
+# many inputs of a block on, where making them again is dear.
+KEPT_SHARE, KEPT_FROM = 1.5, 256
 # Of one token, block products are matrix-vector products; from this size on, R calls cost less than what a batch of
 # matmuls loses by packing the blocks.
 LARGE_BLOCK = 2**16
