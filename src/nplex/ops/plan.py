@@ -97,7 +97,7 @@ def plan(  # noqa: PLR0913 - each is a size or a circumstance
         element_size: bytes of a number: 4 for float32, 2 for bfloat16.
         training: whether the gradients are counted too, all of them.
         prepared: whether what a method makes of rule and components alone is at hand and costs nothing: the weight
-            (dense), the blocks (bilinear), the table of a rule held as factors.
+            (dense), the blocks (bilinear), the rule's table and the components side by side (factored).
         machine: how fast it runs; None for the one measured, or the default.
 
     Raises:
