@@ -87,6 +87,34 @@ def test_never_stale(change, rank, method):
     assert not torch.equal(before, after)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 33])
+@pytest.mark.parametrize(("n", "widths"), [(1, (8, 8)), (2, (18, 17)), (3, (16, 32)), (5, (33, 18))])
+def test_packed_components_give_the_same(monkeypatch, dtype, tokens, n, widths):
+    monkeypatch.setattr(ops.packed, "LEAST_BYTES", 0)
+    layer = Linear(*widths, rule=LearnedRule(n, dtype=dtype), method="rule_first", dtype=dtype)
+    x = torch.randn(tokens, widths[0], dtype=dtype)
+    expected, tolerance = layer(x), 16 * torch.finfo(dtype).eps
+    with cached(layer):
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), expected, rtol=tolerance, atol=tolerance)
+            assert layer.cache.get("rule_first", layer.rule(), layer.components)[1].is_mkldnn
+            layer.components.mul_(2)
+            torch.testing.assert_close(layer(x), 2 * expected - layer.bias, rtol=tolerance, atol=2 * tolerance)
+        y = layer(x.requires_grad_())  # with gradients nothing is packed
+        assert torch.autograd.grad(y.sum(), [x, *layer.parameters()])[0].isfinite().all()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+
+
+def test_without_onednn_nothing_is_packed(monkeypatch):
+    monkeypatch.setattr(ops.packed, "_works", lambda: False)
+    layer = Linear(1024, 1024, rule=4, method="rule_first")
+    with cached(layer), torch.no_grad():
+        layer(torch.ones(1, 1024))
+        assert not layer.cache.get("rule_first", layer.rule(), layer.components)[1].is_mkldnn
+
+
 def test_never_stale_after_a_change_of_type_or_place():
     layer = Linear(16, 12, rule=LearnedRule(4, 7), method="dense")
     with torch.no_grad(), cached(layer):

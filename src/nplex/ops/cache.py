@@ -1,6 +1,6 @@
 """What a method makes of rule and components alone, kept until one of them changes."""
 
-from typing import NamedTuple
+import operator
 
 import torch
 from torch import Tensor
@@ -12,12 +12,6 @@ from nplex.ops.eager import autocast_type
 from nplex.ops.factored import prepare_rule_first
 
 
-class _Entry(NamedTuple):
-    values: tuple[Tensor, ...]
-    sources: tuple[Tensor, ...]
-    state: tuple
-
-
 class Cache:
     """One layer's weight, blocks or table, each built at its first use and again when it would be stale.
 
@@ -25,33 +19,50 @@ class Cache:
     operations show there, except that fused optimizers and writing into `.data` or a numpy view do not; for these
     there is `clear`. While gradients are on, what is kept is part of the graph and dropped when backward reaches it.
 
+    Attributes:
+        methods: what was planned for a call, kept beside; forgotten with the rest.
+
     Examples:
         >>> cache, table, components = Cache(), torch.eye(2).expand(2, 2, 2), torch.ones(2, 3, 3)
-        >>> cache.get("dense", table, components) is cache.get("dense", table, components)
-        True
+        >>> cache.renew(table, components), cache.get("dense", table, components)[0].shape
+        (True, torch.Size([6, 6]))
     """
 
     def __init__(self) -> None:
-        self._entries: dict[str, _Entry] = {}
+        self.methods: dict[tuple, str] = {}
+        self._values: dict[str, tuple[Tensor, ...]] = {}
+        self._sources: tuple[Tensor, ...] = ()
+        self._state: tuple = ()
+
+    def renew(self, rule: Tensor | BilinearAlgorithm, components: Tensor) -> bool:
+        """Forgets what rule and components no longer agree with; to be called before `get`.
+
+        False where nothing can be kept: inference tensors have no version.
+        """
+        sources = (components, *leaves(rule))
+        if any(source.is_inference() for source in sources):
+            return False
+        state = _state(sources)
+        if state != self._state or not all(map(operator.is_, sources, self._sources)):
+            self.clear()
+            self._sources, self._state = sources, state
+        return True
 
     def get(self, method: str, rule: Tensor | BilinearAlgorithm, components: Tensor) -> tuple[Tensor, ...]:
         """What `method` prepares: the weight, the blocks, the rule and the components in its order; or nothing."""
-        sources = (components, *leaves(rule))
-        if any(source.is_inference() for source in sources):
-            return ()  # such tensors have no version
-        entry, state = self._entries.get(method), _state(sources)
-        if entry is not None and entry.state == state and all(map(_is, entry.sources, sources)):
-            return entry.values
-        values = prepare(method, rule, components)
-        self._entries[method] = _Entry(values, sources, state)
-        for value in values:
-            if value.requires_grad:
-                value.register_hook(lambda grad: self.clear())  # returns None: the gradient stays
+        values = self._values.get(method)
+        if values is None:
+            values = self._values[method] = prepare(method, rule, components)
+            for value in values:
+                if value.requires_grad:
+                    value.register_hook(lambda grad: self.clear())  # returns None: the gradient stays
         return values
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._entries.clear()
+        self.methods.clear()
+        self._values.clear()
+        self._sources, self._state = (), ()
 
     def __deepcopy__(self, memo: dict) -> None:
         """A copied layer starts without one."""
@@ -74,10 +85,6 @@ def prepare(method: str, rule: Tensor | BilinearAlgorithm, components: Tensor) -
     if method == "components_first":
         return (as_table(rule),)
     return (blocks(rule, components),) if method == "bilinear" and not isinstance(rule, Tensor) else ()
-
-
-def _is(one: Tensor, other: Tensor) -> bool:
-    return one is other
 
 
 def _state(sources: tuple[Tensor, ...]) -> tuple:

@@ -7,6 +7,7 @@ import torch
 
 from nplex.ops.dense import TILE_BYTES
 from nplex.ops.machine import Machine, Work
+from nplex.ops.packed import is_worth_it
 from nplex.ops.tiles import KEPT_FROM, KEPT_SHARE, tile_tokens
 
 CPU = torch.device("cpu")
@@ -100,14 +101,15 @@ def components_first(r: Request) -> Work:
 def rule_first(r: Request) -> Work:
     """One n^2 x n matmul mixes, then n matmuls of n T inputs with the components, then the sum over k.
 
-    Prepared, the last two are one matmul.
+    Prepared, the last two are one matmul, of packed components where there are no gradients.
     """
     work = Work(r.machine, r.element_size)
     tokens, n, a, b = r.tokens, r.n, r.a, r.b
     work.move(tokens * n * b, tokens * n * b)
     work.mix(n * n, n, tokens * b)
     if r.prepared:
-        work.matmul(n * tokens, n * b, a)
+        packed = not r.training and is_worth_it(n * a * b, r.element_size)
+        work.matmul(n * tokens, n * b, a, packed=packed)
         work.move(tokens * n * a, tokens * n * a)
     else:
         work.matmul(n * tokens, b, a, count=n)

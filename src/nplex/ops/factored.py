@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table
+from nplex.ops.packed import linear, pack
 
 
 def components_first(
@@ -56,23 +57,32 @@ def rule_first(
 def prepare_rule_first(
     rule: Float[Tensor, "n n n"] | BilinearAlgorithm, components: Float[Tensor, "n a b"]
 ) -> tuple[Float[Tensor, "n*n n"], Float[Tensor, "a n*b"]]:
-    """The rule as `[(i, k), j]` and the components side by side, `[a, (k, b)]`: both sums are then one matmul."""
+    """The rule as `[(i, k), j]` and the components side by side, `[a, (k, b)]`: both sums are then one matmul.
+
+    Without gradients the components are packed for it.
+    """
     n, a, b = components.shape
     mixing = as_table(rule).transpose(0, 1).reshape(n * n, n)
-    return mixing, components.transpose(0, 1).reshape(a, n * b)
+    return mixing, pack(components.transpose(0, 1).reshape(a, n * b), rows=n)
 
 
 def _rule_first_prepared(
     x: Float[Tensor, "*batch d_in"],
     mixing: Float[Tensor, "pairs n"],
-    stacked: Float[Tensor, "a d_in"],
+    stacked: Tensor,
     bias: Float[Tensor, "d_out"] | None,
 ) -> Float[Tensor, "*batch d_out"]:
-    """`m[i, (k, b)] = sum_j mixing[(i, k), j] x[j, b]`, then `y[i, a] = sum_kb m[i, (k, b)] stacked[a, (k, b)]`."""
+    """`m[i, (k, b)] = sum_j mixing[(i, k), j] x[j, b]`, then `y[i, a] = sum_kb m[i, (k, b)] stacked[a, (k, b)]`.
+
+    `stacked` may be packed, which no shape annotation can see through.
+    """
     n, (a, d_in) = mixing.shape[1], stacked.shape
-    middle = torch.matmul(mixing, x.reshape(-1, n, d_in // n)).reshape(-1, d_in)
-    y = torch.mm(middle, stacked.mT).reshape(*x.shape[:-1], n * a)
-    return y if bias is None else y + bias.to(y.dtype)
+    if x.numel() == d_in:
+        middle = torch.mm(mixing, x.reshape(n, -1))  # what matmul does for one token takes four times as long
+    else:
+        middle = torch.matmul(mixing, x.reshape(-1, n, d_in // n))
+    y = linear(middle.reshape(-1, d_in), stacked).reshape(*x.shape[:-1], n * a)
+    return _plus(y, bias)
 
 
 def _outputs(
@@ -80,4 +90,11 @@ def _outputs(
 ) -> Float[Tensor, "*batch d_out"]:
     """The blocks of a token side by side, with the batch dimensions of x, and the bias."""
     y = y.transpose(0, 1).reshape(*x.shape[:-1], y.shape[0] * y.shape[2])
-    return y if bias is None else y + bias.to(y.dtype)
+    return _plus(y, bias)
+
+
+def _plus(y: Float[Tensor, "*batch d_out"], bias: Float[Tensor, "d_out"] | None) -> Float[Tensor, "*batch d_out"]:
+    """y + bias in the type of y; a cast to the same type would take as long as the sum of one token."""
+    if bias is None:
+        return y
+    return y + (bias if bias.dtype == y.dtype else bias.to(y.dtype))

@@ -96,13 +96,22 @@ class Work:
         self.flops = self.bytes = self.seconds = 0.0
         self.calls = 0
 
-    def matmul(self, rows: int | float, inner: int | float, columns: int | float, *, count: int = 1) -> None:
+    def matmul(
+        self, rows: int | float, inner: int | float, columns: int | float, *, count: int = 1, packed: bool = False
+    ) -> None:
         """`count` matmuls, rows x inner by inner x columns, which read twice: once to rearrange for the processor.
 
-        With one row or column there is nothing to rearrange.
+        With one row or column there is nothing to rearrange, nor with weights packed before; those are also read
+        while others are multiplied.
         """
-        read, written = count * (rows * inner + inner * columns), count * rows * columns
-        self._add(2 * count * rows * inner * columns, read, written, again=0 if 1 in (rows, columns) else read)
+        flops, read, written = (
+            2 * count * rows * inner * columns,
+            count * (rows + columns) * inner,
+            count * rows * columns,
+        )
+        self._add(flops, read, written, again=0 if packed or 1 in (rows, columns) else read)
+        if packed:
+            self.seconds -= min(self._compute(flops), self._beyond(read + 2 * written))
 
     def mix(self, rows: int | float, inner: int | float, columns: int | float) -> None:
         """A matmul where two of the sizes are about the algebra's: one pass over the long side."""
@@ -133,14 +142,18 @@ class Work:
         return Cost(method, round(self.flops), round(self.bytes), self.calls, self.seconds)
 
     def _add(self, flops: int | float, read: int | float, written: int | float, again: int | float = 0) -> None:
-        """One operation and its pass over memory; 8-byte numbers take twice as long to compute with."""
+        """One operation and its pass over memory."""
         size = self.element_size * (read + written)
         self.flops += flops
         self.bytes += size
-        self.seconds += flops / self.machine.flops_per_second * max(1.0, self.element_size / 4)
+        self.seconds += self._compute(flops)
         self.seconds += min(size, self.machine.cache_bytes) / self.machine.bytes_per_second
         self.seconds += self._beyond(read + again + 2 * written)
         self.call(1)
+
+    def _compute(self, flops: int | float) -> float:
+        """Seconds for the arithmetic; 8-byte numbers take twice as long."""
+        return flops / self.machine.flops_per_second * max(1.0, self.element_size / 4)
 
     def _beyond(self, numbers: int | float) -> float:
         """Seconds for what the cache does not hold."""

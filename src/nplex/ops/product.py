@@ -62,19 +62,25 @@ def product(
         torch.Size([2, 12])
     """
     _check_types(x, rule, components)
+    if cache is not None and not (is_eager(x, components, *leaves(rule)) and cache.renew(rule, components)):
+        cache = None
     n, a, b = components.shape
     d_in, d_out = features or (n * b, n * a)
-    _check(x, rule, components, bias, (d_in, d_out))
-    check_method(method, factors=not isinstance(rule, Tensor))
-    if cache is not None and not is_eager(x, components, *leaves(rule)):
-        cache = None
-    if method == "auto":
-        method = _planned(x, rule, components, (d_in, d_out), prepared=cache is not None)
+    call = (method, x.shape, x.dtype, x.requires_grad, features, None if bias is None else bias.shape)
+    chosen = None if cache is None else cache.methods.get(call)
+    if chosen is None:
+        _check(x, rule, components, bias, (d_in, d_out))
+        check_method(method, factors=not isinstance(rule, Tensor))
+        chosen = method
+        if method == "auto":
+            chosen = _planned(x, rule, components, (d_in, d_out), prepared=cache is not None)
+        if cache is not None:
+            cache.methods[call] = chosen
     if d_in < n * b:
         x = F.pad(x, (0, n * b - d_in))
     if bias is not None and d_out < n * a:
         bias = F.pad(bias, (0, n * a - d_out))
-    y = PRODUCTS[method](x, rule, components, bias, () if cache is None else cache.get(method, rule, components))
+    y = PRODUCTS[chosen](x, rule, components, bias, () if cache is None else cache.get(chosen, rule, components))
     return y if d_out == n * a else y[..., :d_out]
 
 
@@ -122,9 +128,6 @@ def _check_types(x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor
         raise TypeError(f"x and components must be tensors, got {type(x).__name__} and {type(components).__name__}")
     if components.ndim != 3:
         raise ValueError(f"components must have 3 dimensions, n x a x b, got shape {tuple(components.shape)}")
-    if isinstance(rule, BilinearAlgorithm) and len({factor.shape for factor in rule}) > 1:
-        shapes = ", ".join(str(tuple(factor.shape)) for factor in rule)
-        raise ValueError(f"the three factors must have one shape, n x R, got {shapes}")
 
 
 def _check(
@@ -135,6 +138,9 @@ def _check(
     features: tuple[int, int],
 ) -> None:
     """Raises a ValueError that names the size that does not fit."""
+    if isinstance(rule, BilinearAlgorithm) and len({factor.shape for factor in rule}) > 1:
+        shapes = ", ".join(str(tuple(factor.shape)) for factor in rule)
+        raise ValueError(f"the three factors must have one shape, n x R, got {shapes}")
     n, a, b = components.shape
     size = tuple(rule.shape) if isinstance(rule, Tensor) else tuple(factor.shape[0] for factor in rule)
     if size != (n, n, n):
