@@ -83,7 +83,7 @@ def expanded(model: Any) -> Any:
     for name, module in model.named_modules():
         if isinstance(module, nplex.nn.Linear):
             parent, _, attribute = name.rpartition(".")
-            setattr(dense.get_submodule(parent), attribute, module.to_linear())
+            setattr(dense.get_submodule(parent), attribute, module.to_torch())
     return dense
 
 

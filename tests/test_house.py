@@ -25,6 +25,7 @@ EXEMPT_FROM_FLOORS = {
     "nplex.__main__": "starts the command line, and nothing imports it",
 }
 MANY_ARGUMENTS: dict[str, str] = {
+    "nplex.nn.conv.Conv.__init__": "torch.nn.Conv2d's signature, and rule and method",
     "nplex.ops.plan.plan": "what is planned: two widths, four sizes, two circumstances, a machine",
 }
 STAR_ARGUMENTS = {
@@ -47,7 +48,10 @@ PUBLIC = {
         "known_algorithm", "find", "Search",
     ],
     "nplex.ops": ["product", "plan", "Plan", "Cost", "Machine", "measure", "METHODS", "expand"],
-    "nplex.nn": ["Linear", "Rule", "LearnedRule", "FixedRule", "as_rule", "share", "missing_rules", "cached"],
+    "nplex.nn": [
+        "Linear", "Conv1d", "Conv2d", "Conv3d",
+        "Rule", "LearnedRule", "FixedRule", "as_rule", "share", "missing_rules", "cached",
+    ],
     "nplex.convert": [
         "preview", "convert_", "factorize_", "unfactorize_", "only", "all_but", "parse_rule", "Conversion", "Where",
         "Report", "Row", "FactorReport", "FactorRow",

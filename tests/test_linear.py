@@ -23,7 +23,7 @@ def test_equals_the_torch_layer_with_its_weight(name, d_in, d_out):
     for method in methods_for(layer.rule):
         layer.method = method
         torch.testing.assert_close(layer(x), expected)
-    torch.testing.assert_close(layer.to_linear()(x), expected)
+    torch.testing.assert_close(layer.to_torch()(x), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,7 +99,7 @@ def test_no_bias():
     layer = Linear(16, 24, False, rule=4)
     assert layer.bias is None
     assert "bias" not in layer.state_dict()
-    assert layer.to_linear().bias is None
+    assert layer.to_torch().bias is None
     assert torch.equal(layer(torch.zeros(2, 16)), torch.zeros(2, 24))
 
 

@@ -1,7 +1,5 @@
 """First values: a rule of a known size, and components such that W has the variance of torch's own layer."""
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,20 +30,25 @@ def factors_(
 
 
 @torch.no_grad()
-def components_(components: Float[Tensor, "n a b"], *, rule_norm: float, in_features: int) -> None:
-    """`U(-c, c)` with `c = n / (rule_norm sqrt(in_features))`.
+def components_(components: Float[Tensor, "n *block"], *, rule_norm: float, bound: float) -> None:
+    """`U(-c, c)` with `c = n bound / rule_norm`.
 
-    The mean variance of W is `rule_norm^2 / n^2` times that of the components, so W gets `1 / (3 in_features)`:
-    the variance of torch.nn.Linear.
+    The mean variance of W is `rule_norm^2 / n^2` times that of the components, so W gets `bound^2 / 3`, the variance
+    of `U(-bound, bound)`; torch.nn.Linear has `bound = 1 / sqrt(in_features)`.
     """
-    bound = components.shape[0] / (rule_norm * math.sqrt(in_features))
-    torch.nn.init.uniform_(components, -bound, bound)
+    limit = components.shape[0] * bound / rule_norm
+    torch.nn.init.uniform_(components, -limit, limit)
 
 
 @torch.no_grad()
-def bias_(bias: Float[Tensor, "d_out"], *, in_features: int) -> None:
-    """`U(-c, c)` with `c = 1 / sqrt(in_features)`, as torch.nn.Linear."""
-    bound = 1 / math.sqrt(in_features)
+def normal_components_(components: Float[Tensor, "n *block"], *, rule_norm: float, std: float = 1.0) -> None:
+    """`N(0, (n std / rule_norm)^2)`: W gets the variance `std^2`, with 1 that of torch.nn.Embedding."""
+    torch.nn.init.normal_(components, std=components.shape[0] * std / rule_norm)
+
+
+@torch.no_grad()
+def bias_(bias: Float[Tensor, "d_out"], *, bound: float) -> None:
+    """`U(-bound, bound)`; torch.nn.Linear has `bound = 1 / sqrt(in_features)`."""
     torch.nn.init.uniform_(bias, -bound, bound)
 
 

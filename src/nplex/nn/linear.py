@@ -80,15 +80,16 @@ class Linear(nn.Module):
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         )
-        _check_same_place(rule, self.components)
+        check_same_place(rule, self.components)
         attach(self, rule)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """First values for components and bias; the rule, a module of its own, has its own reset_parameters."""
-        init.components_(self.components, rule_norm=self.rule.initial_norm, in_features=self.in_features)
+        bound = 1 / math.sqrt(self.in_features)
+        init.components_(self.components, rule_norm=self.rule.initial_norm, bound=bound)
         if self.bias is not None:
-            init.bias_(self.bias, in_features=self.in_features)
+            init.bias_(self.bias, bound=bound)
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """`y = x W^T + b`."""
@@ -102,14 +103,22 @@ class Linear(nn.Module):
         """The dense W, built at each call and differentiable; to change it, change rule and components."""
         return ops.expand(self.rule(), self.components)[: self.out_features, : self.in_features]
 
+    @classmethod
+    def like(cls, layer: nn.Linear, *, rule: int | Algebra | Rule) -> "Linear":
+        """A fresh twin of a torch layer: same sizes, device, type and mode, new numbers."""
+        weight = layer.weight
+        bias = layer.bias is not None
+        twin = cls(layer.in_features, layer.out_features, bias, weight.device, weight.dtype, rule=rule)
+        return twin.train(layer.training)
+
     @torch.no_grad()
-    def to_linear(self) -> nn.Linear:
+    def to_torch(self) -> nn.Linear:
         """The torch.nn.Linear with the same weight and bias."""
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.weight.clone())
+        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        layer.weight = nn.Parameter(self.weight.clone())
         if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.clone())
-        return linear.train(self.training)
+            layer.bias = nn.Parameter(self.bias.clone())
+        return layer.train(self.training)
 
     def extra_repr(self) -> str:
         """One line for print(model)."""
@@ -133,8 +142,12 @@ def check_widths(n: int, **widths: int) -> None:
             raise ValueError(f"n = {n} is larger than {name} = {width}: take a rule with n of {width} or less")
 
 
-def _check_same_place(rule: Rule, components: Tensor) -> None:
-    """Refuses a rule of another type or on another device than the layer."""
+def check_same_place(rule: Rule, components: Tensor) -> None:
+    """Refuses a rule of another type or on another device than the layer.
+
+    Raises:
+        ValueError: says both types and devices.
+    """
     number = next(iter([*rule.parameters(), *rule.buffers()]))
     if (number.dtype, number.device) != (components.dtype, components.device):
         raise ValueError(

@@ -1,0 +1,93 @@
+"""Convolutions: on the dense weight, or by a bilinear rule: mix the channels, R grouped convolutions, mix.
+
+`convolve(x, weight, groups)` is torch's convolution with its stride, padding and dilation; a layer brings it.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.ops.parts import expand_parts
+
+METHODS = ("auto", "dense", "bilinear")
+# Blocks with fewer channels than this multiply too far below full speed for the arithmetic saved to show.
+LEAST_CHANNELS = 16
+# The share of the dense arithmetic below which the passes over memory that mixing takes are paid for.
+WORTH_IT = 0.8
+Convolve = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def convolution(
+    x: Float[Tensor, "batch c_in *space"],
+    rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
+    components: Float[Tensor, "n groups a b *kernel"],
+    channels: tuple[int, int],
+    convolve: Convolve,
+    method: str = "auto",
+) -> Float[Tensor, "batch c_out *places"]:
+    """The convolution with `W[g] = sum_k kron(rule[k], components[k, g])` at each place of the kernel.
+
+    Args:
+        x: the input, with a batch dimension.
+        rule: the table `[k, i, j]`, or its factors.
+        components: a block for each group and place of the kernel.
+        channels: inputs and outputs of a group.
+        convolve: torch's convolution.
+        method: "dense", "bilinear", or "auto", which takes bilinear where it saves enough arithmetic.
+
+    Raises:
+        ValueError: an unknown method, or "bilinear" for a rule without factors.
+    """
+    check_method(method, factors=not isinstance(rule, Tensor))
+    if isinstance(rule, Tensor) or method == "dense" or (method == "auto" and not _pays(rule, components)):
+        inputs, outputs = channels
+        return convolve(x, expand_parts(rule, components, outputs, inputs), components.shape[1])
+    return _bilinear(x, rule, components, channels, convolve)
+
+
+def check_method(method: str, *, factors: bool) -> None:
+    """Refuses a method that a convolution has not, or that the rule does not allow.
+
+    Raises:
+        ValueError: says which there are, or how to get factors.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method of a convolution must be one of {', '.join(METHODS)}; got {method!r}")
+    if method == "bilinear" and not factors:
+        raise ValueError(
+            "method 'bilinear' needs a rule held as factors, got a full table; give the rule a rank, "
+            "LearnedRule(n, rank=R), or take another method"
+        )
+
+
+def _bilinear(
+    x: Float[Tensor, "batch c_in *space"],
+    rule: BilinearAlgorithm,
+    components: Float[Tensor, "n groups a b *kernel"],
+    channels: tuple[int, int],
+    convolve: Convolve,
+) -> Float[Tensor, "batch c_out *places"]:
+    """`y[i] = sum_r decode[i, r] conv(sum_j encode_input[j, r] x[j], sum_k encode_component[k, r] components[k])`."""
+    (n, groups, a, b), kernel = components.shape[:4], components.shape[4:]
+    rank, (inputs, outputs) = rule.rank, channels
+    parts = x.reshape(x.shape[0], groups, inputs, -1)
+    if inputs < n * b:
+        parts = F.pad(parts, (0, 0, 0, n * b - inputs))
+    mixed = torch.matmul(rule.encode_input.mT, parts.reshape(x.shape[0], groups, n, -1))
+    blocks = torch.matmul(rule.encode_component.mT, components.reshape(n, -1)).reshape(rank, groups, a, b, *kernel)
+    blocks = blocks.transpose(0, 1).reshape(groups * rank * a, b, *kernel)
+    products = convolve(mixed.reshape(x.shape[0], groups * rank * b, *x.shape[2:]), blocks, groups * rank)
+    y = torch.matmul(rule.decode, products.reshape(x.shape[0], groups, rank, -1))
+    places = products.shape[2:]
+    return y.reshape(x.shape[0], groups, n * a, *places)[:, :, :outputs].reshape(x.shape[0], -1, *places)
+
+
+def _pays(rule: BilinearAlgorithm, components: Tensor) -> bool:
+    """Whether R convolutions of blocks cost less than one of all channels, the mixing and small blocks counted."""
+    (n, _, a, b), places = components.shape[:4], components[0, 0, 0, 0].numel()
+    arithmetic = rule.rank / n**2 + rule.rank / (places * n) * (1 / a + 1 / b)
+    return arithmetic < WORTH_IT and min(a, b) >= LEAST_CHANNELS
