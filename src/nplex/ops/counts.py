@@ -134,7 +134,7 @@ def _table(work: Work, r: Request) -> None:
     for _ in range(3 if r.training else 1):
         work.move(0, r.n * r.n * r.rank)
         work.mix(r.n, r.rank, r.n * r.n)
-        work.call(6)
+        work.call(6 if r.training else 2)
 
 
 def bilinear(r: Request, rank: int) -> Work:

@@ -25,9 +25,9 @@ class Plan:
         512 -> 2048, n = 4, rank 7, 1024 tokens, 4 bytes a number, forward
           method               MFLOP  of dense    MByte     estimate
           torch's Linear      2147.5      1.00     14.7    25.486 ms
-          dense               2155.9      1.00     28.3    25.992 ms
-          components_first    2214.6      1.03    122.7    36.678 ms
-          rule_first          2164.3      1.01    124.8    36.260 ms
+          dense               2155.9      1.00     28.3    25.976 ms
+          components_first    2214.6      1.03    122.7    36.662 ms
+          rule_first          2164.3      1.01    124.8    36.244 ms
           bilinear             979.9      0.46     85.7    13.201 ms  <- chosen
           for a machine by default; nplex measure measures this one
     """
