@@ -1,9 +1,24 @@
 """Hypercomplex layers with 1/n of the parameters, for any n, with a multiplication rule that is learned."""
 
+import nplex.on_import as _on_import  # noqa: F401 - waits for transformers, and registers
 from nplex import algebra, nn, ops
-from nplex.convert import all_but, convert_, factorize_, only, preview, unfactorize_
+from nplex.convert import (
+    all_but,
+    all_of,
+    convert_,
+    factorize_,
+    fold_,
+    only,
+    preview,
+    sensible,
+    unfactorize_,
+)
 from nplex.count import count
+from nplex.files import load, save
 
 __version__ = "0.1.0"
 
-__all__ = ["algebra", "ops", "nn", "preview", "convert_", "factorize_", "unfactorize_", "only", "all_but", "count"]
+__all__ = [
+    "algebra", "ops", "nn", "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of",
+    "sensible", "count", "save", "load",
+]  # fmt: skip

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from nplex.nn import Linear, Rule
+from nplex.convert.twins import is_layer, shadow
+from nplex.nn import Rule
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Count:
         trainable: those that require gradients.
         layers: those of hypercomplex layers, their rules included.
         rules: those of rules.
-        dense: what the whole model would have if its hypercomplex layers were dense.
+        dense: what the whole model would have if its hypercomplex layers were torch's.
         bytes: of all parameters and buffers.
     """
 
@@ -45,14 +46,14 @@ def count(model: nn.Module) -> Count:
           hypercomplex layers 1,152, of these rules 64; with dense layers the model would have 4,290 (29.9 %)
     """
     parameters = set(model.parameters())
-    layers = [module for module in model.modules() if isinstance(module, Linear)]
-    rules = {layer.rule: None for layer in layers} | {m: None for m in model.modules() if isinstance(m, Rule)}
+    every = [module for module in model.modules() if is_layer(module)]
+    parts = {part for layer in every for part in layer.modules() if part is not layer}
+    layers = [layer for layer in every if layer not in parts]
+    rules = [module for root in (model, *every) for module in _rules(root)]
     rule_parameters = {p: None for rule in rules for p in rule.parameters()}
     layer_parameters = {p: None for layer in layers for p in layer.parameters()} | rule_parameters
     held = sum(p.numel() for p in layer_parameters if p in parameters)
-    dense = sum(
-        layer.in_features * layer.out_features + (0 if layer.bias is None else layer.out_features) for layer in layers
-    )
+    dense = sum(p.numel() for layer in layers for p in shadow(layer).to_torch().parameters())
     total = sum(p.numel() for p in parameters)
     return Count(
         total=total,
@@ -62,3 +63,9 @@ def count(model: nn.Module) -> Count:
         dense=total - held + dense,
         bytes=sum(t.numel() * t.element_size() for t in (*parameters, *model.buffers())),
     )
+
+
+def _rules(module: nn.Module) -> list[Rule]:
+    """The rules registered in a module, and the one that it refers to."""
+    own = vars(module).get("rule")
+    return [m for m in (*module.modules(), own) if isinstance(m, Rule)]

@@ -1,12 +1,16 @@
-"""Existing models: preview and conversion, full rules into factors and back."""
+"""Existing models: preview and conversion, back to torch, full rules into factors and back."""
 
 from nplex.convert.factor_report import FactorReport, FactorRow
 from nplex.convert.factorize import factorize_, unfactorize_
+from nplex.convert.fold import FoldReport, FoldRow, fold_
 from nplex.convert.report import Report, Row
-from nplex.convert.spec import Conversion, Where, all_but, only, parse_rule
+from nplex.convert.sensible import sensible
+from nplex.convert.spec import Conversion, Rules, parse_rule
 from nplex.convert.swap import convert_, preview
+from nplex.convert.where import Where, all_but, all_of, only
 
 __all__ = [
-    "preview", "convert_", "factorize_", "unfactorize_", "only", "all_but", "parse_rule", "Conversion", "Where",
-    "Report", "Row", "FactorReport", "FactorRow",
+    "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible",
+    "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow", "FactorReport",
+    "FactorRow",
 ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from nplex.convert.aligned import aligned
+
 
 @dataclass(frozen=True)
 class FactorRow:
@@ -49,8 +51,6 @@ class FactorReport:
             rank = f"{row.before or 'full'}" + f" -> {row.after or 'full'}" * row.changes
             numbers = (f"{row.error:.1e}", f"{row.growth:.1f}", f"{row.seconds:.2f}") if row.changes else ("", "", "")
             table.append((row.name, layers, str(row.n), rank, f"{row.share:.2f}", *numbers, row.reason))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        cells = [zip(line, "<<><>>>><", widths, strict=True) for line in table]
-        lines = ["  ".join(f"{cell:{side}{width}}" for cell, side, width in line).rstrip() for line in cells]
+        lines = aligned(table, "<<><>>>><")
         lines.append(f"{sum(row.changes for row in self.rows)} of {len(self.rows)} rules change")
         return "\n".join(lines + [self.optimizer] * bool(self.optimizer))

@@ -12,8 +12,8 @@ from torch import nn, optim
 from nplex.algebra import BilinearAlgorithm, Search, find
 from nplex.convert.exchange import exchange
 from nplex.convert.factor_report import FactorReport, FactorRow
-from nplex.convert.spec import Where
-from nplex.convert.survey import HOOKS, check_model
+from nplex.convert.lost import HOOKS, check_model
+from nplex.convert.where import Where, unselected
 from nplex.nn import FixedRule, LearnedRule, Rule
 from nplex.nn.rule import FACTORS
 
@@ -118,7 +118,7 @@ def _survey(
         layers = tuple(" = ".join(name or "(the model itself)" for name in names[user]) for user in users)
         row = FactorRow(names[rule][0], layers, rule.n, rule.rank, rule.rank)
         reason = "not selected by where under all names"
-        if where is None or all(where(name, user) for user in users for name in names[user]):
+        if not any(unselected(where, names[user], user) for user in users):
             tied = any(counts[id(p)] > 1 for p in rule.parameters())
             reason = _stays(rule, row.name, users, full) or "its numbers are tied to another module" * tied
         rules.append(_Held(rule, tuple(places), replace(row, reason=reason)))

@@ -1,42 +1,34 @@
-"""What to convert, and to which rule: a frozen value, and helpers that say it briefly."""
+"""What to convert, and to which rule: frozen values, and helpers that say it briefly."""
 
 import copy
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from nplex.algebra import Algebra, named
+from nplex.convert.where import Where, unselected
 from nplex.nn import FixedRule, LearnedRule, Rule, as_rule
 
-Where = Callable[[str, nn.Module], bool]
+Rules = int | Algebra | Rule | Mapping[str, int | Algebra | Rule | None]
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """Which layers get which rule.
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """One rule of a conversion, and the names it is for.
 
     Attributes:
-        rule: n, an algebra, or a rule; each converted layer gets a fresh rule of its own like it.
-        where: which layers, by name and module; None for all.
-        shared: whether all converted layers use one rule, registered at the base of the model as `rule`.
+        pattern: of full names, as fnmatch reads it.
+        rule: n, an algebra, or a rule; None for layers that stay.
+        shared: whether all its layers use one rule.
     """
 
-    rule: int | Algebra | Rule
-    where: Where | None = None
-    shared: bool = False
-
-    def __post_init__(self) -> None:
-        as_rule(self.rule, device="meta")
-        if self.where is not None and not callable(self.where):
-            raise TypeError(f"where must be a function of name and module, as nplex.only gives, got {self.where!r}")
-
-    @property
-    def shares(self) -> bool:
-        """Whether all converted layers use one rule."""
-        return self.shared or self._given
+    pattern: str
+    rule: int | Algebra | Rule | None
+    shared: bool
 
     @property
     def registers(self) -> bool:
@@ -44,36 +36,85 @@ class Conversion:
         return self.shared and not self._given
 
     @property
+    def shares(self) -> bool:
+        """Whether its layers use one rule."""
+        return self.shared or self._given
+
+    @property
     def _given(self) -> bool:
         return isinstance(self.rule, Rule) and self.rule.place == "shared"
 
-    @property
+    @cached_property
     def template(self) -> Rule:
         """The rule that each layer's own is like."""
+        if self.rule is None:
+            raise ValueError(f"the layers of {self.pattern!r} stay and have no rule")
         return as_rule(self.rule, device="meta")
 
-    def fresh_rule(self, device: torch.device, dtype: torch.dtype) -> Rule:
+    def fresh(self, device: torch.device, dtype: torch.dtype) -> Rule:
         """A free rule with first values, on a device."""
-        if not isinstance(self.rule, Rule):
-            return as_rule(self.rule, device=device, dtype=dtype)
-        rule = copy.deepcopy(self.rule).to_empty(device=device).to(dtype)
-        rule.reset_parameters()
-        return rule
+        if self.rule is None or isinstance(self.rule, Rule):
+            rule = copy.deepcopy(self.template).to_empty(device=device).to(dtype)
+            rule.reset_parameters()
+            return rule
+        return as_rule(self.rule, device=device, dtype=dtype)
 
 
-def only(*patterns: str) -> Where:
-    """Takes layers whose full name matches one of the patterns: `only("encoder.*", "*.linear1")`.
+@dataclass(frozen=True)
+class Conversion:
+    """Which layers get which rule.
 
-    `*` stands for any characters, dots too, as in the shell's patterns (fnmatch, case counts).
+    Attributes:
+        rule: n, an algebra, or a rule; each converted layer gets a fresh rule of its own like it. Or a mapping from
+            patterns of full names to these, in which the first that matches counts and None means: stays.
+        where: which layers, by name and module; None for all but embeddings.
+        shared: whether all layers of a rule use one, registered at the base of the model as `rule`, `rule_1`, ...
     """
-    _check_patterns("only", patterns)
-    return lambda name, module: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
+    rule: Rules
+    where: Where | None = None
+    shared: bool = False
 
-def all_but(*patterns: str) -> Where:
-    """Takes layers whose full name matches none of the patterns: `all_but("lm_head", "*.classifier")`."""
-    _check_patterns("all_but", patterns)
-    return lambda name, module: not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    def __post_init__(self) -> None:
+        if isinstance(self.rule, Mapping) and not all(isinstance(key, str) and key for key in self.rule or [""]):
+            raise TypeError(
+                f'a mapping of rules needs patterns, as in {{"encoder.*": 4, "*": None}}, got {self.rule}'
+            )
+        for choice in self.choices:
+            self._check(choice)
+        if self.where is not None and not callable(self.where):
+            raise TypeError(f"where must be a function of name and module, as nplex.only gives, got {self.where!r}")
+
+    def _check(self, choice: Choice) -> None:
+        """Refuses what is no rule, and says for which pattern."""
+        try:
+            if choice.rule is not None or not isinstance(self.rule, Mapping):
+                as_rule(choice.rule, device="meta")  # pyright: ignore - None is refused there
+        except (TypeError, ValueError) as error:
+            where = f"{choice.pattern!r}: " if isinstance(self.rule, Mapping) else ""
+            raise type(error)(f"{where}{error}") from None
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        """All rules, in the order in which they are tried."""
+        rules = self.rule if isinstance(self.rule, Mapping) else {"*": self.rule}
+        return tuple(Choice(pattern, rule, self.shared) for pattern, rule in rules.items())
+
+    def choose(self, names: list[str], module: nn.Module) -> Choice | str:
+        """The rule for a module, or the reason why it stays."""
+        if reason := unselected(self.where, names, module):
+            return reason
+        found = {self.first(name) for name in names}
+        if len(found) > 1:
+            return "its names match different rules"
+        choice = found.pop()
+        if choice is None:
+            return "its name matches no pattern of the rules"
+        return f"stays by the rule for {choice.pattern!r}" if choice.rule is None else choice
+
+    def first(self, name: str) -> Choice | None:
+        """The first rule whose pattern the name matches."""
+        return next((choice for choice in self.choices if fnmatch.fnmatchcase(name, choice.pattern)), None)
 
 
 def parse_rule(text: str) -> Rule | None:
@@ -107,9 +148,3 @@ def _check_size(n: int, rank: int) -> None:
         raise ValueError("n and R must be 1 or more")
     if n > 256:
         raise ValueError(f"n = {n} would need a table of {n}^3 numbers; n is at most 256")
-
-
-def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
-    """Refuses an empty call, which would mean nothing."""
-    if not patterns:
-        raise ValueError(f'{name} needs at least one pattern, as in {name}("encoder.*"), got none')

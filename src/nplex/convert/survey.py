@@ -1,125 +1,164 @@
 """Looking at a model before it is changed: what would change, what would stay, and why."""
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
+from nplex.convert.label import label
+from nplex.convert.lost import check_model, check_no_adapters, lost, special
 from nplex.convert.report import Report, Row
-from nplex.convert.spec import Conversion
-from nplex.nn import Linear, Rule
+from nplex.convert.spec import Choice, Conversion
+from nplex.convert.twins import TWINS, is_layer, make_twin, shadow, twin_class, untransposed
+from nplex.nn import Rule
 from nplex.nn.sharing import check_base
 
-CONVERTED = (nn.Linear, NonDynamicallyQuantizableLinear)
-WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "ScriptModule", "FSDPModule")
-HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
-    "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-)  # fmt: skip
+
+class Survey(NamedTuple):
+    """The report, and the rule of each layer that changes."""
+
+    report: Report
+    choices: dict[str, Choice]
+
+    @property
+    def shared(self) -> list[tuple[str, Choice]]:
+        """The rules to be registered at the base, with their names there."""
+        new = [choice for choice in dict.fromkeys(self.choices.values()) if choice.registers]
+        return [(f"rule_{i}" if i else "rule", choice) for i, choice in enumerate(new)]
 
 
-def survey(model: nn.Module, spec: Conversion) -> Report:
-    """A row for each linear layer, and what else holds parameters.
+def survey(model: nn.Module, spec: Conversion) -> Survey:
+    """A row for each layer of a kind that has a twin, and what else holds parameters. Takes no memory.
 
     Raises:
         TypeError: the model is no module.
-        ValueError: the model is itself a linear layer, is wrapped, or cannot hold the shared rule.
+        ValueError: the model is itself such a layer, is wrapped, or cannot hold the shared rule.
     """
     check_model(model)
-    template = spec.template
+    check_no_adapters(model)
+    if twin_class(model) is not None:
+        kind = twin_class(model).__name__
+        raise ValueError(
+            f"the model is itself a {type(model).__name__} and cannot be replaced in place; "
+            f"use nplex.nn.{kind}.like(model, rule=...)"
+        )
+    names = names_of(model)
+    parts = {part for module in names if is_unit(module) for part in module.modules() if part is not module}
+    holders: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), set()).add(name)
+    rows, choices = [], {}
+    for module, places in names.items():
+        if module not in parts and _is_listed(module):
+            row, choice = _row(module, places, spec, _tied(module, places, holders))
+            rows.append(row)
+            choices |= {} if choice is None else {row.name: choice}
+    found = Survey(Report(tuple(rows), _numel(model), 0, _others(names, parts), _unmatched(spec, rows)), choices)
+    for name, _ in found.shared:
+        check_base(base_of(model), name)
+    common = sum(_numel(choice.template) for _, choice in found.shared)
+    return found._replace(report=replace(found.report, shared_rule=common))
+
+
+def names_of(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """All modules, each with all its names."""
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    holders: dict[int, set[str]] = {}
-    for module, places in names.items():
-        for key, parameter in module.named_parameters(recurse=False):
-            holders.setdefault(id(parameter), set()).add(f"{places[0]}.{key}")
-    rows = tuple(
-        _row(module, places, spec, template, _tied(module, places, holders))
-        for module, places in names.items()
-        if isinstance(module, (nn.Linear, Linear))
-    )
-    common = 0
-    if spec.registers and any(row.changes for row in rows):
-        check_base(model)
-        common = _numel(template)
-    total = sum(p.numel() for p in model.parameters() if not is_lazy(p))
-    return Report(rows, total, common, _others(names))
+    return names
 
 
-def check_model(model: nn.Module) -> None:
-    """Refuses what cannot be converted as a whole."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, CONVERTED):
-        raise ValueError("the model is itself a linear layer and cannot be replaced in place; use nplex.nn.Linear")
-    for name, module in model.named_modules():
-        kinds = {kind.__name__ for kind in type(module).__mro__} & set(WRAPPERS)
-        if kinds:
-            what = f"{name or 'the model'} is wrapped ({', '.join(sorted(kinds))})"
-            raise ValueError(f"{what}; convert the model first, wrap it then")
+def is_unit(module: nn.Module) -> bool:
+    """Whether it is replaced as a whole, so that its parts are not looked at by themselves."""
+    return twin_class(module) is not None or is_layer(module)
 
 
-def _row(module: nn.Module, places: list[str], spec: Conversion, template: Rule, tied: str) -> Row:
-    """What happens to one linear layer."""
-    was = _numel(module)
-    label = f"Linear({module.in_features}, {module.out_features})"
-    if isinstance(module, nn.Linear):
-        reason = _kept(module, places, spec, template.n) or tied
-        now = 0 if reason else _twin_size(module, template, spec)
+def _is_listed(module: nn.Module) -> bool:
+    """Whether the report has a row for it."""
+    return is_unit(module) or isinstance(module, tuple(TWINS)) or bool(special(module))
+
+
+def _row(module: Any, places: list[str], spec: Conversion, tied: str) -> tuple[Row, Choice | None]:
+    """What happens to one layer, and by which rule."""
+    was, choice = _numel(module), None
+    reason = "already converted" if is_layer(module) else _own_kind(module)
+    if not reason:
+        answer = spec.choose(places, module)
+        reason, choice = (answer, None) if isinstance(answer, str) else ("", answer)
+    reason = reason or lost(module) or tied
+    if choice is not None and not reason:
+        now, reason = _twin_size(module, choice)
         if not reason and now < was:
-            twin = f"Linear({module.in_features}, {module.out_features}, rule={rule_label(template)})"
-            return Row(places[0], tuple(places[1:]), label, was, twin, now, "")
+            twin = label(untransposed(shadow(module)), choice.template)
+            return Row(places[0], tuple(places[1:]), label(module), was, twin, now, ""), choice
         reason = reason or f"would have {now:,} parameters, not fewer"
-    else:
-        reason = "already converted"
-    return Row(places[0], tuple(places[1:]), label, was, None, was, reason)
+    return Row(places[0], tuple(places[1:]), label(module), was, None, was, reason), None
 
 
-def _twin_size(module: nn.Linear, template: Rule, spec: Conversion) -> int:
-    """Parameters of the layer that would take its place, its own rule included."""
-    n = template.n
-    components = n * -(-module.out_features // n) * -(-module.in_features // n)
-    return components + (module.bias is not None) * module.out_features + (0 if spec.shares else _numel(template))
-
-
-def _kept(module: nn.Linear, places: list[str], spec: Conversion, n: int) -> str:
-    """The reason why a torch layer stays as it is, or nothing."""
-    if is_lazy(module.weight):
+def _own_kind(module: nn.Module) -> str:
+    """The reason to leave a layer that is not simply one of torch's, or nothing."""
+    if any(is_lazy(p) for p in module.parameters()):
         return "is not initialised yet: run one batch first"
-    if type(module) not in CONVERTED:
-        return f"{type(module).__name__} is a subclass of torch's Linear, which may do more"
-    if spec.where is not None and not all(spec.where(name, module) for name in places):
-        return "not selected by where" + " under all its names" * (len(places) > 1)
-    for width in ("in_features", "out_features"):
-        if n > getattr(module, width):
-            return f"n = {n} is larger than {width} = {getattr(module, width)}"
-    if not module.weight.is_floating_point():
-        return f"its weight is {module.weight.dtype}, not floating point"
-    own = [*module._modules, *module._buffers, *(set(module._parameters) - {"weight", "bias"})]
-    if own or "forward" in vars(module):
-        return f"holds more than weight and bias, which would be lost: {', '.join(own or ['its own forward'])}"
-    if any(getattr(module, hooks) for hooks in HOOKS) or any(p._backward_hooks for p in module.parameters()):
-        return "has hooks, which would be lost"
+    if reason := special(module):
+        return reason
+    if twin_class(module) is None:
+        kind = next(kind for kind in TWINS if isinstance(module, kind))
+        return f"{type(module).__name__} is a subclass of torch's {kind.__name__}, which may do more"
     return ""
+
+
+def _twin_size(module: nn.Module, choice: Choice) -> tuple[int, str]:
+    """Parameters of the layer that would take its place, its own rule included; or why there is none."""
+    old = untransposed(shadow(module))
+    rule = choice.fresh(torch.device("meta"), next(old.parameters()).dtype)
+    rule.place = "shared" if choice.shares else "free"
+    try:
+        twin = make_twin(shadow(module), rule)
+    except ValueError as error:
+        return 0, str(error)
+    dense = twin.to_torch()
+    more = sorted(_content(module) - _content(dense))
+    if more:
+        what = " and ".join(dict(dense.named_parameters())) if len([*dense.parameters()]) < 3 else "its own numbers"
+        return 0, f"holds more than {what}, which would be lost: {', '.join(more)}"
+    sizes = {name: p.shape for name, p in old.named_parameters()}
+    wrong = [name for name, p in dense.named_parameters() if sizes.get(name) != p.shape]
+    if wrong:
+        found = ", ".join(f"{name} {tuple(sizes[name])}" if name in sizes else f"no {name}" for name in wrong)
+        return 0, f"its numbers are not of the sizes that it has by its description: {found}"
+    return _numel(twin), ""
+
+
+def _content(module: nn.Module) -> set[str]:
+    """Names of all that it holds."""
+    kinds = module.named_parameters(), module.named_buffers(), module.named_modules()
+    return {name for found in kinds for name, _ in found}
 
 
 def _tied(module: nn.Module, places: list[str], holders: dict[int, set[str]]) -> str:
     """The reason to leave a layer whose parameter another module holds too."""
-    for key, parameter in module.named_parameters(recurse=False):
-        others = holders[id(parameter)] - {f"{places[0]}.{key}"}
-        if others:
+    for key, parameter in module.named_parameters():
+        own = {f"{place}.{name}" for place in places for name, p in module.named_parameters() if p is parameter}
+        if others := holders[id(parameter)] - own:
             return f"its {key} is tied to {', '.join(sorted(others))}"
     return ""
 
 
-def _others(names: dict[nn.Module, list[str]]) -> tuple[tuple[str, int, int], ...]:
+def _unmatched(spec: Conversion, rows: list[Row]) -> tuple[str, ...]:
+    """Patterns with a rule that fit no layer: written wrongly, or hidden by those before."""
+    first = {spec.first(name) for row in rows for name in (row.name, *row.also)}
+    return tuple(c.pattern for c in spec.choices if c.rule is not None and c.pattern != "*" and c not in first)
+
+
+def _others(names: dict[nn.Module, list[str]], parts: set[nn.Module]) -> tuple[tuple[str, int, int], ...]:
     """Kinds of other modules that hold parameters: name, how many, their parameters."""
     modules, parameters = Counter(), Counter()
     for module in names:
         numbers = sum(p.numel() for p in module.parameters(recurse=False) if not is_lazy(p))
-        if numbers and not isinstance(module, (nn.Linear, Linear, Rule)):
+        if numbers and module not in parts and not _is_listed(module) and not isinstance(module, Rule):
             modules[type(module).__name__] += 1
             parameters[type(module).__name__] += numbers
     return tuple((kind, count, parameters[kind]) for kind, count in modules.items())
@@ -129,9 +168,10 @@ def _numel(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if not is_lazy(p))
 
 
-def rule_label(rule: Rule) -> str:
-    """`4`, `4:7`, `quaternion`: a rule as the command line writes it."""
-    algebra = getattr(rule, "algebra", None)
-    if algebra is not None:
-        return algebra.name
-    return f"{rule.n}" if rule.rank is None else f"{rule.n}:{rule.rank}"
+def base_of(model: nn.Module) -> nn.Module:
+    """The module that holds shared rules: the model, or of transformers' models with a head the base within it.
+
+    There they belong to what AutoModel loads, and to what the base model's save_pretrained writes.
+    """
+    base = getattr(model, "base_model", None) if hasattr(model, "base_model_prefix") else None
+    return base if isinstance(base, nn.Module) else model

@@ -1,27 +1,25 @@
-"""One walk over a model: replace linear layers, keep tied modules tied, report what was kept and why."""
+"""One walk over a model: replace layers by their twins, keep tied modules tied, report what was kept and why."""
 
-from typing import cast
+from torch import nn
 
-from torch import Tensor, nn
-
-from nplex.algebra import Algebra
+from nplex.convert.nearest import nearest_
 from nplex.convert.report import Report
-from nplex.convert.spec import Conversion, Where
-from nplex.convert.survey import survey
-from nplex.nn import Linear, Rule
+from nplex.convert.spec import Choice, Conversion, Rules
+from nplex.convert.survey import base_of, survey
+from nplex.convert.twins import is_layer, make_twin, untransposed
+from nplex.convert.where import Where
+from nplex.nn import Rule
 from nplex.nn.sharing import register
 
 
-def preview(
-    model: nn.Module, rule: int | Algebra | Rule, *, where: Where | None = None, shared: bool = False
-) -> Report:
-    """What `convert_` would change, what would stay and why; prints itself, changes nothing.
+def preview(model: nn.Module, rule: Rules, *, where: Where | None = None, shared: bool = False) -> Report:
+    """What `convert_` would change, what would stay and why; prints itself, changes nothing, takes no memory.
 
     Args:
         model: any model; on the meta device too.
-        rule: n, an algebra, or a rule.
-        where: which layers, by name and module; see `only` and `all_but`. None for all linear layers.
-        shared: whether all converted layers use one rule.
+        rule: n, an algebra, or a rule; or a mapping from patterns of names to these, see convert_.
+        where: which layers, by name and module; see `only`, `all_but` and `sensible`. None for all but embeddings.
+        shared: whether all converted layers of a rule use one.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8))
@@ -29,73 +27,93 @@ def preview(
         layer  was              was_parameters  now                      now_parameters
         0      Linear(64, 256)          16,640  Linear(64, 256, rule=4)           4,416
         2      Linear(256, 8)            2,056  stays                             2,056  not selected by where
-        1 of 2 linear layers change: 18,696 -> 6,472 parameters in all (34.6 %)
+        1 of 2 layers change: 18,696 -> 6,472 parameters in all (34.6 %)
     """
-    return survey(model, Conversion(rule, where, shared))
+    return survey(model, Conversion(rule, where, shared)).report
 
 
 def convert_(
-    model: nn.Module, rule: int | Algebra | Rule, *, where: Where | None = None, shared: bool = False
+    model: nn.Module, rule: Rules, *, where: Where | None = None, shared: bool = False, weights: str = "fresh"
 ) -> Report:
-    """Replaces linear layers by their twins with 1/n of the parameters, in place, with fresh weights.
+    """Replaces torch's layers by their twins with 1/n of the parameters, in place.
 
-    A layer used at several places is replaced by one layer at all of them; layers already converted are left
-    alone; a weight tied to another module stays dense. Nothing is changed when an error is raised. Make the
-    optimizer afterwards (one made before holds the old weights), then train.
+    Linear, Bilinear, convolutions and transposed ones, recurrent layers and cells, MultiheadAttention, and, where
+    `where` asks for them, embeddings; wherever they are in the model. A layer used at several places is replaced by
+    one layer at all of them; layers already converted are left alone; a weight tied to another module stays dense.
+    All new layers are made before any is put in, so that nothing is changed when an error is raised; for that time
+    the model needs 1/n more memory. Make the optimizer afterwards (one made before holds the old weights), then
+    train.
 
     Args:
-        model: any model that contains linear layers; it is changed.
+        model: any model that contains such layers; it is changed.
         rule: n, an algebra, or a rule; each layer gets a fresh one of its own like it. A rule that is shared
-            already (`nplex.nn.share`) is used itself.
-        where: which layers, by name and module; see `only` and `all_but`. None for all linear layers. A layer
-            with several names is taken if all are.
-        shared: one rule for all converted layers, registered as `model.rule`.
+            already (`nplex.nn.share`) is used itself. Or a mapping from patterns of full names to these,
+            `{"encoder.*": 4, "decoder.*": quaternion}`: the first that matches counts, None means that a layer
+            stays, and so does one that matches none.
+        where: which layers, by name and module; see `only`, `all_but` and `sensible`. It answers True, False, or a
+            text, the reason to stay. None for all but embeddings. A layer with several names is taken if all are.
+        shared: one rule for all converted layers, registered as `model.rule` (of transformers' models with a head
+            as `model.base_model.rule`); with a mapping one for each of its rules: `rule`, `rule_1`, ...
+        weights: "fresh" first values, or those "nearest" to the old weights, with the old biases; the report tells
+            how near. An error of .8 is usual for n = 4: a start for training, no replacement for it.
 
     Raises:
         TypeError: the model is no module, or the rule no rule.
-        ValueError: no layer can be converted (the reasons are named), or the model is itself a linear layer, is
-            wrapped already, or cannot hold a shared rule.
+        ValueError: no layer can be converted (the reasons are named), or the model is itself such a layer, is
+            wrapped already, has adapters, or cannot hold a shared rule.
+
+    Examples:
+        >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 256, batch_first=True), 2)
+        >>> report = convert_(model, {"*.self_attn": 2, "*": 4})
+        >>> report.rows[0].was, model.layers[0].linear1.rule
+        ('MultiheadAttention(64, heads=4)', LearnedRule(n=4))
     """
-    spec = Conversion(rule, where, shared)
-    report = survey(model, spec)
-    changed = [row for row in report.rows if row.changes]
+    if weights not in ("fresh", "nearest"):
+        raise ValueError(f"weights must be fresh or nearest, got {weights!r}")
+    found = survey(model, Conversion(rule, where, shared))
+    changed = [row for row in found.report.rows if row.changes]
     if not changed:
-        if any(isinstance(module, Linear) for module in model.modules()):
-            return report
-        raise ValueError(f"nothing to convert in {type(model).__name__}:\n{report}")
-    old = {row.name: cast(nn.Linear, model.get_submodule(row.name)) for row in changed}
-    common = _common(spec, old[changed[0].name].weight)
-    twins = {name: _twin(layer, spec, common) for name, layer in old.items()}  # all made before any is put in
-    if common is not None and spec.registers:
-        register(model, common)
-    for row in changed:
-        for name in (row.name, *row.also):
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, twins[row.name])
+        if any(map(is_layer, model.modules())):
+            return found.report
+        raise ValueError(f"nothing to convert in {type(model).__name__}:\n{found.report}")
+    common: dict[Choice, Rule] = {}
+    old = [model.get_submodule(row.name) for row in changed]
+    twins = [_twin(layer, found.choices[row.name], common) for layer, row in zip(old, changed, strict=True)]
+    report = found.report
+    if weights == "nearest":
+        held = [common[choice] for choice in common if not choice.registers]
+        errors = nearest_([(twin, untransposed(layer)) for twin, layer in zip(twins, old, strict=True)], held)
+        report = report.with_errors(dict(zip((row.name for row in changed), errors, strict=True)))
+    for name, choice in found.shared:
+        register(base_of(model), common[choice].train(model.training), name)
+    for row, twin in zip(changed, twins, strict=True):
+        put_in(model, (row.name, *row.also), twin)
+    keep_padded(model)
     return report
 
 
-def _common(spec: Conversion, weight: Tensor) -> Rule | None:
-    """The rule that all converted layers share, if they do."""
-    if not spec.shares:
-        return None
-    if not spec.registers:
-        return cast(Rule, spec.rule)
-    rule = spec.fresh_rule(weight.device, weight.dtype)
-    rule.place = "shared"
-    return rule
+def keep_padded(model: nn.Module) -> list[nn.TransformerEncoder]:
+    """Lets torch's stacks give our layers padded tensors, as they take no ragged ones; gives those changed."""
+    stacks = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder) and any(map(is_layer, m.modules()))]
+    changed = [stack for stack in stacks if stack.use_nested_tensor]
+    for stack in changed:
+        stack.use_nested_tensor = False
+    return changed
 
 
-def _twin(old: nn.Linear, spec: Conversion, common: Rule | None) -> Linear:
-    """A fresh hypercomplex layer in the place of a torch layer: same sizes, device, type and mode."""
-    weight = old.weight
-    rule = common if common is not None else spec.fresh_rule(weight.device, weight.dtype)
-    new = Linear(
-        old.in_features, old.out_features, old.bias is not None, device=weight.device, dtype=weight.dtype, rule=rule
-    )
-    new.components.requires_grad_(weight.requires_grad)
-    if new.bias is not None:
-        new.bias.requires_grad_(old.bias.requires_grad)
-    if common is None and not weight.requires_grad:
-        rule.requires_grad_(False)
-    return new.train(old.training)
+def put_in(model: nn.Module, names: tuple[str, ...], new: nn.Module) -> None:
+    """Puts a module at all its places."""
+    for name in names:
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, new)
+
+
+def _twin(old: nn.Module, choice: Choice, common: dict[Choice, Rule]) -> nn.Module:
+    """A fresh layer in the place of an old one, with a rule of its own or the one of its choice."""
+    number = next(old.parameters())
+    if not choice.shares:
+        return make_twin(old, choice.fresh(number.device, number.dtype))
+    if choice not in common:
+        common[choice] = choice.fresh(number.device, number.dtype) if choice.registers else choice.template
+        common[choice].place = "shared"
+    return make_twin(old, common[choice])

@@ -1,16 +1,45 @@
 """Layers with torch.nn's names and signatures, and a rule."""
 
+from nplex.nn.attention import MultiheadAttention
+from nplex.nn.bilinear import Bilinear
 from nplex.nn.cached import cached
+from nplex.nn.cells import GRUCell, LSTMCell, RNNCell
 from nplex.nn.conv import Conv1d, Conv2d, Conv3d
+from nplex.nn.conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from nplex.nn.decoder import TransformerDecoder, TransformerDecoderLayer
+from nplex.nn.embedding import Embedding, EmbeddingBag
+from nplex.nn.encoder import TransformerEncoder, TransformerEncoderLayer
 from nplex.nn.linear import Linear
+from nplex.nn.low_rank import LowRankLinear
+from nplex.nn.recurrent import GRU, LSTM, RNN
 from nplex.nn.rule import FixedRule, LearnedRule, Rule, as_rule
 from nplex.nn.sharing import missing_rules, share
+from nplex.nn.transformer import Transformer
 
 __all__ = [
     "Linear",
+    "LowRankLinear",
+    "Bilinear",
+    "Embedding",
+    "EmbeddingBag",
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "RNN",
+    "LSTM",
+    "GRU",
+    "RNNCell",
+    "LSTMCell",
+    "GRUCell",
+    "MultiheadAttention",
+    "TransformerEncoderLayer",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerDecoder",
+    "Transformer",
     "Rule",
     "LearnedRule",
     "FixedRule",

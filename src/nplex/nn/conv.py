@@ -11,20 +11,21 @@ from torch.nn import functional as F
 
 from nplex.algebra import Algebra
 from nplex.nn import init
+from nplex.nn.fresh import fresh_parameter
 from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
 from nplex.ops.conv import check_method, convolution
+from nplex.ops.eager import full_precision
 from nplex.ops.parts import expand_parts
 
 Sizes = int | tuple[int, ...]
 _PLAIN = {
-    "padding": (0, (0,), (0, 0), (0, 0, 0)), "dilation": (1, (1,), (1, 1), (1, 1, 1)), "groups": (1,),
-    "padding_mode": ("zeros",),
+    "padding": (0, (0,), (0, 0), (0, 0, 0)), "dilation": (1, (1,), (1, 1), (1, 1, 1)),
+    "output_padding": (0, (0,), (0, 0), (0, 0, 0)), "groups": (1,), "padding_mode": ("zeros",),
 }  # fmt: skip
-_GEOMETRY = (
+_ARGUMENTS = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
-    "_reversed_padding_repeated_twice",
 )  # fmt: skip
 
 
@@ -104,7 +105,8 @@ class Conv(nn.Module):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode=padding_mode,
             bias=False, device="meta",
         )  # fmt: skip
-        for name in _GEOMETRY:  # as torch reads its arguments, and refuses impossible ones
+        # as torch reads its arguments, and refuses impossible ones
+        for name in (*_ARGUMENTS, "_reversed_padding_repeated_twice"):
             setattr(self, name, getattr(shape, name))
         rule = as_rule(rule, device=device, dtype=dtype)
         inputs, outputs = self._channels
@@ -134,6 +136,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Float[Tensor, "*input"]) -> Float[Tensor, "*output"]:
         """Torch's convolution of x with W."""
+        check_input(x, self.in_channels, len(self.kernel_size))
         batch = x if x.ndim == len(self.kernel_size) + 2 else x.unsqueeze(0)
         y = convolution(batch, self.rule(), self.components, self._channels, self._convolve, self.method)
         if self.bias is not None:
@@ -156,31 +159,15 @@ class Conv(nn.Module):
     @classmethod
     def like(cls, layer: Any, *, rule: int | Algebra | Rule) -> Any:
         """A fresh twin of a torch layer: same sizes, device, type and mode, new numbers."""
-        arguments = {name: getattr(layer, name) for name in _GEOMETRY if not name.startswith("_")}
-        weight = layer.weight
-        twin = cls(**arguments, bias=layer.bias is not None, device=weight.device, dtype=weight.dtype, rule=rule)
-        return twin.train(layer.training)
+        return fresh_layer(cls, layer, _ARGUMENTS, rule)
 
-    @torch.no_grad()
     def to_torch(self) -> Any:
         """Torch's layer with the same weight and bias."""
-        arguments = {name: getattr(self, name) for name in _GEOMETRY if not name.startswith("_")}
-        layer = type(self).torch_layer(**arguments, bias=self.bias is not None, device="meta")
-        layer.weight = nn.Parameter(self.weight.clone())
-        if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.clone())
-        return layer.train(self.training)
+        return torch_twin(self, _ARGUMENTS)
 
     def extra_repr(self) -> str:
         """One line for print(model), as torch writes it."""
-        parts = [
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}",
-            *(f"{name}={getattr(self, name)}" for name, plain in _PLAIN.items() if getattr(self, name) not in plain),
-            *(["bias=False"] if self.bias is None else []),
-            f"n={self.rule.n}",
-            *(["rule=shared"] if self.rule.place == "shared" else []),
-        ]
-        return ", ".join(parts)
+        return describe(self)
 
 
 class Conv1d(Conv):
@@ -199,3 +186,53 @@ class Conv3d(Conv):
     """torch.nn.Conv3d with 1/n of the parameters; all arguments and attributes are told by Conv."""
 
     torch_layer, functional = nn.Conv3d, staticmethod(F.conv3d)
+
+
+def check_input(x: Tensor, channels: int, dimensions: int) -> None:
+    """Refuses what has not these channels, or neither a batch dimension nor none.
+
+    Raises:
+        ValueError: says the shape expected.
+    """
+    if x.ndim not in (dimensions + 1, dimensions + 2) or x.shape[-dimensions - 1] != channels:
+        space = ", ".join("*" * dimensions)
+        raise ValueError(
+            f"x must have shape (batch, {channels}, {space}) or ({channels}, {space}), got {tuple(x.shape)}"
+        )
+
+
+def fresh_layer(
+    cls: Callable[..., nn.Module], layer: Any, names: tuple[str, ...], rule: int | Algebra | Rule
+) -> nn.Module:
+    """Our layer of a torch layer's arguments, bias, device, type and mode."""
+    arguments, weight = {name: getattr(layer, name) for name in names}, layer.weight
+    made = cls(**arguments, bias=layer.bias is not None, device=weight.device, dtype=weight.dtype, rule=rule)
+    return made.train(layer.training)
+
+
+@torch.no_grad()
+def torch_twin(layer: Any, names: tuple[str, ...]) -> nn.Module:
+    """Torch's layer of our layer's arguments, weight, bias and mode."""
+    arguments = {name: getattr(layer, name) for name in names}
+    made = type(layer).torch_layer(**arguments, bias=layer.bias is not None, device="meta")
+    with full_precision(layer.components):
+        made.weight = fresh_parameter(layer.weight)
+    if layer.bias is not None:
+        made.bias = nn.Parameter(layer.bias.clone())
+    return made.train(layer.training)
+
+
+def describe(layer: Any) -> str:
+    """Channels, kernel and stride, what is not torch's plain choice, n: one line for print(model)."""
+    parts = [
+        f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}, stride={layer.stride}",
+        *(
+            f"{name}={value}"
+            for name, usual in _PLAIN.items()
+            if (value := getattr(layer, name, usual[0])) not in usual
+        ),
+        *(["bias=False"] if layer.bias is None else []),
+        f"n={layer.rule.n}",
+        *(["rule=shared"] if layer.rule.place == "shared" else []),
+    ]
+    return ", ".join(parts)

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from nplex import ops
 from nplex.algebra import Algebra
 from nplex.nn import init
+from nplex.nn.fresh import fresh_parameter
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
 from nplex.ops.cache import Cache
+from nplex.ops.eager import full_precision
 from nplex.ops.product import check_method
 
 
@@ -115,7 +117,8 @@ class Linear(nn.Module):
     def to_torch(self) -> nn.Linear:
         """The torch.nn.Linear with the same weight and bias."""
         layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        layer.weight = nn.Parameter(self.weight.clone())
+        with full_precision(self.components):
+            layer.weight = fresh_parameter(self.weight)
         if self.bias is not None:
             layer.bias = nn.Parameter(self.bias.clone())
         return layer.train(self.training)

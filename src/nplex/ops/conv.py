@@ -3,6 +3,7 @@
 `convolve(x, weight, groups)` is torch's convolution with its stride, padding and dilation; a layer brings it.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,10 +15,9 @@ from nplex.algebra.bilinear import BilinearAlgorithm
 from nplex.ops.parts import expand_parts
 
 METHODS = ("auto", "dense", "bilinear")
-# Blocks with fewer channels than this multiply too far below full speed for the arithmetic saved to show.
-LEAST_CHANNELS = 16
-# The share of the dense arithmetic below which the passes over memory that mixing takes are paid for.
-WORTH_IT = 0.8
+# What bilinear takes of the time of a dense convolution, as measured on one core (docs/performance.md), is about
+# R / n^2 (1 + SMALL / channels of a block) + MIXING (1 + R / n) / (channels places); it is taken below WORTH_IT.
+SMALL, MIXING, WORTH_IT = 16, 30, 0.7
 Convolve = Callable[[Tensor, Tensor, int], Tensor]
 
 
@@ -74,20 +74,21 @@ def _bilinear(
     """`y[i] = sum_r decode[i, r] conv(sum_j encode_input[j, r] x[j], sum_k encode_component[k, r] components[k])`."""
     (n, groups, a, b), kernel = components.shape[:4], components.shape[4:]
     rank, (inputs, outputs) = rule.rank, channels
-    parts = x.reshape(x.shape[0], groups, inputs, -1)
+    parts = x.unflatten(1, (groups, inputs)).flatten(3)
     if inputs < n * b:
         parts = F.pad(parts, (0, 0, 0, n * b - inputs))
-    mixed = torch.matmul(rule.encode_input.mT, parts.reshape(x.shape[0], groups, n, -1))
+    mixed = torch.matmul(rule.encode_input.mT, parts.unflatten(2, (n, b)).flatten(3))
     blocks = torch.matmul(rule.encode_component.mT, components.reshape(n, -1)).reshape(rank, groups, a, b, *kernel)
     blocks = blocks.transpose(0, 1).reshape(groups * rank * a, b, *kernel)
     products = convolve(mixed.reshape(x.shape[0], groups * rank * b, *x.shape[2:]), blocks, groups * rank)
-    y = torch.matmul(rule.decode, products.reshape(x.shape[0], groups, rank, -1))
+    y = torch.matmul(rule.decode, products.unflatten(1, (groups, rank, a)).flatten(3))
     places = products.shape[2:]
-    return y.reshape(x.shape[0], groups, n * a, *places)[:, :, :outputs].reshape(x.shape[0], -1, *places)
+    return y.reshape(x.shape[0], groups, n * a, *places)[:, :, :outputs].flatten(1, 2)
 
 
 def _pays(rule: BilinearAlgorithm, components: Tensor) -> bool:
-    """Whether R convolutions of blocks cost less than one of all channels, the mixing and small blocks counted."""
-    (n, _, a, b), places = components.shape[:4], components[0, 0, 0, 0].numel()
-    arithmetic = rule.rank / n**2 + rule.rank / (places * n) * (1 / a + 1 / b)
-    return arithmetic < WORTH_IT and min(a, b) >= LEAST_CHANNELS
+    """Whether R convolutions of blocks and the mixing cost clearly less than one of all channels."""
+    n, _, a, b, *kernel = components.shape
+    blocks = rule.rank / n**2 * (1 + SMALL / min(a, b))
+    mixing = MIXING * (1 + rule.rank / n) / (n * min(a, b) * math.prod(kernel))
+    return blocks + mixing < WORTH_IT

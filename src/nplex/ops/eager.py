@@ -1,5 +1,7 @@
 """What surrounds a call: whether it may write into buffers and bring its own gradients, and autocast."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -26,3 +28,10 @@ def autocast_type(tensor: Tensor) -> torch.dtype | None:
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """A context without autocast, for what torch's layer does in the type of its weight."""
+    if autocast_type(tensor) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -1,0 +1,184 @@
+"""Verbs about models on disk: preview, convert, fold, count."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from nplex.cli.experiments import TWIN
+from nplex.cli.terminal import messages, refuse, refusing
+
+if TYPE_CHECKING:
+    from nplex.convert import Where
+
+Model = Annotated[
+    Path, typer.Argument(help="A folder that transformers wrote, or a .safetensors file.", metavar="MODEL")
+]
+Out = Annotated[Path, typer.Argument(help="What is written: a folder, or a file, as MODEL is.", metavar="OUT")]
+RuleOption = Annotated[
+    list[str],
+    typer.Option(
+        "--rule", metavar="RULE...",
+        help=f"{TWIN}. Or several for parts of the model: 'encoder.*=4' 'decoder.*=quaternion' '*=dense'.",
+    ),
+]  # fmt: skip
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="PATTERN...", help="Layers whose name matches, as 'encoder.*'.")
+]
+AllBut = Annotated[
+    list[str] | None, typer.Option("--all-but", metavar="PATTERN...", help="Layers whose name matches none.")
+]
+Everything = Annotated[
+    bool,
+    typer.Option("--everything", help="Also what is seldom worth it: heads, routers, tiny layers (not embeddings)."),
+]
+Shared = Annotated[bool, typer.Option("--shared", help="One rule for all converted layers.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace OUT.")]
+
+
+def preview(
+    model: Model,
+    rule: RuleOption,
+    only: Only = None,
+    all_but: AllBut = None,
+    everything: Everything = False,
+    shared: Shared = False,
+    as_json: Json = False,
+) -> None:
+    """Print what a conversion would change, what would stay and why. Reads no weights, writes nothing.
+
+    Examples:
+      nplex preview my/bert --rule 4
+
+      nplex preview my/t5 --rule 'encoder.*=4' 'decoder.*=4:7' --json
+    """
+    with refusing():
+        from nplex.convert import preview as look
+        from nplex.stored import open_model
+
+        found = open_model(model, weights=False)
+        report = look(found, _rules(rule), where=_where(only, all_but, everything), shared=shared)
+    _print(report, as_json)
+
+
+def convert(  # noqa: PLR0913 - options of the command line
+    model: Model,
+    out: Out,
+    rule: RuleOption,
+    only: Only = None,
+    all_but: AllBut = None,
+    everything: Everything = False,
+    shared: Shared = False,
+    weights: Annotated[
+        Literal["nearest", "fresh"],
+        typer.Option(help="The nearest to the model's own, which training then mends; or fresh ones."),
+    ] = "nearest",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Convert a model and write it; then train it. Embeddings and output heads stay dense.
+
+    Examples:
+      nplex convert my/bert my/bert-4 --rule 4
+
+      nplex convert weights.safetensors smaller.safetensors --rule 4 --only 'layers.*'
+    """
+    with refusing():
+        from nplex.convert import convert_
+        from nplex.stored import check_out, open_model, write_model
+
+        where, rules = _where(only, all_but, everything), _rules(rule)
+        check_out(model, out, force=force)
+        convert_(open_model(model, weights=False), rules, where=where, shared=shared)  # tells what is wrong at once
+        with _step(f"reading {model}"):
+            found = open_model(model, weights=True)
+        with _step("converting"):
+            report = convert_(found, rules, where=where, shared=shared, weights=weights)
+        with _step(f"writing {out}"):
+            write_model(found, model, out, force=force)
+    _print(report, as_json)
+    messages.print(f"{out} is written; it needs training: its layers are not the old ones", soft_wrap=True)
+
+
+def fold(model: Model, out: Out, force: Force = False, as_json: Json = False) -> None:
+    """Write a converted model with plain torch layers of the same outputs, for any tool and server.
+
+    Examples:
+      nplex fold my/bert-4 my/bert-4-dense
+    """
+    with refusing():
+        from nplex.convert import fold_
+        from nplex.stored import check_out, open_model, write_model
+
+        check_out(model, out, force=force)
+        fold_(open_model(model, weights=False))  # tells what is wrong at once
+        with _step(f"reading {model}"):
+            found = open_model(model, weights=True)
+        report = fold_(found)
+        with _step(f"writing {out}"):
+            write_model(found, model, out, force=force)
+    _print(report, as_json)
+    messages.print(f"{out} is written", soft_wrap=True)
+
+
+def count(model: Model, as_json: Json = False) -> None:
+    """Count the parameters of a model, and those that it would have with dense layers.
+
+    Examples:
+      nplex count my/bert-4 --json
+    """
+    with refusing():
+        from nplex.count import count as counted
+        from nplex.stored import open_model
+
+        found = counted(open_model(model, weights=False))
+    _print(found, as_json)
+
+
+def _rules(texts: list[str]) -> Any:
+    """One rule, or a mapping from patterns to rules."""
+    from nplex.convert import parse_rule
+
+    pairs = [text.rpartition("=") for text in texts]
+    if len(texts) == 1 and not pairs[0][1]:
+        if (rule := parse_rule(texts[0])) is None:
+            refuse("dense converts nothing; give a rule, as --rule 4")
+        return rule
+    if bare := [text for text, (_, equals, _) in zip(texts, pairs, strict=True) if not equals]:
+        refuse(f"several rules need patterns, as --rule 'encoder.*=4' '*=2'; {bare[0]} has none")
+    return {pattern: parse_rule(rule) for pattern, _, rule in pairs}
+
+
+def _where(only: list[str] | None, all_but: list[str] | None, everything: bool) -> "Where | None":
+    """The layers asked for, and unless everything is, those that are sensible."""
+    from nplex import convert
+
+    if only and all_but:
+        refuse("--only and --all-but exclude each other: give one of them")
+    chosen = convert.only(*only) if only else convert.all_but(*all_but) if all_but else None
+    if everything:
+        return chosen
+    return convert.sensible if chosen is None else convert.all_of(chosen, convert.sensible)
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """Says on stderr what takes long."""
+    with messages.status(what):
+        if not messages.is_terminal:
+            messages.print(what, soft_wrap=True)
+        yield
+
+
+def _print(report: Any, as_json: bool) -> None:
+    """A report on stdout, for people or programs."""
+    if not as_json:
+        print(report)
+        return
+    extra = {name: getattr(report, name) for name in ("total_after",) if hasattr(report, name)}
+    print(json.dumps(asdict(report) | extra, indent=1))

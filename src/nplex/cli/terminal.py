@@ -1,0 +1,42 @@
+"""What all verbs share: messages, refusals, tables, interruptions."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+messages = Console(stderr=True, highlight=False, markup=False)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turns wrong input into one line and exit code 2."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        refuse(f"this needs {error.name}, which is not installed: pip install 'nplex[train]'")
+    except (ValueError, OSError) as error:
+        refuse(str(error))
+
+
+def refuse(message: str) -> NoReturn:
+    """Prints one line and ends with exit code 2."""
+    messages.print(Text.assemble(("nplex:", "red"), " ", " ".join(message.split())), soft_wrap=True)
+    raise typer.Exit(2)
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """A table on stdout; plain text where it is no terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, title in enumerate(rows[0]):
+        table.add_column(Text(title), justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -1,0 +1,198 @@
+"""A dense model converted as a record says."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from nplex import nn as nx
+from nplex.convert.record import Layer, kind_of, read_record, sizes_of
+from nplex.convert.rule_record import Recipe
+from nplex.convert.swap import keep_padded, put_in
+from nplex.convert.twins import make_twin, twin_class
+from nplex.nn import Rule
+from nplex.nn.sharing import check_base, register
+
+
+def apply_(model: nn.Module, data: Any) -> Callable[[], None]:
+    """Converts a dense model as the record says, in place, with fresh numbers, ready to load a state dict.
+
+    A model converted alike already is left as it is. Nothing is changed when an error is raised.
+
+    Args:
+        model: of the architecture that was recorded; it is changed.
+        data: what `record` gave, here or from a file that may be damaged.
+
+    Returns:
+        What takes it back.
+
+    Raises:
+        ValueError: the record is damaged; the model lacks one of its layers, has it in another size, or is converted
+            in another way; the layer is named.
+    """
+    layers = read_record(data)
+    plan = _Plan(model)
+    for name in sorted(layers, key=lambda name: name.split(".")):  # a layer comes before the layers inside it
+        plan.add(name, layers[name])
+    for name, module in plan.modules.items():
+        if kind_of(module) is not None and name not in layers:
+            raise ValueError(f"{name or 'the model'} is hypercomplex here, but dense in what was recorded")
+    return plan.put_in()
+
+
+class _Plan:
+    """All new layers, made before any is put in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.twins: dict[nn.Module, nn.Module] = {}
+        self.shared: dict[str, Rule] = {}
+        self.outer: str | None = None
+
+    def add(self, name: str, layer: Layer) -> None:
+        """Makes one layer, or looks whether the one that is there is as recorded."""
+        if self.outer is not None and name.startswith(self.outer + "." * bool(self.outer)):
+            self._add_inner(name, layer)
+            return
+        self.outer, module = name, self.modules.get(name)
+        if module is None:
+            raise ValueError(f"{name} was recorded as a {layer.kind}, but the model has no such layer")
+        if kind_of(module) is not None:
+            self._check(name, module, layer)
+        elif module not in self.twins:
+            self.twins[module] = self._make(name, module, layer)
+
+    def _add_inner(self, name: str, layer: Layer) -> None:
+        """A layer that came with the one around it, as attention's output projection; only its rule may differ."""
+        outer = str(self.outer)
+        home = self.modules[outer]
+        module: Any = self.twins.get(home, home)
+        for part in filter(None, name.removeprefix(outer).split(".")):
+            module = module._modules.get(part)
+            if module is None:
+                raise ValueError(
+                    f"{name} was recorded as a {layer.kind}, but {outer or 'the model'} has no such layer"
+                )
+        if home in self.twins and "rule" in module._modules and layer.shared is None:
+            if not layer.rule.fits(module.rule):
+                number = next(module.parameters())
+                rule = layer.rule.make(number.device, number.dtype)
+                if rule.n != module.rule.n:
+                    raise ValueError(
+                        f"{name} was recorded with n = {rule.n}, inside a layer with n = {module.rule.n}"
+                    )
+                rule.place, module._modules["rule"] = "owned", rule
+            _freeze(module.rule, layer.rule)
+        self._check(name, module, layer)
+
+    def _check(self, name: str, module: nn.Module, layer: Layer) -> None:
+        """Looks whether a hypercomplex layer is as recorded."""
+        rule = getattr(module, "rule", None)
+        if kind_of(module) != layer.kind or not isinstance(rule, Rule) or not layer.rule.fits(rule):
+            raise ValueError(f"{name or 'the model'} was recorded as {_told(layer)}; the model has {_found(module)}")
+        place = layer.shared
+        holder = None if place is None else self.shared.get(place, self.modules.get(place))
+        if (rule.place == "shared") != (place is not None) or (place is not None and holder is not rule):
+            where = "its own" if place is None else f"shared at {place!r}"
+            raise ValueError(f"the rule of {name or 'the model'} was recorded as {where}; in the model it is not")
+        _check_sizes(name, module, layer)
+
+    def _make(self, name: str, module: nn.Module, layer: Layer) -> nn.Module:
+        """A twin of a dense layer, with fresh numbers."""
+        if not name:
+            raise ValueError("the model is itself a dense layer and cannot be replaced in place")
+        kind: Any = getattr(nx, layer.kind)
+        low_rank = layer.kind == "LowRankLinear" and twin_class(module) is nx.Linear and type(module) is nn.Linear
+        if twin_class(module) is not kind and not low_rank:
+            raise ValueError(f"{name} was recorded as a {layer.kind}, the model has {_found(module)} there")
+        try:
+            number = next(module.parameters())
+            widest = max(size for parameter in module.parameters() for size in parameter.shape)
+            if layer.rule.n > widest:  # before memory for its table is asked for
+                raise ValueError(f"n = {layer.rule.n} is larger than its widths")
+            rule = self._rule(layer, number.device, number.dtype)
+            if low_rank:
+                twin = kind.like(module, rule=rule, low_rank=layer.sizes.get("low_rank"))
+                for parameter in twin.parameters(recurse=False):
+                    parameter.requires_grad_(number.requires_grad)
+            else:
+                twin = make_twin(module, rule)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name} was recorded as {_told(layer)}: {error}") from None
+        _freeze(rule, layer.rule)
+        _check_sizes(name, twin, layer)
+        return twin
+
+    def _rule(self, layer: Layer, device: torch.device, dtype: torch.dtype) -> Rule:
+        """A fresh rule, or the shared one."""
+        if layer.shared is None:
+            return layer.rule.make(device, dtype)
+        if layer.shared not in self.shared:
+            found = self.modules.get(layer.shared)
+            if isinstance(found, Rule):  # another layer of this model uses it already
+                self.shared[layer.shared] = found
+            else:
+                base, name = self._base(layer.shared)
+                check_base(base, name)
+                rule = self.shared[layer.shared] = layer.rule.make(device, dtype)
+                rule.place = "shared"
+        if not layer.rule.fits(self.shared[layer.shared]):
+            raise ValueError(f"its shared rule {layer.shared} is recorded in two ways")
+        return self.shared[layer.shared]
+
+    def _base(self, place: str) -> tuple[nn.Module, str]:
+        """The module that holds a shared rule, and the attribute."""
+        parent, _, name = place.rpartition(".")
+        if parent not in self.modules or not name.isidentifier():
+            raise ValueError(f"its rule is recorded as shared at {place!r}, where the model has no place for it")
+        return self.modules[parent], name
+
+    def put_in(self) -> Callable[[], None]:
+        """Puts all in; gives what takes it back."""
+        fresh = [place for place, rule in self.shared.items() if self.modules.get(place) is not rule]
+        for place in fresh:
+            register(*self._base(place)[:1], self.shared[place], self._base(place)[1])
+        for old, new in self.twins.items():
+            put_in(self.model, self._names(old), new)
+        stacks = keep_padded(self.model)
+
+        def take_back() -> None:
+            for stack in stacks:
+                stack.use_nested_tensor = True
+            for old in self.twins:
+                put_in(self.model, self._names(old), old)
+            for place in fresh:
+                base, name = self._base(place)
+                delattr(base, name)
+
+        return take_back
+
+    def _names(self, module: nn.Module) -> tuple[str, ...]:
+        return tuple(name for name, other in self.modules.items() if other is module)
+
+
+def _check_sizes(name: str, module: nn.Module, layer: Layer) -> None:
+    sizes = sizes_of(module)
+    for key, size in sizes.items():
+        if layer.sizes.get(key, size) != size:
+            told = f"{key} = {layer.sizes[key]!r:.50}, the model has {size}"
+            raise ValueError(f"{name or 'the model'} was recorded with {told}: build the model in that size")
+
+
+def _freeze(rule: Rule, recipe: Recipe) -> None:
+    if recipe.is_frozen:
+        rule.requires_grad_(False)
+
+
+def _told(layer: Layer) -> str:
+    """A recorded layer in a few words."""
+    rule = layer.rule.data
+    told = rule["algebra"] if "algebra" in rule else f"n = {rule['n']}"
+    return f"a {layer.kind} with {told}" + f", rank {rule['rank']}" * (rule["rank"] is not None)
+
+
+def _found(module: nn.Module) -> str:
+    rule = getattr(module, "rule", None)
+    return f"a {type(module).__name__}" + (f" with {rule}" if isinstance(rule, Rule) else "")

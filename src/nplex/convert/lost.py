@@ -1,0 +1,102 @@
+"""What a replacement would lose or break: wrappers, adapters, quantized numbers, hooks."""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+from nplex.convert.twins import TWINS
+
+WRAP = "convert the model first, wrap it then"
+WRAPPERS = {
+    "DataParallel": WRAP, "DistributedDataParallel": WRAP, "FullyShardedDataParallel": WRAP, "FSDPModule": WRAP,
+    "DeepSpeedEngine": WRAP, "OptimizedModule": "convert the model first, compile it then",
+    "ScriptModule": "convert the model first, script it then",
+}  # fmt: skip
+ADAPTERS = ("PeftModel", "BaseTuner", "BaseTunerLayer", "LycorisBaseModule")
+QUANTIZED = {"bitsandbytes", "torchao", "gptqmodel", "auto_gptq", "awq", "hqq", "quanto", "optimum", "eetq", "aqlm"}
+OWN_HOOKS = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}
+HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
+    "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuses what is no module, or wrapped, so that its layers must not be exchanged.
+
+    Raises:
+        TypeError: the model is no module.
+        ValueError: it or a part is wrapped; says what to do instead.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    _refuse(model, WRAPPERS, "is wrapped")
+
+
+def check_no_adapters(model: nn.Module) -> None:
+    """Refuses a model with adapters, whose weights must stay dense to be merged.
+
+    Raises:
+        ValueError: names the part.
+    """
+    what = "merge or unload the adapters first (model.merge_and_unload()), add new ones after the conversion"
+    _refuse(model, dict.fromkeys(ADAPTERS, what), "has adapters")
+
+
+def special(module: nn.Module) -> str:
+    """The reason to leave a layer that is quantized, parametrized, pruned, normalised or compiled, or nothing."""
+    path, has_size = type(module).__module__, hasattr(module, "in_features") or hasattr(module, "in_channels")
+    package = path.split(".")[0]
+    if has_size and (package in QUANTIZED or ".quantized" in path):
+        return (
+            f"{type(module).__name__} of {package} is quantized: convert the model in full precision, quantize then"
+        )
+    if not isinstance(module, tuple(TWINS)):
+        return ""
+    if parametrize.is_parametrized(module):
+        names = ", ".join(module.parametrizations)  # pyright: ignore - a ModuleDict
+        return f"its {names} is parametrized: make that permanent first (parametrize.remove_parametrizations)"
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, prune.BasePruningMethod):
+            return f"its {hook._tensor_name} is pruned: make that permanent first (prune.remove)"
+        if type(hook).__name__ in OWN_HOOKS and type(hook).__module__.startswith("torch.nn.utils"):
+            return f"has {type(hook).__name__}: make that permanent first ({OWN_HOOKS[type(hook).__name__]})"
+    return ""
+
+
+def lost(module: Any) -> str:
+    """The reason to leave a layer of which something would be lost, or nothing."""
+    for name, parameter in module.named_parameters():
+        if type(parameter) is not nn.Parameter:
+            kind = type(parameter).__name__
+            return f"its {name} is a {kind}, quantized or distributed: convert the plain model first"
+        if not parameter.is_floating_point():
+            return f"its {name} is {parameter.dtype}, not floating point"
+    kinds = {(p.dtype, p.device) for p in module.parameters()}
+    if len(kinds) > 1:
+        return f"its numbers are of several kinds: {', '.join(sorted(f'{t} on {d}' for t, d in kinds))}"
+    parts = [*module.modules()]
+    if any("forward" in vars(part) for part in parts):
+        return "has its own forward, which would be lost"
+    if any(has_hooks(part) for part in parts):
+        return "has hooks, which would be lost"
+    if any(getattr(part, "_compiled_call_impl", None) is not None for part in parts):
+        return "is compiled: convert the model first, compile it then"
+    return ""
+
+
+def has_hooks(module: nn.Module, kinds: tuple[str, ...] = HOOKS) -> bool:
+    """Whether a module or its own parameters have hooks."""
+    own = module.parameters(recurse=False)
+    return any(getattr(module, kind) for kind in kinds) or any(
+        p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in own
+    )
+
+
+def _refuse(model: nn.Module, kinds: dict[str, str], what: str) -> None:
+    """Raises a ValueError if a module's class or one that it descends from has one of the names."""
+    for name, module in model.named_modules():
+        found = [kind.__name__ for kind in type(module).__mro__ if kind.__name__ in kinds]
+        if found:
+            raise ValueError(f"{name or 'the model'} {what} ({', '.join(sorted(found))}); {kinds[found[0]]}")

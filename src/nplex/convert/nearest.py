@@ -1,0 +1,161 @@
+"""Given weights as rule and components: the nearest sum of Kronecker products.
+
+Rearranged so that each pair (i, j) of blocks is a row, a weight is `M[(i, j), (a, b)]` and the layer's is
+`M = rule[k, (i, j)]^T components[k, (a, b)]`: a matrix of rank n at most. The nearest one is the truncated singular
+value decomposition (Van Loan and Pitsianis, Approximation with Kronecker products, 1993), here from the Gram matrix
+`M M^T`, which has n^2 rows however large the weight. Where the rule is fixed or held as factors the components are
+the least squares solution, and factors are moved until the error is the least nearby. Where n does not divide a width
+some of M is nobody's, and so is the row of an embedding's padding, which is zero whatever the components are: it is
+filled in with what the components give there, and the nearest taken again, some times.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nplex.algebra import BilinearAlgorithm
+from nplex.nn import Rule
+
+STEPS = 200  # of L-BFGS, for the factors of a rule with a rank
+PASSES = 20  # where n does not divide a width
+
+
+class _Weight(NamedTuple):
+    """Components, the weight that they are to give, the number of the layer, whether both are input first, padding."""
+
+    layer: int
+    components: nn.Parameter
+    dense: Tensor
+    transposed: bool
+    padding: int | None
+
+
+@torch.no_grad()
+def nearest_(layers: Sequence[tuple[nn.Module, nn.Module]], keep: Collection[Rule] = ()) -> list[float]:
+    """Fills layers with the numbers nearest to those of their torch twins; biases are copied.
+
+    Rules are chosen with the components, one that several of the layers share for all of them; fixed and frozen ones
+    stay as they are.
+
+    Args:
+        layers: each one of nplex.nn, made by `like(dense, rule=...)` and changed here, with that torch layer.
+        keep: rules that stay too, as ones that other layers use.
+
+    Returns:
+        the error `|| W - W_dense || / || W_dense ||` of each layer, over all its weights.
+    """
+    groups: dict[Rule, list[_Weight]] = {}
+    for index, (layer, dense) in enumerate(layers):
+        for ours, theirs in _pairs(layer, dense):
+            groups.setdefault(ours.rule, []).extend(_weights(index, ours, theirs))
+        _copy_rest(layer, dense)
+    wrong, whole = [0.0] * len(layers), [0.0] * len(layers)
+    for rule, weights in groups.items():
+        chosen = rule not in keep and any(p.requires_grad for p in rule.parameters())
+        for weight, (missed, size) in zip(weights, _fill(rule, weights, chosen=chosen), strict=True):
+            wrong[weight.layer] += missed
+            whole[weight.layer] += size
+    return [(missed / size) ** 0.5 if size else 0.0 for missed, size in zip(wrong, whole, strict=True)]
+
+
+def _fill(rule: Rule, weights: list[_Weight], *, chosen: bool) -> list[tuple[float, float]]:
+    """Fills the components of all weights under one rule; gives what each misses, and its size, both squared."""
+    rows, real = [_rows(w.dense, w, rule.n) for w in weights], [_is_real(w, rule.n) for w in weights]
+    target = found = components = rows
+    for _ in range(1 if all(bool(mask.all()) for mask in real) else PASSES):
+        if chosen:
+            _choose(rule, torch.stack([m @ m.mT for m in target]).sum(0))
+        table = _table(rule)
+        solve = torch.linalg.pinv(table.mT)
+        components = [solve @ m for m in target]
+        found = [table.mT @ values for values in components]
+        target = [torch.where(mask, m, y) for mask, m, y in zip(real, rows, found, strict=True)]
+    for weight, values in zip(weights, components, strict=True):
+        weight.components.copy_(values.reshape(weight.components.shape))
+    missed = [float((y * mask - m).square().sum()) for y, m, mask in zip(found, rows, real, strict=True)]
+    return [(wrong, float(m.square().sum())) for wrong, m in zip(missed, rows, strict=True)]
+
+
+def _pairs(layer: nn.Module, dense: nn.Module) -> Iterator[tuple[Any, nn.Module]]:
+    """The parts of the layer that hold components, each with the part of the same name of torch's layer."""
+    for name, module in layer.named_modules():
+        if any("components" in key for key in module._parameters):
+            yield module, dense.get_submodule(name)
+
+
+def _weights(layer: int, ours: nn.Module, theirs: nn.Module) -> Iterator[_Weight]:
+    """Every components parameter with the weight of torch's name for it."""
+    transposed = isinstance(theirs, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+    for key, parameter in ours._parameters.items():
+        if parameter is not None and "components" in key:
+            dense = getattr(theirs, key.replace("components", "weight")).detach()
+            yield _Weight(layer, parameter, dense, transposed, getattr(theirs, "padding_idx", None))
+
+
+def _rows(dense: Tensor, weight: _Weight, n: int) -> Float[Tensor, "pairs numbers"]:
+    """`M[(i, j), (part, a, b, ...)]` of a weight, with zeros where n does not divide the widths."""
+    shape = weight.components.shape[1:]
+    parts, a, b, *kernel = shape if len(shape) > 2 else (1, *shape)
+    dense = dense.double().cpu()
+    dense = dense.reshape(parts, dense.shape[0] // parts, dense.shape[1], *kernel)
+    padded = dense.new_zeros(parts, n * a, n * b, *kernel)
+    padded[:, : dense.shape[1], : dense.shape[2]] = dense
+    split = padded.reshape(parts, n, a, n, b, -1)
+    first, second = (3, 1) if weight.transposed else (1, 3)
+    return split.permute(first, second, 0, 2, 4, 5).reshape(n * n, -1)
+
+
+def _is_real(weight: _Weight, n: int) -> Tensor:
+    """Where the rows hold numbers that the components give to the weight."""
+    ones = torch.ones_like(weight.dense)
+    if weight.padding is not None:
+        ones[weight.padding] = 0
+    return _rows(ones, weight, n).bool()
+
+
+def _choose(rule: Rule, gram: Float[Tensor, "pairs pairs"]) -> None:
+    """The best table for the weights of this Gram matrix; for factors, the best nearby."""
+    vectors = torch.linalg.eigh(gram).eigenvectors[:, -rule.n :].flip(1)
+    best = rule.n**0.5 * vectors.mT.reshape(rule.n, rule.n, rule.n)  # of norm n, as a fresh rule
+    if rule.rank is None:
+        rule.get_parameter("table").copy_(best)
+        return
+    factors = [factor.detach().double().cpu().clone().requires_grad_() for factor in _factors(rule)]
+    optimizer = torch.optim.LBFGS(factors, max_iter=STEPS, line_search_fn="strong_wolfe")
+    unit = gram / gram.trace().clamp_min(1e-300)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        basis = torch.linalg.qr(BilinearAlgorithm(*factors).table().flatten(1).mT).Q
+        left = 1 - (basis.mT @ unit @ basis).trace()
+        left.backward()
+        return left
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # pyright: ignore - torch says float, its own examples give a tensor
+    scale = (rule.n / BilinearAlgorithm(*factors).table().norm()) ** (1 / 3)
+    for parameter, factor in zip(_factors(rule), factors, strict=True):
+        parameter.copy_(scale * factor)
+
+
+def _factors(rule: Rule) -> Iterable[Tensor]:
+    """The parameters of a rule held as factors."""
+    return [rule.get_parameter(name) for name in BilinearAlgorithm._fields]
+
+
+def _table(rule: Rule) -> Float[Tensor, "n pairs"]:
+    """`rule[k, (i, j)]` in float64."""
+    made = rule()
+    table = made if isinstance(made, Tensor) else BilinearAlgorithm(*(factor.double() for factor in made)).table()
+    return table.detach().double().cpu().flatten(1)
+
+
+def _copy_rest(layer: nn.Module, dense: nn.Module) -> None:
+    """Biases and whatever else both call the same."""
+    theirs = dict(dense.named_parameters())
+    for name, parameter in layer.named_parameters():
+        if name in theirs and parameter.shape == theirs[name].shape:
+            parameter.copy_(theirs[name])

@@ -1,0 +1,154 @@
+"""The fully-connected layer whose components have a low rank."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nplex.algebra import Algebra
+from nplex.nn import init
+from nplex.nn.fresh import fresh_parameter
+from nplex.nn.linear import check_same_place, check_widths
+from nplex.nn.rule import Rule, as_rule, check_positive
+from nplex.nn.sharing import attach
+from nplex.ops.dense import expand
+from nplex.ops.eager import full_precision
+from nplex.ops.low_rank import product
+
+
+class LowRankLinear(nn.Module):
+    """`y = x W^T + b` with `W = sum_k kron(rule[k], left[k] right[k])`: Linear with components of low rank.
+
+    Parameters are low_rank (d_in + d_out) for the factors, the rule and the bias. Neither W nor the components are
+    ever multiplied out: a token costs `low_rank n (d_in + n^2 + d_out)` multiply-adds.
+
+    Shape:
+        input `(*, in_features)`, output `(*, out_features)`.
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+        bias: whether b is learned.
+        device: as in torch.nn.Linear.
+        dtype: as in torch.nn.Linear.
+        rule: n for a learned rule of this layer's own, an Algebra for a fixed one, or a Rule.
+        low_rank: the rank r of each component; unlike the rank R of a rule, which is the number of its products.
+
+    Attributes:
+        left: n x ceil(out_features / n) x r.
+        right: n x r x ceil(in_features / n).
+        bias: out_features numbers, or None.
+        rule: the rule; registered here unless it is shared.
+
+    Raises:
+        ValueError: a size, rule or rank is impossible; says what was expected.
+
+    Source: Mahabadi et al., Compacter: Efficient Low-Rank Hypercomplex Adapter Layers (2021), section 4.
+
+    Examples:
+        >>> layer = LowRankLinear(512, 2048, rule=4, low_rank=8)
+        >>> layer(torch.zeros(8, 512)).shape
+        torch.Size([8, 2048])
+        >>> sum(p.numel() for p in layer.parameters()), 8 * (512 + 2048) + 4**3 + 2048
+        (22592, 22592)
+    """
+
+    in_features: int
+    out_features: int
+    low_rank: int
+    rule: Rule
+    left: nn.Parameter
+    right: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rule: int | Algebra | Rule,
+        low_rank: int,
+    ) -> None:
+        super().__init__()
+        rule = as_rule(rule, device=device, dtype=dtype)
+        check_widths(rule.n, in_features=in_features, out_features=out_features)
+        check_positive("low_rank", low_rank)
+        n, a, b = rule.n, math.ceil(out_features / rule.n), math.ceil(in_features / rule.n)
+        if low_rank > min(a, b):
+            raise ValueError(
+                f"low_rank = {low_rank} is larger than a component of {a} x {b} can have: take {min(a, b)} or less, "
+                f"or nplex.nn.Linear"
+            )
+        self.in_features, self.out_features, self.low_rank = in_features, out_features, low_rank
+        self.left = nn.Parameter(torch.empty(n, a, low_rank, device=device, dtype=dtype))
+        self.right = nn.Parameter(torch.empty(n, low_rank, b, device=device, dtype=dtype))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        )
+        check_same_place(rule, self.left)
+        attach(self, rule)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """First values for both factors and the bias: W gets the variance of torch.nn.Linear's.
+
+        An entry of a component is a sum of r products, so with `v` its variance (nn.init.components_) the factors
+        need `var(left) var(right) = v / r`. Both get the same expected norm, `a var(left) = b var(right)`, so that
+        neither learns faster than the other.
+        """
+        n, a, r = self.left.shape
+        b, bound = self.right.shape[2], 1 / math.sqrt(self.in_features)
+        deviation = n * bound / self.rule.initial_norm / math.sqrt(3 * r)
+        limits = (math.sqrt(3 * deviation * math.sqrt(ratio)) for ratio in (b / a, a / b))
+        for factor, limit in zip((self.left, self.right), limits, strict=True):
+            nn.init.uniform_(factor, -limit, limit)
+        if self.bias is not None:
+            init.bias_(self.bias, bound=bound)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """`y = x W^T + b`."""
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x must have {self.in_features} numbers in its last dimension, got shape {tuple(x.shape)}"
+            )
+        return product(x, self.rule(), self.left, self.right, self.bias, out_features=self.out_features)
+
+    @property
+    def components(self) -> Float[Tensor, "n a b"]:
+        """`left[k] right[k]`, built at each call and differentiable."""
+        return self.left @ self.right
+
+    @property
+    def weight(self) -> Float[Tensor, "d_out d_in"]:
+        """The dense W, built at each call and differentiable; to change it, change rule and factors."""
+        return expand(self.rule(), self.components)[: self.out_features, : self.in_features]
+
+    @classmethod
+    def like(cls, layer: nn.Linear, *, rule: int | Algebra | Rule, low_rank: int) -> "LowRankLinear":
+        """A fresh twin of a torch layer: same sizes, device, type and mode, new numbers."""
+        weight, sizes = layer.weight, (layer.in_features, layer.out_features)
+        twin = cls(*sizes, layer.bias is not None, weight.device, weight.dtype, rule=rule, low_rank=low_rank)
+        return twin.train(layer.training)
+
+    @torch.no_grad()
+    def to_torch(self) -> nn.Linear:
+        """The torch.nn.Linear with the same weight and bias."""
+        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        with full_precision(self.left):
+            layer.weight = fresh_parameter(self.weight)
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias.clone())
+        return layer.train(self.training)
+
+    def extra_repr(self) -> str:
+        """One line for print(model)."""
+        shared = ", rule=shared" if self.rule.place == "shared" else ""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"low_rank={self.low_rank}, n={self.rule.n}{shared}"
+        )

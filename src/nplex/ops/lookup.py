@@ -1,0 +1,73 @@
+"""Rows of the weight by their numbers, without building the others."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from nplex.algebra.bilinear import BilinearAlgorithm, as_table
+from nplex.ops.dense import expand
+from nplex.ops.eager import full_precision, is_eager
+
+
+def lookup(
+    ids: Int[Tensor, "*batch"],
+    rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
+    components: Float[Tensor, "n a b"],
+    size: tuple[int, int],
+) -> Float[Tensor, "*batch width"]:
+    """`y[(j, b)] = sum_k rule[k, i, j] components[k, a', b]`, with i = id // a and a' = id % a: row id of the weight.
+
+    An id costs n width multiply-adds. Where an ordinary call has as many ids as there are rows, all rows are made
+    once instead: the weight is then no larger than what is asked for. Autocast leaves this alone, as it does torch's
+    lookup.
+
+    Args:
+        ids: numbers of rows; any shape.
+        rule: the table `[k, i, j]`, or its factors.
+        components: one block a component.
+        size: rows and columns of the weight, at most n a and n b.
+
+    Raises:
+        IndexError: an id that is no row; on an accelerator and when compiled as torch's own lookup tells it.
+    """
+    (rows, width), (n, a, b) = size, components.shape
+    _check_ids(ids, rows)
+    with full_precision(components):
+        table = as_table(rule)
+        if is_eager(ids, table, components) and ids.numel() >= rows:
+            return F.embedding(ids, expand(table, components)[:rows, :width])
+        flat = ids.reshape(-1)
+        block, row = flat // a, flat % a
+        if rows < n * a:  # the rows beyond the weight exist in the components, they must not be found
+            block = block.masked_fill(flat >= rows, n)
+        faces = F.embedding(block, table.permute(1, 2, 0).reshape(n, n * n)).reshape(-1, n, n)
+        starts = a * torch.arange(n, dtype=ids.dtype, device=ids.device)
+        parts = F.embedding(row[:, None] + starts, components.reshape(n * a, b))
+        y = torch.bmm(faces, parts).reshape(*ids.shape, n * b)
+    return y if width == n * b else y[..., :width]
+
+
+def clip(rows: Float[Tensor, "*batch d"], most: float, p: float) -> Float[Tensor, "*batch d"]:
+    """`rows most / |rows|_p` where the norm is above `most`; the factor has no gradient."""
+    norm = torch.linalg.vector_norm(rows.detach(), p, -1, keepdim=True)
+    return rows * torch.where(norm > most, most / (norm + 1e-7), 1)  # torch's 1e-7
+
+
+def by_frequency(rows: Float[Tensor, "*batch d"], ids: Int[Tensor, "*batch"], most: int) -> Float[Tensor, "*batch d"]:
+    """The rows themselves; their gradient is divided by how often their id, below `most`, is among all ids."""
+    flat, exact = ids.reshape(-1), torch.promote_types(rows.dtype, torch.float32)
+    ones = torch.ones(flat.shape, dtype=exact, device=rows.device)
+    counts = ones.new_zeros(most).index_add(0, flat, ones)[flat]
+    scale = (1 / counts).to(rows.dtype).reshape(*ids.shape, 1)
+    return rows.detach() + scale * (rows - rows.detach())  # the difference is zero, and carries the gradient
+
+
+def _check_ids(ids: Tensor, rows: int) -> None:
+    """Raises an IndexError that names the id; an accelerator is not waited for."""
+    if ids.device.type != "cpu" or ids.numel() == 0 or ids.is_floating_point() or not is_eager(ids):
+        return
+    least, most = torch.aminmax(ids)
+    if least < 0 or most >= rows:
+        wrong = int(least if least < 0 else most)
+        raise IndexError(f"ids must be 0 or more and below num_embeddings = {rows}, got {wrong}")

@@ -1,0 +1,104 @@
+"""preview, convert, fold and count of models on disk."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_cli import call, ok, refused
+from torch import nn
+
+import nplex
+
+
+def weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64), nn.LayerNorm(64))
+    model.add_module("emb", nn.Embedding(200, 64))
+    return model
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "weights.safetensors"
+    save_file(weights().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    path = tmp_path_factory.mktemp("models") / "bert"
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
+    )
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(config).save_pretrained(path)
+    (path / "tokenizer.json").write_text("{}")
+    return path
+
+
+def test_preview_of_a_file_reads_names_and_shapes(file):
+    result = ok(call("preview", file, "--rule", 4))
+    assert "Linear(64, 96, rule=4)" in result.stdout
+    assert "embeddings change only where" in result.stdout
+    found = json.loads(ok(call("preview", file, "--rule", "0=4", "2=2", "--json")).stdout)
+    assert [row["now"] for row in found["rows"]][:2] == ["Linear(64, 96, rule=4)", "Linear(96, 64, rule=2)"]
+    assert found["total_after"] < found["total_before"]
+
+
+@pytest.mark.parametrize("how", ["nearest", "fresh"])
+def test_a_file_converts_loads_into_its_model_and_folds_back(file, tmp_path, how):
+    out, back = tmp_path / "small.safetensors", tmp_path / "dense.safetensors"
+    ok(call("convert", file, out, "--rule", "4:7", "--weights", how))
+    model = nplex.load(out, weights())
+    assert isinstance(model[0], nplex.nn.Linear)
+    close = torch.equal(model[0].bias, weights()[0].bias)
+    assert close == (how == "nearest")
+    counted = json.loads(ok(call("count", out, "--json")).stdout)
+    assert counted["total"] == nplex.count(model).total
+    assert counted["dense"] == sum(p.numel() for p in weights().parameters())
+    ok(call("fold", out, back))
+    dense = weights()
+    dense.load_state_dict(load_file(back))
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(dense[:4](x), model[:4](x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_folder_converts_and_folds(folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    out, back = tmp_path / "bert-4", tmp_path / "bert-dense"
+    assert "12 of 17 layers change" in ok(call("preview", folder, "--rule", 4, "--all-but", "*.pooler.*")).stdout
+    ok(call("convert", folder, out, "--rule", 4, "--shared"))
+    assert (out / "tokenizer.json").exists()
+    assert "import nplex" in (out / "README.md").read_text()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(out)
+    assert isinstance(model.bert.pooler.dense, nplex.nn.Linear)
+    assert json.loads(ok(call("count", out, "--json")).stdout)["total"] == nplex.count(model).total
+    ok(call("fold", out, back))
+    dense = transformers.AutoModelForSequenceClassification.from_pretrained(back)
+    assert type(dense.bert.pooler.dense) is nn.Linear
+    ids = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(dense.eval()(ids).logits, model.eval()(ids).logits)
+    refused(call("convert", folder, out, "--rule", 4), "exists", "--force")
+    ok(call("convert", folder, out, "--rule", 2, "--force"))
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+
+
+def test_wrong_input_is_one_line(file, tmp_path):
+    out = tmp_path / "out.safetensors"
+    refused(call("preview", tmp_path / "none", "--rule", 4), "no such file or folder")
+    refused(call("preview", tmp_path, "--rule", 4), "config.json")
+    refused(call("preview", file, "--rule", "dense"), "dense converts nothing")
+    refused(call("preview", file, "--rule", "4", "2"), "need patterns")
+    refused(call("preview", file, "--rule", "five"), "five")
+    refused(call("preview", file, "--rule", "4", "--only", "a", "--all-but", "b"), "exclude each other")
+    refused(call("convert", file, out, "--rule", "4", "--only", "nothing"), "nothing to convert")
+    refused(call("convert", file, file, "--rule", "4"), "is the model itself")
+    refused(call("convert", file, tmp_path, "--rule", "4", "--force"), "is a folder")
+    refused(call("fold", file, out), "nothing to fold")
+    assert not out.exists()
+    out.write_bytes(file.read_bytes()[:100])
+    refused(call("count", out), "damaged")
+    out.write_text("hello")
+    refused(call("count", out), "damaged")
