@@ -45,6 +45,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/ops.py --threads 1
 	$(BIN)/python benchmarks/ops.py --threads 2
 	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/conv.py
 	$(BIN)/python benchmarks/find.py
 	$(BIN)/python benchmarks/models.py
 

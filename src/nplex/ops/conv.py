@@ -43,7 +43,8 @@ def convolution(
         ValueError: an unknown method, or "bilinear" for a rule without factors.
     """
     check_method(method, factors=not isinstance(rule, Tensor))
-    if isinstance(rule, Tensor) or method == "dense" or (method == "auto" and not _pays(rule, components)):
+    method = planned(rule, components) if method == "auto" else method
+    if isinstance(rule, Tensor) or method == "dense":
         inputs, outputs = channels
         return convolve(x, expand_parts(rule, components, outputs, inputs), components.shape[1])
     return _bilinear(x, rule, components, channels, convolve)
@@ -86,9 +87,13 @@ def _bilinear(
     return y.reshape(x.shape[0], groups, n * a, *places)[:, :, :outputs].flatten(1, 2)
 
 
-def _pays(rule: BilinearAlgorithm, components: Tensor) -> bool:
-    """Whether R convolutions of blocks and the mixing cost clearly less than one of all channels."""
+def planned(
+    rule: Float[Tensor, "n n n"] | BilinearAlgorithm, components: Float[Tensor, "n groups a b *kernel"]
+) -> str:
+    """What "auto" takes: bilinear where its convolutions and mixing cost clearly less than one of all channels."""
     n, _, a, b, *kernel = components.shape
+    if isinstance(rule, Tensor) or math.prod(kernel) == 1:  # torch's grouped convolution is slow with one place
+        return "dense"
     blocks = rule.rank / n**2 * (1 + SMALL / min(a, b))
     mixing = MIXING * (1 + rule.rank / n) / (n * min(a, b) * math.prod(kernel))
-    return blocks + mixing < WORTH_IT
+    return "bilinear" if blocks + mixing < WORTH_IT else "dense"
