@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow lint format bench docs clean
 
 help:
 	@echo "make demo       set up, train a dense transformer and its twins on the built-in data, print the table"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint       ruff, pyright"
 	@echo "make bench      time every method against torch's Linear; writes benchmarks/results/"
 	@echo "make bench-peers  time nplex beside other packages' layers, in an environment of its own (.venv-peers)"
+	@echo "make docs       the documentation as a site: builds site/, every page and link checked"
 	@echo "make clean      delete the environment and caches"
 
 $(READY): pyproject.toml constraints.txt
@@ -59,5 +60,9 @@ bench: $(READY)
 bench-peers: .venv-peers/.ready
 	OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/peers.py --threads 1
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open site/index.html; to search it: $(BIN)/python -m http.server --directory site"
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis

@@ -20,7 +20,7 @@ LAYERS = {
     "GRUCell": lambda: nn.GRUCell(8, 12),
     "MultiheadAttention": lambda: nn.MultiheadAttention(12, 2, batch_first=True),
     "Embedding": lambda: nn.Embedding(16, 8),
-    "Embedding, padding": lambda: nn.Embedding(160, 8, padding_idx=3),
+    "Embedding, padding": lambda: nn.Embedding.from_pretrained(torch.randn(16, 8), freeze=False, padding_idx=3),
     "Bilinear": lambda: nn.Bilinear(8, 3, 12),
 }
 
@@ -33,11 +33,11 @@ def _double():
 
 
 @pytest.mark.parametrize("rule", ["learned 2", "learned 4", "quaternion", "learned 2:2"])
-@pytest.mark.parametrize("name", [name for name in LAYERS if "odd" not in name])
+@pytest.mark.parametrize("name", [name for name in LAYERS if "," not in name])
 def test_a_weight_that_is_such_a_sum_comes_back(name, rule):
     make = RULES.get(rule, lambda **kw: LearnedRule(4, **kw))
     torch.manual_seed(2)
-    kind, old = getattr(nx, name.partition(",")[0]), LAYERS[name]()
+    kind, old = getattr(nx, name), LAYERS[name]()
     dense = kind.like(old, rule=make()).to_torch()
     layer = kind.like(old, rule=make())
     [error] = nearest_([(layer, dense)])

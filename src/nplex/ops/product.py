@@ -110,11 +110,32 @@ def _planned(
     tokens = TOKENS_WHEN_COMPILING if torch.compiler.is_compiling() else math.prod(x.shape[:-1])
     rank, n = (None, rule.shape[0]) if isinstance(rule, Tensor) else (rule.rank, rule.n)
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, components, *leaves(rule)))
+    # parameters have the same sizes at each call, other tensors' may be symbols
+    taken = _taken_once if isinstance(components, torch.nn.Parameter) else _taken
+    return taken(features, (tokens, n, rank, x.element_size()), (training, prepared), x.device.type)
+
+
+def _taken(
+    features: tuple[int, int], sizes: tuple[int, int, int | None, int], how: tuple[bool, bool], device: str
+) -> str:
+    """The method of the plan for numbers alone."""
+    (tokens, n, rank, element_size), (training, prepared) = sizes, how
     made = plan(
-        *features, tokens=tokens, n=n, rank=rank, element_size=x.element_size(), training=training, prepared=prepared,
-        machine=current(x.device.type),
+        *features, tokens=tokens, n=n, rank=rank, element_size=element_size, training=training, prepared=prepared,
+        machine=current(device),
     )  # fmt: skip
     return made.method
+
+
+def _taken_once(
+    features: tuple[int, int], sizes: tuple[int, int, int | None, int], how: tuple[bool, bool], device: str
+) -> str:
+    """As _taken; torch.compile takes the answer as a constant, where to trace it takes half a second a layer."""
+    return _taken(features, sizes, how, device)
+
+
+# torch.compiler.assume_constant_result sets this too, but imports all of the compiler
+setattr(_taken_once, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def _check_types(x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor) -> None:
