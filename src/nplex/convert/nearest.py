@@ -24,7 +24,7 @@ PASSES = 20  # where n does not divide a width
 
 
 class _Weight(NamedTuple):
-    """Components, the weight that they are to give, the number of the layer, whether both are input first, padding."""
+    """Components, the weight that they are to give, its layer's number, whether both are input first, padding."""
 
     layer: int
     components: nn.Parameter
