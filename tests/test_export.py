@@ -63,7 +63,7 @@ def test_models_run_in_onnxruntime():
     for package in ("transformers", "onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}, of nplex[hf] and nplex[onnx]")
-    check([f"onnx:{name}" for name in MODELS])
+    check([f"onnx:{name}" for name in ("bert", "gpt2", "t5", "encoder", "images", "tagger")])
 
 
 @pytest.mark.slow

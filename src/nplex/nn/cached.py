@@ -14,7 +14,7 @@ LAYERS = (Linear,)
 
 @contextlib.contextmanager
 def cached(module: nn.Module) -> Iterator[None]:
-    """Inside, each layer of the module builds what its method makes of rule and components once, for all calls.
+    """Inside, each Linear of the module builds what its method makes of rule and components once, for all calls.
 
     For generation and evaluation, where layers are called many times with the same numbers, and for layers that are
     called several times in one training step. What is kept is never stale: it is built anew after a step of any
