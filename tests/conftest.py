@@ -8,6 +8,7 @@ import torch
 from jaxtyping import install_import_hook
 
 install_import_hook("nplex", "beartype.beartype")
+collect_ignore_glob = ["programs/*"]  # run by tests, in processes of their own
 
 hypothesis.settings.register_profile("nplex", deadline=None, derandomize=True, print_blob=False)
 hypothesis.settings.load_profile("nplex")
