@@ -45,7 +45,9 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/ops.py --threads 1
 	$(BIN)/python benchmarks/ops.py --threads 2
-	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/ops.py --dtype bfloat16
+	$(BIN)/python benchmarks/errors.py
+	$(BIN)/python benchmarks/plan.py --every 1 --repeats 3
 	$(BIN)/python benchmarks/conv.py
 	$(BIN)/python benchmarks/find.py
 	$(BIN)/python benchmarks/models.py
