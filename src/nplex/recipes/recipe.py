@@ -1,0 +1,132 @@
+"""What every recipe is, and what a tested model gives."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from nplex.convert import Where, parse_rule
+from nplex.nn.linear import check_widths
+from nplex.train import Schedule, Task
+
+Size = Literal["small", "paper"]
+Kind = Literal["accuracy", "bleu", "loss"]
+SIZES: tuple[Size, ...] = ("small", "paper")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A tested model.
+
+    Attributes:
+        kind: what the scores are: accuracy and BLEU in points from 0 to 100, loss in nats.
+        scores: the main one first, under the kind's name.
+        interval: the 95 % interval of the main score on other text of the same kind.
+        answers: for accuracy one text of 0 and 1, one for each example; for BLEU the translations.
+        tokens: read and written while testing.
+        seconds: that it took.
+        notes: how it was scored, as sacreBLEU's signature.
+    """
+
+    kind: Kind
+    scores: dict[str, float]
+    interval: tuple[float, float]
+    answers: list[str]
+    tokens: int
+    seconds: float
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What a recipe's `load` gives."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it was read from."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that were read; results keep their names and SHA-256."""
+        ...
+
+    def vocabulary_json(self) -> dict:
+        """What turns text into numbers, as JSON that is kept beside the model."""
+        ...
+
+
+class Recipe(Protocol):
+    """A frozen dataclass that decides a run, but for the seed and the data.
+
+    Attributes:
+        name: of the task, as on the command line.
+        rule: `dense`, `4`, `4:7`, `quaternion`: what the layers become.
+        shared: whether they have one rule.
+        set: which data set of a folder; "" for the task's own format.
+        schedule: how long and how fast.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def rule(self) -> str: ...  # noqa: D102 - told above
+    @property
+    def shared(self) -> bool: ...  # noqa: D102
+    @property
+    def set(self) -> str: ...  # noqa: D102
+    @property
+    def schedule(self) -> Schedule: ...  # noqa: D102
+
+    @property
+    def layers(self) -> Where:
+        """Which layers are converted, and counted."""
+        ...
+
+    def load(self, folder: Path | None) -> Data:
+        """Reads the data; None for the built-in set.
+
+        Raises:
+            FileNotFoundError: a file is missing; says what a folder holds and how to get one.
+            ValueError: a line is malformed; names file and line.
+        """
+        ...
+
+    def build(self, data: Data) -> nn.Module:
+        """The dense model, its layers converted to the rule."""
+        ...
+
+    def task(self, data: Data) -> Task:
+        """The task as nplex.train wants it."""
+        ...
+
+    def test(self, model: nn.Module, data: Data, device: torch.device) -> Outcome:
+        """Scores on the test part."""
+        ...
+
+
+def check_rule(rule: str, width: int) -> None:
+    """Refuses a rule that the layers of a recipe cannot have.
+
+    Raises:
+        ValueError: the text names no rule, or one with n above the width.
+    """
+    parsed = parse_rule(rule)
+    if parsed is None:
+        return
+    try:
+        check_widths(parsed.n, width=width)
+    except ValueError as error:
+        raise ValueError(f"rule {rule}: {error}") from None
+
+
+def check_size(size: str) -> None:
+    """Refuses an unknown size.
+
+    Raises:
+        ValueError: it is neither small nor paper.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size must be {' or '.join(SIZES)}, got {size!r}")
