@@ -13,7 +13,8 @@ from torch import nn
 
 from nplex.checkpoint import read_json, read_tensors, read_training, write_json, write_tensors, write_training
 from nplex.nn import LearnedRule, Linear, share
-from nplex.train import CHECKPOINT, Interrupted, Schedule, fit
+from nplex.place import CHECKPOINT
+from nplex.train import Interrupted, Loss, Schedule, fit
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are a thing of Unix")
 
@@ -350,6 +351,8 @@ def test_checkpoints_hold_no_pickle(trained):
 class Task:
     """Three batches an epoch in random order; its user may press Ctrl-C in a step, or while an epoch is scored."""
 
+    main, higher = "weight", True
+
     def __init__(self, in_step=0, in_scores=0):
         self.steps, self.epochs = in_step, in_scores
 
@@ -360,7 +363,7 @@ class Task:
         self.steps -= 1
         if self.steps == 0:
             os.kill(os.getpid(), signal.SIGINT)
-        return made.layers(torch.eye(4) + indices[0]).square().mean(), 4
+        return Loss(made.layers(torch.eye(4) + indices[0]).square().mean(), 1, 4)
 
     def scores(self, made, device):
         self.epochs -= 1

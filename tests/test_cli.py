@@ -99,7 +99,7 @@ def test_compare_writes_its_files(compared):
     }  # fmt: skip
     for run in RUNS:
         assert {path.name for path in (folder / run).iterdir()} == {
-            "settings.json", "result.json", "vocabulary.json", "model.safetensors",
+            "settings.json", "result.json", "log.jsonl", "vocabulary.json", "model.safetensors", "tensorboard",
         }  # fmt: skip
 
 
@@ -115,10 +115,11 @@ def test_compare_json_and_results_agree(compared):
     assert [row["rule"] for row in summary["lines"]] == RULES
     for row, run in zip(summary["lines"], RUNS, strict=True):
         result = read_json(folder / run / "result.json")
-        assert row["accuracy"] == result["accuracy"]
+        assert row["scores"] == result["scores"]
         assert row["layer_parameters"] == result["layer_parameters"]
-        assert len(result["correct"]) == 24
-        assert result["accuracy"]["all"] == pytest.approx(result["correct"].count("1") / 24)
+        (answers,) = result["answers"]
+        assert len(answers) == result["examples"] == 24
+        assert result["scores"]["accuracy"] == pytest.approx(100 * answers.count("1") / 24)
 
 
 def test_compare_json_has_the_majority_baseline(compared, data):
@@ -130,7 +131,9 @@ def test_compare_json_has_the_majority_baseline(compared, data):
     }
     common = max(("VBZ", "VBP"), key=labels["train"].count)
     assert summary["examples"] == len(labels["test"])
-    assert summary["majority"]["all"] == pytest.approx(labels["test"].count(common) / len(labels["test"]))
+    name, scores = summary["baseline"]
+    assert name == "majority"
+    assert scores["accuracy"] == pytest.approx(100 * labels["test"].count(common) / len(labels["test"]))
 
 
 def test_compare_counts_the_layers_parameters(compared):
@@ -167,7 +170,7 @@ def test_compare_with_seeds(data, tmp_path):
     ok(train(data, tmp_path / "out", "--seed", 1, 0, verb="compare", rule=["4"]))
     (row,) = read_json(tmp_path / "out" / "compare.json")["lines"]
     results = [read_json(tmp_path / "out" / f"4-seed{seed}" / "result.json") for seed in (0, 1)]
-    assert row["seeds"] == [result["accuracy"]["all"] for result in results]
+    assert row["seeds"] == [result["scores"]["accuracy"] for result in results]
     weights = [read_tensors(tmp_path / "out" / f"4-seed{seed}" / "model.safetensors")[0] for seed in (0, 1)]
     assert not torch.equal(weights[0]["classify.weight"], weights[1]["classify.weight"])
 
@@ -175,7 +178,7 @@ def test_compare_with_seeds(data, tmp_path):
 def test_run_trains_one_model(finished):
     folder, result = finished
     assert {path.name for path in folder.iterdir()} == {
-        "settings.json", "result.json", "vocabulary.json", "model.safetensors",
+        "settings.json", "result.json", "log.jsonl", "vocabulary.json", "model.safetensors", "tensorboard",
     }  # fmt: skip
     assert [row.split()[0] for row in result.stdout.splitlines() if row.strip()][-2:] == ["4", "majority"]
 
@@ -468,7 +471,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(data, tmp_path):
     assert f"epoch {state['epoch'] + 1}," in resumed.stderr
     assert "epoch 1," not in resumed.stderr
     results = [read_json(folder / "result.json") for folder in (whole, broken)]
-    for name in ("accuracy", "correct", "history"):
+    for name in ("scores", "answers", "history"):
         assert results[0][name] == results[1][name]
     weights = [read_tensors(folder / "model.safetensors")[0] for folder in (whole, broken)]
     assert weights[0].keys() == weights[1].keys()

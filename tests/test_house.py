@@ -19,7 +19,8 @@ FILES = sorted(SRC.rglob("*.py"))
 FLOORS = {
     "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "checkpoint": 3, "files": 3, "on_import": 3, "huggingface": 3,
     "count": 3, "environment": 3, "place": 3, "stored": 3.5,
-    "train": 4, "text": 4, "summary": 4, "plot": 4, "data": 4, "recipes": 5, "experiment": 5.5, "cli": 6,
+    "train": 4, "text": 4, "generate": 4, "scores": 4, "data": 4, "summary": 4.5, "plot": 4.5,
+    "recipes": 5, "fetch": 5, "experiment": 5.5, "reproduce": 5.6, "tune": 5.6, "cli": 6,
 }  # fmt: skip
 EXEMPT_FROM_FLOORS = {
     "nplex": "the front door shows names of several floors",
@@ -39,6 +40,8 @@ MANY_ARGUMENTS: dict[str, str] = {
     "nplex.nn.transformer.Transformer.__init__": "torch.nn.Transformer's signature, rule and method",
     "nplex.nn.transformer.Transformer.forward": "torch.nn.Transformer's inputs, masks and hints",
     "nplex.cli.models.convert": "each is an option of the command line",
+    "nplex.cli.experiments.compare": "each is an option of the command line",
+    "nplex.cli.experiments.run": "each is an option of the command line",
     "nplex.ops.plan.plan": "what is planned: two widths, four sizes, two circumstances, a machine",
 }
 STAR_ARGUMENTS = {

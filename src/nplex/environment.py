@@ -15,7 +15,7 @@ def environment() -> dict[str, str | int]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("nplex", "torch", "accelerate", "safetensors")},
+        **{name: _version(name) for name in ("nplex", "torch", "accelerate", "safetensors", "tokenizers")},
         "machine": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "threads": torch.get_num_threads(),

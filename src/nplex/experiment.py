@@ -1,76 +1,88 @@
 """Runs of a recipe in their folders, and comparisons of several rules."""
 
 import hashlib
-import time
-from collections import Counter
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from nplex import checkpoint
 from nplex.convert import Where
+from nplex.convert.twins import is_layer, twin_class
 from nplex.environment import environment
-from nplex.nn import Linear
 from nplex.place import CHECKPOINT, COMPARISON, MODEL, RESULT, SETTINGS, VOCABULARY, settings_of
-from nplex.recipes import agreement as task
-from nplex.recipes.agreement import Data, Recipe
+from nplex.recipes.recipe import Data, Outcome
 from nplex.summary import Summary, summarise
-from nplex.train import Report, State, fit, silent
+from nplex.train import Report, State, clear, fit, main_process, silent, wait
 
 MEASURED = (
     "layer_parameters",
     "dense_layer_parameters",
     "parameters",
-    "accuracy",
+    "kind",
+    "scores",
+    "interval",
+    "answers",
+    "examples",
+    "notes",
     "training_seconds",
     "training_tokens_per_second",
     "testing_tokens_per_second",
     "history",
-    "correct",
     "environment",
 )
 
 
-def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: Report = silent) -> dict:
+def run(recipe: Any, data: Data, seed: int, folder: Path, report: Report = silent) -> dict:
     """Trains and tests one model in a folder; one that is finished is read, not run again.
 
     Writes settings.json at the start, checkpoint.safetensors while it runs, and at the end model.safetensors,
-    vocabulary.json and result.json.
+    vocabulary.json and result.json. Under torchrun the first process tests and writes, and all give the result.
+
+    Args:
+        recipe: a recipes.recipe.Recipe: a frozen dataclass.
+        data: what its `load` gave.
+        seed: of first values and of the order of examples.
+        folder: for the files of this run alone.
+        report: called after each step.
 
     Raises:
         ValueError: the folder holds a run with other settings, or a damaged file.
         Interrupted: Ctrl-C; the checkpoint is written.
     """
-    config = {"task": "agreement", "recipe": asdict(recipe), "seed": seed, "data": fingerprint(data.folder)}
-    if (folder / SETTINGS).exists() and (found := checkpoint.read_json(folder / SETTINGS)) != config:
-        raise ValueError(
-            f"{folder} holds a run with other settings ({_difference(found, config)}); take another --out"
-        )
+    config = _plain({"task": recipe.name, "recipe": asdict(recipe), "seed": seed, "data": fingerprint(data)})
     if (folder / RESULT).exists():
+        _check_settings(folder, config)
         return _finished(folder / RESULT, config)
-    checkpoint.write_json(folder / SETTINGS, config)
+    if main_process():
+        _check_settings(folder, config)
+        checkpoint.write_json(folder / SETTINGS, config)
     began_in = environment()
     torch.manual_seed(seed)
-    model = task.build(recipe, data.vocabulary)
+    model = recipe.build(data)
     state = fit(
-        model, task.Agreement(data, recipe.schedule.batch_size), recipe.schedule, seed=seed, folder=folder,
-        config=config, report=report, label=f"{recipe.rule}, seed {seed}",
+        model, recipe.task(data), recipe.schedule, seed=seed, folder=folder, config=config, report=report,
+        label=f"{recipe.rule}, seed {seed}",
     )  # fmt: skip
-    checkpoint.write_tensors(folder / MODEL, model.state_dict(), {"config": config})
-    checkpoint.write_json(folder / VOCABULARY, {"words": data.vocabulary.words})
-    result = config | _measured(model, recipe, data, state) | {"environment": began_in}
-    checkpoint.write_json(folder / RESULT, result)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return result
+    if main_process():
+        checkpoint.write_tensors(folder / MODEL, model.state_dict(), {"config": config})
+        checkpoint.write_json(folder / VOCABULARY, data.vocabulary_json())
+        outcome = recipe.test(model, data, next(model.parameters()).device)
+        measured = _measured(model, recipe, data, state, outcome)
+        checkpoint.write_json(folder / RESULT, config | measured | {"environment": began_in})
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        clear(folder)
+    wait()
+    return _finished(folder / RESULT, config)
 
 
 def compare(
-    recipe: Recipe, rules: Sequence[str], seeds: Sequence[int], data: Data, folder: Path,
-    report: Report = silent,
-) -> Summary:  # fmt: skip
+    recipe: Any, rules: Sequence[str], seeds: Sequence[int], data: Data, folder: Path, report: Report = silent
+) -> Summary:
     """Runs every rule with every seed, each in a folder of its own, and sums them up.
 
     Raises:
@@ -79,44 +91,51 @@ def compare(
     """
     if "recipe" in (settings_of(folder) or {}):
         raise ValueError(f"{folder} holds a single run, not a comparison; take another --out")
-    checkpoint.write_json(folder / SETTINGS, {"task": "agreement", "rules": list(rules), "seeds": list(seeds)})
+    if main_process():
+        checkpoint.write_json(folder / SETTINGS, {"task": recipe.name, "rules": list(rules), "seeds": list(seeds)})
     results = []
     for seed in seeds:
         for rule in rules:
             place = folder / f"{rule.replace(':', '-')}-seed{seed}"
             results.append(run(replace(recipe, rule=rule), data, seed, place, report))
-    summary = summarise(results, rules, baseline(data))
-    checkpoint.write_json(folder / COMPARISON[0], asdict(summary) | {"runs": results})
+    summary = summarise(results, rules, baseline(recipe, data))
+    if main_process():
+        checkpoint.write_json(folder / COMPARISON[0], asdict(summary) | {"runs": results})
     return summary
 
 
+def baseline(recipe: Any, data: Data) -> tuple[str, dict[str, float]]:
+    """The name and the scores of what needs no model."""
+    found = recipe.baseline(data)
+    return found.name, found.scores
+
+
 def layer_parameters(model: nn.Module, where: Where) -> int:
-    """Parameters of the linear layers that `where` selects, their rules included, each once."""
-    layers = [m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Linear)) and where(name, m)]
-    parameters = {p for layer in layers for p in layer.parameters()}
-    parameters |= {p for layer in layers if isinstance(layer, Linear) for p in layer.rule.parameters()}
+    """Parameters of the layers that `where` selects and that have a twin, their rules included, each once."""
+    layers = [(name, m) for name, m in model.named_modules() if is_layer(m) or twin_class(m) is not None]
+    chosen = [layer for name, layer in layers if where(name, layer)]
+    parameters = {p for layer in chosen for p in layer.parameters()}
+    parameters |= {p for layer in chosen if is_layer(layer) for p in layer.get_submodule("rule").parameters()}
     return sum(p.numel() for p in parameters)
 
 
-def baseline(data: Data) -> dict[str, float]:
-    """The accuracy of always saying the commoner label of the training part, in all and per source."""
-    common = Counter(data.train.labels.tolist()).most_common(1)[0][0]
-    return by_source((data.test.labels == common).tolist(), data.test.sources)
+def fingerprint(data: Data) -> dict[str, str]:
+    """The name of the data folder and the SHA-256 of each file, so that results tell what they were made from."""
+    names = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in data.files}
+    return {"name": data.folder.resolve().name} | names
 
 
-def by_source(right: Sequence[bool | float], sources: Sequence[str]) -> dict[str, float]:
-    """Means over all examples, and over those of each source."""
-    groups: dict[str, list[float]] = {"all": [float(r) for r in right]}
-    for value, source in zip(right, sources, strict=True):
-        if source != "all":
-            groups.setdefault(source, []).append(float(value))
-    return {source: sum(values) / len(values) for source, values in sorted(groups.items())}
+def _check_settings(folder: Path, config: dict) -> None:
+    """Refuses a folder that holds a run with other settings."""
+    if (folder / SETTINGS).exists() and (found := checkpoint.read_json(folder / SETTINGS)) != config:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({_difference(found, config)}); take another --out"
+        )
 
 
-def fingerprint(folder: Path) -> dict[str, str]:
-    """The name of a data folder and the SHA-256 of each part, so that results tell what they were made from."""
-    files = [task.find_split(folder, split) for split in ("train", "dev", "test")]
-    return {"name": folder.resolve().name} | {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+def _plain(config: dict) -> dict:
+    """A config as JSON gives it back: tuples are lists there."""
+    return json.loads(json.dumps(config))
 
 
 def _finished(path: Path, config: dict) -> dict:
@@ -128,23 +147,24 @@ def _finished(path: Path, config: dict) -> dict:
     return result
 
 
-def _measured(model: nn.Module, recipe: Recipe, data: Data, state: State) -> dict:
+def _measured(model: nn.Module, recipe: Any, data: Data, state: State, outcome: Outcome) -> dict:
     """What is known after training."""
-    device = next(model.parameters()).device
-    began = time.perf_counter()
-    right = task.correct(model, data.test, device)
-    seconds = time.perf_counter() - began
-    dense = task.build(replace(recipe, rule="dense"), data.vocabulary)
+    with torch.device("meta"):
+        dense = replace(recipe, rule="dense", shared=False).build(data)
     return {
-        "layer_parameters": layer_parameters(model, task.LAYERS),
-        "dense_layer_parameters": layer_parameters(dense, task.LAYERS),
+        "layer_parameters": layer_parameters(model, recipe.converted),
+        "dense_layer_parameters": layer_parameters(dense, recipe.converted),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "accuracy": by_source(right.tolist(), data.test.sources),
+        "kind": outcome.kind,
+        "scores": outcome.scores,
+        "interval": outcome.interval,
+        "answers": outcome.answers,
+        "examples": outcome.examples,
+        "notes": outcome.notes,
         "training_seconds": state.seconds,
-        "training_tokens_per_second": state.tokens / state.seconds,
-        "testing_tokens_per_second": sum(len(line) for line in data.test.lines) / seconds,
+        "training_tokens_per_second": state.tokens / max(state.seconds, 1e-9),
+        "testing_tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
         "history": state.history,
-        "correct": "".join(str(int(value)) for value in right.tolist()),
     }
 
 

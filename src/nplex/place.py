@@ -3,15 +3,22 @@
 import json
 import shutil
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 SETTINGS, RESULT, MODEL, VOCABULARY = "settings.json", "result.json", "model.safetensors", "vocabulary.json"
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, BEST, EPOCH = "checkpoint.safetensors", "best.safetensors", "epoch-{}.safetensors"
+LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 COMPARISON = ("compare.json", "compare.md", "compare.png")
 
-RUN_FILES = {SETTINGS, RESULT, MODEL, VOCABULARY, CHECKPOINT}
+RUN_FILES = {SETTINGS, RESULT, MODEL, VOCABULARY, CHECKPOINT, BEST, EPOCH.format("[0-9]*"), LOG}
 RUN_SETTINGS = {"task", "recipe", "seed", "data"}
 COMPARISON_SETTINGS = {"task", "rules", "seeds"}
+TUNING = ("tune.json", "tune.md", "tune.png")
+TUNING_SETTINGS = {"tuned", "objective", "space", "goals", "lower"}
+TUNING_DATABASE = "tune.db"
+TUNING_FILES = {SETTINGS, *TUNING, TUNING_DATABASE, f"{TUNING_DATABASE}-journal", "failed-*.txt"}
+KNOWN_SETTINGS = (RUN_SETTINGS, COMPARISON_SETTINGS, TUNING_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -56,19 +63,23 @@ def settings_of(folder: Path) -> dict | None:
         value = json.loads((folder / SETTINGS).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and set(value) in (RUN_SETTINGS, COMPARISON_SETTINGS) else None
+    return value if isinstance(value, dict) and set(value) in KNOWN_SETTINGS else None
 
 
 def _stranger(folder: Path) -> Path | None:
     """A file or folder that no run writes."""
-    settings = settings_of(folder)
-    comparison = settings is not None and "rules" in settings
-    expected = {SETTINGS, *COMPARISON} if comparison else RUN_FILES
+    settings = settings_of(folder) or {}
+    comparison = "rules" in settings or "tuned" in settings
+    expected = TUNING_FILES if "tuned" in settings else {SETTINGS, *COMPARISON} if comparison else RUN_FILES
     for path in sorted(folder.iterdir()):
         if path.is_dir() and comparison and settings_of(path) is not None:
             inner = _stranger(path)
             if inner is not None:
                 return inner
-        elif path.is_dir() or path.name.removesuffix(".part") not in expected:
+        elif path.is_dir() and path.name == TENSORBOARD:
+            strange = [p for p in sorted(path.iterdir()) if p.is_dir() or ".tfevents." not in p.name]
+            if strange:
+                return strange[0]
+        elif path.is_dir() or not any(fnmatchcase(path.name.removesuffix(".part"), name) for name in expected):
             return path
     return None

@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nplex.summary import Summary
+from nplex.summary import NAMES, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def comparison(summary: Summary, path: Path) -> None:
-    """Accuracy with its 95 % interval against the layers' parameters, and what the majority baseline is, as a PNG.
+def new_figure(width: float = 6.4, height: float = 4.0) -> "Figure":
+    """An empty figure.
 
     Raises:
         ImportError: matplotlib is not installed; names the command.
@@ -19,38 +20,58 @@ def comparison(summary: Summary, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("figures need matplotlib, which is not installed: pip install 'nplex[train]'") from None
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    for line in summary.lines:
-        place, mean = line.layer_parameters / 1e3, 100 * line.accuracy["all"]
-        axes.scatter([place * 1.05] * len(line.seeds), [100 * seed for seed in line.seeds], s=14, c="0.55")
-        error = [[mean - 100 * line.low], [100 * line.high - mean]]
-        axes.errorbar(place, mean, yerr=error, fmt="o", capsize=5, markersize=7)
-        name = f"n = {line.rule}" if line.rule.isdecimal() else line.rule
-        axes.annotate(
-            name, (place, 100 * max(line.high, *line.seeds)), (0, 8), textcoords="offset points", ha="center"
-        )
-    _axes(axes, summary)
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Writes a PNG beside and renames it."""
     part = path.with_name(path.name + ".part")
     figure.savefig(part, dpi=150, format="png")
     part.replace(path)
 
 
+def comparison(summary: Summary, path: Path) -> None:
+    """The main score with its 95 % interval against the layers' parameters, and the baseline, as a PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the command.
+    """
+    figure = new_figure()
+    axes = figure.add_subplot()
+    for line in summary.lines:
+        place, mean = line.layer_parameters / 1e3, line.score
+        axes.scatter([place * 1.05] * len(line.seeds), line.seeds, s=14, c="0.55")
+        error = [[max(mean - line.low, 0)], [max(line.high - mean, 0)]]
+        axes.errorbar(place, mean, yerr=error, fmt="o", capsize=5, markersize=7)
+        top = max(line.high, *line.seeds)
+        axes.annotate(rule_name(line.rule), (place, top), (0, 8), textcoords="offset points", ha="center")
+    _axes(axes, summary)
+    save(figure, path)
+
+
+def rule_name(rule: str) -> str:
+    """A rule as a figure names it: `4` is n = 4, `4:7` is n = 4 at rank 7."""
+    n, colon, rank = rule.partition(":")
+    return rule if not n.isdecimal() else f"n = {n}, rank {rank}" if colon else f"n = {n}"
+
+
 def _axes(axes: "Axes", summary: Summary) -> None:
-    """Scales, names, and the majority baseline: as a line where it is near, else in words."""
-    values = [100 * value for line in summary.lines for value in (line.low, line.high, *line.seeds)]
-    bottom, top = min(values) - 1.5, max(values) + 1.5
-    majority = 100 * summary.majority["all"]
+    """Scales, names, and the baseline: as a line where it is near, else in words."""
+    values = [value for line in summary.lines for value in (line.low, line.high, *line.seeds)]
+    margin = 1.5 if summary.kind != "loss" else 0.15 * (max(values) - min(values)) + 0.01
+    bottom, top = min(values) - margin, max(values) + margin
+    name, scores = summary.baseline
+    base = next(iter(scores.values()))
     axes.set_ylim(bottom, top)
-    if bottom < majority < top:
-        axes.axhline(majority, linestyle="--", color="0.5")
+    if bottom < base < top:
+        axes.axhline(base, linestyle="--", color="0.5")
     axes.set_xscale("log")
     axes.margins(x=0.12)
     ticks = sorted({round(line.layer_parameters / 1e3) for line in summary.lines})
-    axes.set_xticks(ticks, [f"{tick}K" for tick in ticks])
+    axes.set_xticks(ticks, [f"{tick:,}K" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("parameters of the converted layers")
-    axes.set_ylabel(f"accuracy on {summary.examples:,} test examples, %")
-    title = f"Subject-verb agreement: mean, 95 % interval, seeds in grey\nalways the commoner label: {majority:.1f} %"
+    axes.set_ylabel(f"{NAMES[summary.kind]}, {summary.examples:,} test examples")
+    title = f"{summary.task}: mean, 95 % interval, seeds in grey\n{name}: {base:.1f}"
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.25)

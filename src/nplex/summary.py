@@ -1,8 +1,12 @@
 """The table of a comparison: means over seeds with intervals, as a value that prints itself."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from nplex.scores.accuracy import interval
+
+NAMES = {"accuracy": "accuracy %", "bleu": "BLEU", "loss": "loss, nats"}
+DIGITS = {"accuracy": 2, "bleu": 2, "loss": 4}
 
 
 @dataclass(frozen=True)
@@ -13,10 +17,10 @@ class Line:
         rule: as on the command line.
         layer_parameters: of the layers that the rule converts.
         share: of the dense layers' parameters.
-        accuracy: mean over seeds, for all examples and per source, 0 to 1.
-        low: lower end of the 95 % interval of the mean accuracy on other text of the same kind.
+        scores: means over seeds; the main one first. Accuracy and BLEU from 0 to 100, loss in nats.
+        low: lower end of the 95 % interval of the main score on other text of the same kind.
         high: upper end.
-        seeds: the accuracy of each seed.
+        seeds: the main score of each seed.
         training_seconds: mean over seeds.
         training_tokens_per_second: mean over seeds.
         testing_tokens_per_second: mean over seeds.
@@ -25,7 +29,7 @@ class Line:
     rule: str
     layer_parameters: int
     share: float
-    accuracy: dict[str, float]
+    scores: dict[str, float]
     low: float
     high: float
     seeds: tuple[float, ...]
@@ -33,95 +37,109 @@ class Line:
     training_tokens_per_second: float
     testing_tokens_per_second: float
 
+    @property
+    def score(self) -> float:
+        """The mean of the main score."""
+        return next(iter(self.scores.values()))
+
 
 @dataclass(frozen=True)
 class Summary:
-    """All rules of a comparison, and the majority baseline."""
+    """All rules of a comparison, and what needs no model.
 
+    Attributes:
+        task: as on the command line.
+        kind: accuracy, bleu or loss.
+        lines: one for each rule.
+        baseline: its name, and its scores.
+        examples: how many the test part has.
+        notes: how it was scored, as sacreBLEU's signature.
+        environment: what the last run ran on.
+    """
+
+    task: str
+    kind: str
     lines: tuple[Line, ...]
-    majority: dict[str, float]
+    baseline: tuple[str, dict[str, float]]
     examples: int
+    notes: dict[str, str]
     environment: dict
 
     def table(self) -> list[list[str]]:
         """Header and rows as text."""
-        sources = [source for source in self.majority if source != "all"]
-        head = ["rule", "layer parameters", "of dense", "accuracy %", "95 % interval", *sources]
+        digits, (name, scores) = DIGITS[self.kind], self.baseline
+        main, *others = self.lines[0].scores
+        head = ["rule", "layer parameters", "of dense", NAMES[self.kind], "95 % interval", *others]
         rows = [
             [
                 line.rule,
                 f"{line.layer_parameters:,}",
                 f"{line.share:.3f}",
-                f"{100 * line.accuracy['all']:.2f}",
-                f"{100 * line.low:.1f}-{100 * line.high:.1f}",
-                *(f"{100 * line.accuracy[source]:.1f}" for source in sources),
+                f"{line.score:.{digits}f}",
+                f"{line.low:.{digits - 1}f}-{line.high:.{digits - 1}f}",
+                *(f"{line.scores[other]:.{digits - 1}f}" for other in others),
                 f"{line.training_seconds:.0f}",
                 f"{line.training_tokens_per_second:,.0f}",
+                f"{line.testing_tokens_per_second:,.0f}",
             ]
             for line in self.lines
         ]
-        majority = [f"{100 * self.majority[source]:.1f}" for source in sources]
-        last = ["majority", "", "", f"{100 * self.majority['all']:.2f}", "", *majority, "", ""]
-        return [[*head, "training s", "tokens/s"], *rows, last]
+        told = [f"{scores[other]:.{digits - 1}f}" if other in scores else "" for other in others]
+        last = [name, "", "", f"{scores[main]:.{digits}f}", "", *told, "", "", ""]
+        return [[*head, "training s", "tokens/s", "testing tokens/s"], *rows, last]
 
     def markdown(self) -> str:
-        """The table as Markdown, with the accuracy of each seed and what it was measured on."""
+        """The table as Markdown, with the score of each seed and what it was measured on."""
         head, *rows = self.table()
         lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        seeds = "; ".join(f"{line.rule} {', '.join(f'{100 * s:.2f}' for s in line.seeds)}" for line in self.lines)
+        digits = DIGITS[self.kind]
+        seeds = "; ".join(f"{line.rule} {', '.join(f'{s:.{digits}f}' for s in line.seeds)}" for line in self.lines)
+        notes = "".join(f" {name}: {value}." for name, value in self.notes.items())
+        return f"{table}\n\n{self.examples:,} test examples. Each seed: {seeds}.{notes} {self.where()}\n"
+
+    def where(self) -> str:
+        """Versions and machine, in a sentence."""
         env = self.environment
-        where = (
-            f"{self.examples:,} test examples. Each seed: {seeds}. nplex {env['commit']}, torch {env['torch']}, "
-            f"{env['processor']}, {env['threads']} thread(s), {env['date']}."
+        return (
+            f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, {env['threads']} thread(s), "
+            f"{env['date']}."
         )
-        return f"{table}\n\n{where}\n"
 
 
-def summarise(results: Sequence[dict], rules: Sequence[str], majority: dict[str, float]) -> Summary:
+def summarise(results: Sequence[dict], rules: Sequence[str], baseline: tuple[str, dict[str, float]]) -> Summary:
     """Sums up the results of runs: a line for each rule, in the order given."""
     grouped = {rule: [r for r in results if r["recipe"]["rule"] == rule] for rule in rules}
+    first, last = results[0], results[-1]
     lines = tuple(_line(rule, runs) for rule, runs in grouped.items())
-    return Summary(lines, majority, len(results[0]["correct"]), results[-1]["environment"])
-
-
-def interval(correct: Sequence[str]) -> tuple[float, float]:
-    """Wilson's 95 % interval of the mean accuracy, with `N p (1 - p) / s^2` for the number of examples.
-
-    p is the mean and s the standard deviation over examples, each counted with its mean over the seeds: with one
-    seed this is N; with more, examples that all seeds get right or wrong together are not taken for independent.
-    The spread between seeds is a thing of its own and not in it.
-
-    Args:
-        correct: for each seed a text of 0 and 1, one for each example.
-
-    Source: Wilson, Probable inference, the law of succession, and statistical inference (1927).
-    """
-    per_example = [sum(map(int, values)) / len(values) for values in zip(*correct, strict=True)]
-    p = _mean(per_example)
-    variance = _mean([(value - p) ** 2 for value in per_example])
-    count = len(per_example) * (p * (1 - p) / variance if variance else 1.0)
-    z = 1.96
-    centre = (p + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(p * (1 - p) / count + (z / (2 * count)) ** 2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return Summary(
+        first["task"], first["kind"], lines, baseline, first["examples"], first["notes"], last["environment"]
+    )
 
 
 def _line(rule: str, runs: Sequence[dict]) -> Line:
-    low, high = interval([run["correct"] for run in runs])
+    low, high = _interval(runs)
     layer = runs[0]["layer_parameters"]
     return Line(
         rule=rule,
         layer_parameters=layer,
         share=layer / runs[0]["dense_layer_parameters"],
-        accuracy={source: _mean([run["accuracy"][source] for run in runs]) for source in runs[0]["accuracy"]},
+        scores={name: _mean([run["scores"][name] for run in runs]) for name in runs[0]["scores"]},
         low=low,
         high=high,
-        seeds=tuple(run["accuracy"]["all"] for run in runs),
+        seeds=tuple(next(iter(run["scores"].values())) for run in runs),
         training_seconds=_mean([run["training_seconds"] for run in runs]),
         training_tokens_per_second=_mean([run["training_tokens_per_second"] for run in runs]),
         testing_tokens_per_second=_mean([run["testing_tokens_per_second"] for run in runs]),
     )
+
+
+def _interval(runs: Sequence[dict]) -> tuple[float, float]:
+    """Of accuracies from all answers together; else the means of the runs' own ends."""
+    if runs[0]["kind"] == "accuracy":
+        low, high = interval([run["answers"][0] for run in runs])
+        return 100 * low, 100 * high
+    return _mean([run["interval"][0] for run in runs]), _mean([run["interval"][1] for run in runs])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from nplex.cli.experiments import TWIN
 from nplex.cli.terminal import messages, refuse, refusing
+from nplex.cli.training import TWIN
 
 if TYPE_CHECKING:
     from nplex.convert import Where

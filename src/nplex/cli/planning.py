@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from nplex.cli.experiments import TWIN
 from nplex.cli.terminal import messages, refuse, refusing
+from nplex.cli.training import TWIN
 
 
 def plan(

@@ -5,19 +5,23 @@ another split of Linzen's data. The same sizes: 2 layers, width 128, feed-forwar
 Expected here and how long it takes: README.md.
 """
 
-from dataclasses import dataclass, field, replace
+import time
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.convert import convert_, only, parse_rule
+from nplex.convert import Where, convert_, only, parse_rule
 from nplex.data import builtin
-from nplex.nn.linear import check_widths
 from nplex.recipes.encoder import Encoder
+from nplex.recipes.recipe import Baseline, Outcome, check_rule, check_set, check_size
+from nplex.scores.accuracy import by_source, interval
 from nplex.text import QUERY, Example, Vocabulary, batches, find_split, pad, read_labelled
-from nplex.train import Schedule
+from nplex.train import Loss, Schedule
 
 LABELS = ("VBZ", "VBP")
 LAYERS = only("blocks.*")
@@ -25,11 +29,13 @@ LONGEST = 64
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Agreement:
     """Everything that decides a run, but for the seed and the data.
 
     Attributes:
         rule: `dense`, `4`, `4:7`, `quaternion`: what the layers of the blocks become.
+        shared: whether they have one rule.
+        set: "", there is one format.
         width: of the model, the paper's d.
         feed_forward: the inner width of the blocks.
         heads: of attention.
@@ -39,7 +45,10 @@ class Recipe:
         schedule: how long and how fast.
     """
 
+    name: ClassVar[str] = "agreement"
     rule: str = "4"
+    shared: bool = False
+    set: str = ""
     width: int = 128
     feed_forward: int = 512
     heads: int = 4
@@ -48,26 +57,67 @@ class Recipe:
     vocabulary: int = 12_000
     schedule: Schedule = field(default_factory=Schedule)
 
+    @property
+    def converted(self) -> Where:
+        """The layers of the blocks."""
+        return LAYERS
 
-def agreement(rule: str = "4") -> Recipe:
-    """The paper's size, on the built-in data.
+    def load(self, folder: Path | None) -> "Data":
+        """Reads train, dev and test from a folder, or the built-in set.
+
+        Raises:
+            FileNotFoundError: a part is missing; says what a folder holds.
+            ValueError: a line is malformed; names file and line.
+        """
+        folder = builtin("agreement") if folder is None else folder
+        files = tuple(find_split(folder, split) for split in ("train", "dev", "test"))
+        train, dev, test = (read_labelled(file, LABELS) for file in files)
+        vocabulary = Vocabulary.of((example.words for example in train), self.vocabulary)
+        return Data(folder, files, vocabulary, *(Split.of(part, vocabulary) for part in (train, dev, test)))
+
+    def build(self, data: "Data") -> nn.Module:
+        """The dense model, its blocks converted to the recipe's rule."""
+        model = Encoder(
+            len(data.vocabulary), len(LABELS), width=self.width, heads=self.heads, feed_forward=self.feed_forward,
+            layers=self.layers, dropout=self.dropout, longest=LONGEST,
+        )  # fmt: skip
+        rule = parse_rule(self.rule)
+        if rule is not None:
+            convert_(model, rule, where=LAYERS, shared=self.shared)
+        return model
+
+    def task(self, data: "Data") -> "Training":
+        """The task as nplex.train wants it."""
+        return Training(data, self.schedule.batch_size)
+
+    def test(self, model: nn.Module, data: "Data", device: torch.device) -> Outcome:
+        """Accuracy on the test part, in all and for each source."""
+        began = time.perf_counter()
+        right = correct(model, data.test, device).tolist()
+        seconds = time.perf_counter() - began
+        answers = "".join(str(int(value)) for value in right)
+        low, high = interval([answers])
+        tokens = sum(len(line) for line in data.test.lines)
+        scores = accuracies(right, data.test.sources)
+        return Outcome("accuracy", scores, (100 * low, 100 * high), [answers], tokens, seconds)
+
+    def baseline(self, data: "Data") -> Baseline:
+        """Always the commoner label of the training part."""
+        common = Counter(data.train.labels.tolist()).most_common(1)[0][0]
+        return Baseline("majority", accuracies((data.test.labels == common).tolist(), data.test.sources))
+
+
+def agreement(rule: str = "4", *, size: str = "small", set: str = "") -> Agreement:
+    """The paper's size, which two cores train in minutes: `small` and `paper` are the same.
 
     Raises:
-        ValueError: the text names no rule, or one with n above the width.
+        ValueError: the text names no rule, or one with n above the width; or an unknown size or set.
     """
-    recipe = Recipe(rule=rule, schedule=Schedule(epochs=4, batch_size=64, learning_rate=1e-3))
-    parsed = parse_rule(rule)
-    if parsed is not None:
-        try:
-            check_widths(parsed.n, width=recipe.width)
-        except ValueError as error:
-            raise ValueError(f"rule {rule}: {error}") from None
+    check_size(size)
+    check_set("agreement", set, ("",))
+    recipe = Agreement(rule=rule, schedule=Schedule(epochs=4, batch_size=64, learning_rate=1e-3))
+    check_rule(rule, recipe.width)
     return recipe
-
-
-def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
-    """The same recipe, trained for longer or shorter."""
-    return replace(recipe, schedule=replace(recipe.schedule, epochs=epochs))
 
 
 @dataclass(frozen=True)
@@ -96,41 +146,23 @@ class Data:
     """The three parts of a data folder, and the words of the training part."""
 
     folder: Path
+    files: tuple[Path, ...]
     vocabulary: Vocabulary
     train: Split
     dev: Split
     test: Split
 
-
-def load(folder: Path | None, most: int) -> Data:
-    """Reads train, dev and test from a folder, or the built-in set.
-
-    Raises:
-        FileNotFoundError: a part is missing; says what a folder holds.
-        ValueError: a line is malformed; names file and line.
-    """
-    folder = builtin("agreement") if folder is None else folder
-    parts = {split: read_labelled(find_split(folder, split), LABELS) for split in ("train", "dev", "test")}
-    vocabulary = Vocabulary.of((example.words for example in parts["train"]), most)
-    return Data(folder, vocabulary, **{name: Split.of(part, vocabulary) for name, part in parts.items()})
-
-
-def build(recipe: Recipe, vocabulary: Vocabulary) -> nn.Module:
-    """The dense model, its blocks converted to the recipe's rule."""
-    model = Encoder(
-        len(vocabulary), len(LABELS), width=recipe.width, heads=recipe.heads, feed_forward=recipe.feed_forward,
-        layers=recipe.layers, dropout=recipe.dropout, longest=LONGEST,
-    )  # fmt: skip
-    rule = parse_rule(recipe.rule)
-    if rule is not None:
-        convert_(model, rule, where=LAYERS)
-    return model
+    def vocabulary_json(self) -> dict:
+        """The words in the order of their numbers."""
+        return {"words": self.vocabulary.words}
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Training:
     """The task as nplex.train wants it."""
 
+    main: ClassVar[str] = "accuracy"
+    higher: ClassVar[bool] = True
     data: Data
     batch_size: int
 
@@ -138,14 +170,22 @@ class Agreement:
         """Training examples of like length together, in random order."""
         return batches([len(line) for line in self.data.train.lines], self.batch_size, generator)
 
-    def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> tuple[Tensor, int]:
-        """Cross-entropy of the label, and the number of words read."""
+    def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
+        """Cross-entropy of the labels."""
         words, labels = self.data.train.batch(indices, device)
-        return F.cross_entropy(model(words), labels), sum(len(self.data.train.lines[i]) for i in indices)
+        total = F.cross_entropy(model(words), labels, reduction="sum")
+        return Loss(total, len(indices), sum(len(self.data.train.lines[i]) for i in indices))
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Accuracy on the dev part."""
-        return {"accuracy": float(correct(model, self.data.dev, device).float().mean())}
+        return {"accuracy": 100 * float(correct(model, self.data.dev, device).float().mean())}
+
+
+def accuracies(right: list[bool], sources: list[str]) -> dict[str, float]:
+    """In points: `accuracy` of all, then of each source."""
+    found = by_source(right, sources)
+    parts = {source: 100 * value for source, value in found.items() if source not in ("all", "accuracy")}
+    return {"accuracy": 100 * found["all"], **parts}
 
 
 @torch.no_grad()

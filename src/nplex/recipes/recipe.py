@@ -38,6 +38,24 @@ class Outcome:
     seconds: float
     notes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def examples(self) -> int:
+        """How many were tested: the answers, or the places of a text of 0 and 1."""
+        return len(self.answers[0]) if self.kind == "accuracy" else len(self.answers)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What needs no model.
+
+    Attributes:
+        name: as "majority" or "copy".
+        scores: under the same names as an Outcome's.
+    """
+
+    name: str
+    scores: dict[str, float]
+
 
 @runtime_checkable
 class Data(Protocol):
@@ -59,29 +77,32 @@ class Data(Protocol):
 
 
 class Recipe(Protocol):
-    """A frozen dataclass that decides a run, but for the seed and the data.
-
-    Attributes:
-        name: of the task, as on the command line.
-        rule: `dense`, `4`, `4:7`, `quaternion`: what the layers become.
-        shared: whether they have one rule.
-        set: which data set of a folder; "" for the task's own format.
-        schedule: how long and how fast.
-    """
+    """A frozen dataclass that decides a run, but for the seed and the data; `name` is as on the command line."""
 
     name: ClassVar[str]
 
     @property
-    def rule(self) -> str: ...  # noqa: D102 - told above
-    @property
-    def shared(self) -> bool: ...  # noqa: D102
-    @property
-    def set(self) -> str: ...  # noqa: D102
-    @property
-    def schedule(self) -> Schedule: ...  # noqa: D102
+    def rule(self) -> str:
+        """`dense`, `4`, `4:7`, `quaternion`: what the layers become."""
+        ...
 
     @property
-    def layers(self) -> Where:
+    def shared(self) -> bool:
+        """Whether they have one rule."""
+        ...
+
+    @property
+    def set(self) -> str:
+        """Which data set of a folder; "" for the task's own format."""
+        ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """How long and how fast."""
+        ...
+
+    @property
+    def converted(self) -> Where:
         """Which layers are converted, and counted."""
         ...
 
@@ -104,6 +125,10 @@ class Recipe(Protocol):
 
     def test(self, model: nn.Module, data: Data, device: torch.device) -> Outcome:
         """Scores on the test part."""
+        ...
+
+    def baseline(self, data: Data) -> Baseline:
+        """The scores of what needs no model."""
         ...
 
 
@@ -130,3 +155,15 @@ def check_size(size: str) -> None:
     """
     if size not in SIZES:
         raise ValueError(f"size must be {' or '.join(SIZES)}, got {size!r}")
+
+
+def check_set(task: str, found: str, known: tuple[str, ...]) -> None:
+    """Refuses a set that a task does not know.
+
+    Raises:
+        ValueError: names those that there are.
+    """
+    if found not in known:
+        names = ", ".join(name for name in known if name)
+        expected = f"set must be one of {names}, or left out" if names else "there is one format, leave --set out"
+        raise ValueError(f"{task}: {expected}; got {found!r}")

@@ -1,0 +1,19 @@
+"""All experiments by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+from nplex.recipes.agreement import agreement
+
+TASKS: dict[str, Callable[..., Any]] = {"agreement": agreement}
+
+
+def recipe_of(task: str, rule: str, *, size: str = "small", set: str = "") -> Any:
+    """The recipe of a task by its name.
+
+    Raises:
+        ValueError: there is no such task, rule, size or set; says which there are.
+    """
+    if task not in TASKS:
+        raise ValueError(f"there is no task {task!r}; there is {', '.join(TASKS)}")
+    return TASKS[task](rule, size=size, set=set)

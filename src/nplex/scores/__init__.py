@@ -1,0 +1,1 @@
+"""Scores with their intervals: accuracy, BLEU, and what of a difference is chance."""

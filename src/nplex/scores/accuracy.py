@@ -1,0 +1,39 @@
+"""Accuracy: its interval, and the sources of its examples."""
+
+import math
+from collections.abc import Sequence
+
+
+def interval(correct: Sequence[str]) -> tuple[float, float]:
+    """Wilson's 95 % interval of the mean accuracy, with `N p (1 - p) / s^2` for the number of examples.
+
+    p is the mean and s the standard deviation over examples, each counted with its mean over the seeds: with one
+    seed this is N; with more, examples that all seeds get right or wrong together are not taken for independent.
+    The spread between seeds is a thing of its own and not in it.
+
+    Args:
+        correct: for each seed a text of 0 and 1, one for each example.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference (1927).
+    """
+    per_example = [sum(map(int, values)) / len(values) for values in zip(*correct, strict=True)]
+    p = _mean(per_example)
+    variance = _mean([(value - p) ** 2 for value in per_example])
+    count = len(per_example) * (p * (1 - p) / variance if variance else 1.0)
+    z = 1.96
+    centre = (p + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(p * (1 - p) / count + (z / (2 * count)) ** 2)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def by_source(right: Sequence[bool | float], sources: Sequence[str]) -> dict[str, float]:
+    """Means over all examples, and over those of each source."""
+    groups: dict[str, list[float]] = {"all": [float(r) for r in right]}
+    for value, source in zip(right, sources, strict=True):
+        if source != "all":
+            groups.setdefault(source, []).append(float(value))
+    return {source: sum(values) / len(values) for source, values in sorted(groups.items())}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

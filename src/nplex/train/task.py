@@ -1,0 +1,45 @@
+"""What is trained: batches of examples, their loss, and scores."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+class Loss(NamedTuple):
+    """The loss of some examples.
+
+    Attributes:
+        total: the sum over items.
+        items: what the gradient is averaged over: examples, or the words to be predicted.
+        tokens: that were read, for speed.
+    """
+
+    total: Tensor
+    items: int
+    tokens: int
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What is trained.
+
+    Attributes:
+        main: the name of the score that counts.
+        higher: whether more of it is better.
+    """
+
+    main: str
+    higher: bool
+
+    def batches(self, generator: torch.Generator) -> list[list[int]]:
+        """The indices of one epoch, in batches."""
+        ...
+
+    def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
+        """The loss of a batch."""
+        ...
+
+    def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """What is logged after each epoch, on the dev part."""
+        ...
