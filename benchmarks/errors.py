@@ -10,6 +10,7 @@ benchmarks/results/errors.*.
 """
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -59,10 +60,10 @@ def main(
 def trained(rule: str, folder: Path, quick: bool) -> nn.Module:
     """A trained model, from its folder if it is there."""
     recipe = agreement.agreement(rule)
-    recipe = agreement.with_epochs(recipe, 1) if quick else recipe
-    data = agreement.load(None, recipe.vocabulary)
+    recipe = replace(recipe, schedule=replace(recipe.schedule, epochs=1)) if quick else recipe
+    data = recipe.load(None)
     run(recipe, data, 0, folder)
-    model = agreement.build(recipe, data.vocabulary)
+    model = recipe.build(data)
     model.load_state_dict(read_tensors(folder / MODEL)[0])
     return model
 
