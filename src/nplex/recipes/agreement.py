@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from nplex.convert import Where, convert_, only, parse_rule
 from nplex.data import builtin
 from nplex.recipes.encoder import Encoder
+from nplex.recipes.labels import accuracies, correct
 from nplex.recipes.recipe import Baseline, Outcome, check_rule, check_set, check_size
-from nplex.scores.accuracy import by_source, interval
+from nplex.scores.accuracy import interval
 from nplex.text import QUERY, Example, Vocabulary, batches, find_split, pad, read_labelled
 from nplex.train import Loss, Schedule
 
@@ -136,9 +137,14 @@ class Split:
         labels = torch.tensor([LABELS.index(example.label) for example in examples])
         return cls(lines, labels, [example.source for example in examples])
 
-    def batch(self, indices: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    @property
+    def longer(self) -> list[int]:
+        """The length of each line."""
+        return [len(line) for line in self.lines]
+
+    def batch(self, indices: list[int], device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
         """Words and labels of some examples."""
-        return pad([self.lines[i] for i in indices]).to(device), self.labels[indices].to(device)
+        return (pad([self.lines[i] for i in indices]).to(device),), self.labels[indices].to(device)
 
 
 @dataclass(frozen=True)
@@ -168,32 +174,14 @@ class Training:
 
     def batches(self, generator: torch.Generator) -> list[list[int]]:
         """Training examples of like length together, in random order."""
-        return batches([len(line) for line in self.data.train.lines], self.batch_size, generator)
+        return batches(self.data.train.longer, self.batch_size, generator)
 
     def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
         """Cross-entropy of the labels."""
         words, labels = self.data.train.batch(indices, device)
-        total = F.cross_entropy(model(words), labels, reduction="sum")
+        total = F.cross_entropy(model(*words), labels, reduction="sum")
         return Loss(total, len(indices), sum(len(self.data.train.lines[i]) for i in indices))
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Accuracy on the dev part."""
         return {"accuracy": 100 * float(correct(model, self.data.dev, device).float().mean())}
-
-
-def accuracies(right: list[bool], sources: list[str]) -> dict[str, float]:
-    """In points: `accuracy` of all, then of each source."""
-    found = by_source(right, sources)
-    parts = {source: 100 * value for source, value in found.items() if source not in ("all", "accuracy")}
-    return {"accuracy": 100 * found["all"], **parts}
-
-
-@torch.no_grad()
-def correct(model: nn.Module, split: Split, device: torch.device) -> Tensor:
-    """For each example whether the model's label is right."""
-    model.eval()
-    right = torch.zeros(len(split.lines), dtype=torch.bool)
-    for indices in batches([len(line) for line in split.lines], 256):
-        words, labels = split.batch(indices, device)
-        right[indices] = (model(words).argmax(-1) == labels).cpu()
-    return right

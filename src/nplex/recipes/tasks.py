@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from nplex.recipes.agreement import agreement
+from nplex.recipes.inference import inference
 
-TASKS: dict[str, Callable[..., Any]] = {"agreement": agreement}
+TASKS: dict[str, Callable[..., Any]] = {"agreement": agreement, "inference": inference}
 
 
 def recipe_of(task: str, rule: str, *, size: str = "small", set: str = "") -> Any:
