@@ -1,0 +1,101 @@
+"""The figure of a search: quality against size, speed as colour."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nplex.plot import new_figure, save
+from nplex.tune.front import Front, Row
+from nplex.tune.measured import Measured
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LINE = 0.045
+NEAR = 1.25
+
+
+def picture(front: Front, path: Path) -> None:
+    """Score with its 95 % interval against parameters, seconds as colour, the front ringed, as a PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the command.
+    """
+    figure = new_figure(7.2, 4.4)
+    axes = figure.add_subplot()
+    found = {row: row.measured for row in front.rows if row.measured}
+    axes.set_xscale("log")
+    if found:
+        _points(axes, front, found)
+        axes.margins(x=0.15, y=0.12)
+        _labels(axes, front, {row: m for row, m in found.items() if row.front or row == front.dense})
+        ticks = _apart(sorted({float(m.parameters or 1) for m in found.values()}))
+        axes.set_xticks(ticks, [_short(tick) for tick in ticks])
+        axes.legend(loc="best", fontsize=8, framealpha=0.9, markerscale=0.6)
+    axes.minorticks_off()
+    axes.set_xlabel("parameters")
+    axes.set_ylabel(f"score, {'lower' if front.goals.lower else 'higher'} is better")
+    axes.set_title(f"{front.task}: {len(found)} rules measured; bars are 95 % intervals", fontsize=9)
+    axes.grid(alpha=0.25)
+    save(figure, path)
+
+
+def _points(axes: "Axes", front: Front, found: dict[Row, Measured]) -> None:
+    """The band that counts as equal to dense, a point for each rule, rings for the front and the chosen one."""
+    if front.dense is not None and front.dense.measured is not None:
+        score, allowed = front.dense.measured.score, front.goals.allowance(front.dense.measured)
+        axes.axhspan(score - allowed, score + allowed, color="C0", alpha=0.08, label="as good as dense")
+    for measured in found.values():
+        if measured.low is not None and measured.high is not None:
+            ends = [[max(measured.score - measured.low, 0)], [max(measured.high - measured.score, 0)]]
+            axes.errorbar(measured.parameters or 1, measured.score, yerr=ends, color="0.75", capsize=3, zorder=1)
+    places = [float(m.parameters or 1) for m in found.values()]
+    scores, seconds = [m.score for m in found.values()], [m.seconds or 0.0 for m in found.values()]
+    points = axes.scatter(places, scores, c=seconds, s=46, cmap="viridis_r", zorder=2)
+    bar = axes.figure.colorbar(points, ax=axes)
+    bar.set_label(f"seconds for {front.unit}" if front.unit else "seconds")
+    best = [m for row, m in found.items() if row.front]
+    ring = {"facecolors": "none", "zorder": 3}
+    axes.scatter(
+        [m.parameters or 1 for m in best], [m.score for m in best], s=110, edgecolors="0.2", label="front", **ring
+    )
+    chosen = front.recommended
+    if chosen is not None and chosen.measured is not None:
+        place = chosen.measured.parameters or 1
+        axes.scatter(
+            [place], [chosen.measured.score], s=220, edgecolors="C3", linewidths=2, label="take this", **ring
+        )
+
+
+def _labels(axes: "Axes", front: Front, found: dict[Row, Measured]) -> None:
+    """Names to the right of their points; those at about the same size are moved apart."""
+    bottom, top = axes.get_ylim()
+    step, last = LINE * (top - bottom), (0.0, -float("inf"))
+    for row, measured in sorted(found.items(), key=lambda pair: (_cluster(pair[1], found), pair[1].score)):
+        place, cluster = float(measured.parameters or 1), _cluster(measured, found)
+        height = max(measured.score, last[1] + step) if cluster == last[0] else measured.score
+        last = (cluster, height)
+        weight = "bold" if row == front.recommended else "normal"
+        axes.annotate(
+            row.candidate.key, (place, height), (9, 0), textcoords="offset points", va="center", fontsize=8,
+            fontweight=weight,
+        )  # fmt: skip
+
+
+def _cluster(measured: Measured, found: dict[Row, Measured]) -> float:
+    """The smallest size that is about the same."""
+    own = float(measured.parameters or 1)
+    return min(size for size in (float(m.parameters or 1) for m in found.values()) if own <= size * NEAR)
+
+
+def _apart(sizes: list[float]) -> list[float]:
+    """Of sizes, those far enough from the one before for a label of its own."""
+    kept: list[float] = []
+    for size in sizes:
+        if not kept or size > kept[-1] * NEAR:
+            kept.append(size)
+    return kept
+
+
+def _short(size: float) -> str:
+    """A number of parameters in a few letters."""
+    return f"{size / 1e6:.3g}M" if size >= 1e6 else f"{size / 1e3:.3g}K" if size >= 1e3 else f"{size:.0f}"

@@ -1,0 +1,187 @@
+"""One worker: takes a rule, measures it, writes what came out into the storage, until the search is over."""
+
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nplex import checkpoint
+from nplex.train import Interrupted
+from nplex.tune import records as recorded
+from nplex.tune.measured import Budget, Goals, Measured, Pruned, call
+from nplex.tune.records import Record, claimed, is_hopeless, is_over, records, results, untried
+from nplex.tune.space import Candidate, Space
+from nplex.tune.storage import Storage, ask_for, recover, worker_name
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+SETTLE = 0.1
+
+Tell = Callable[[list[Record]], None]
+
+
+class Failed(Exception):
+    """The function raised an error, which is noted; the search goes on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know; it travels to other processes.
+
+    Attributes:
+        objective: called with a rule.
+        space: what may be tried.
+        budget: when it ends.
+        goals: what matters.
+        storage: where trials are kept.
+        folder: for what is written about failures.
+        deadline: no rule is begun after it, in seconds since the epoch.
+        alone: whether no other process works on the storage.
+    """
+
+    objective: Callable[..., Any]
+    space: Space
+    budget: Budget
+    goals: Goals
+    storage: Storage
+    folder: Path
+    deadline: float | None = None
+    alone: bool = True
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process at work on a job.
+
+    Attributes:
+        job: the work.
+        study: the open storage.
+        tell: called with all records after each epoch and each rule.
+        parent: the process that started this one and without which it stops; 0 for none.
+    """
+
+    job: Job
+    study: "Study"
+    tell: Tell
+    parent: int = 0
+
+    def run(self) -> None:
+        """Measures rules until the search is over.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; what was measured is kept, and the running rule will be asked for again.
+        """
+        if self._over():
+            return
+
+        def stop_when_over(study: "Study", trial: "FrozenTrial") -> None:
+            if self._over():
+                study.stop()
+
+        self.study.optimize(self._trial, callbacks=[stop_when_over], catch=(Failed,))
+
+    def _over(self) -> bool:
+        job, found = self.job, records(self.study)
+        self.tell(found)
+        late = job.deadline is not None and time.time() >= job.deadline
+        return late or is_over(found, job.space, job.budget)
+
+    def _trial(self, trial: "Trial") -> tuple[float, ...]:
+        """What optuna calls: the values of a rule, measured or known from an earlier trial."""
+        from optuna import TrialPruned
+
+        candidate = self.job.space.suggest(trial)
+        for name, value in (
+            (recorded.RULE, candidate.rule), (recorded.SHARED, candidate.shared), (recorded.WORKER, worker_name()),
+        ):  # fmt: skip
+            trial.set_user_attr(name, value)
+        if not self.job.alone:
+            time.sleep(SETTLE)  # so that those who chose the same rule at the same moment see each other
+        found = [record for record in records(self.study) if record.number != trial.number]
+        before = claimed(found, before=trial.number)
+        if candidate in before or len(before) >= self.job.budget.trials:
+            trial.set_user_attr(recorded.ANSWERED, True)
+            self._ask_for_another(candidate, found)
+            known = results(found).get(candidate)
+            if known is None or known.measured is None:
+                raise TrialPruned
+            return self.job.goals.values(known.measured)
+        return self._measure(trial, candidate)
+
+    def _ask_for_another(self, candidate: Candidate, found: list[Record]) -> None:
+        """After a rule that is known, one that is not, by chance: the sampler would suggest the same again."""
+        if any(record.state == "waiting" for record in found):
+            return
+        rest = [other for other in untried(found, self.job.space) if other != candidate]
+        if rest:
+            ask_for(self.study, self.job.space, random.Random(len(found)).choice(rest))
+
+    def _measure(self, trial: "Trial", candidate: Candidate) -> tuple[float, ...]:
+        from optuna import TrialPruned
+
+        history: list[tuple[float, float]] = []
+        began = time.perf_counter()
+
+        def report(score: float, seconds: float | None = None) -> None:
+            spent = time.perf_counter() - began if seconds is None else seconds
+            history.append((float(score), spent))
+            trial.set_user_attr(recorded.HISTORY, history)
+            found = records(self.study)
+            self.tell(found)
+            self._stop_with_parent()
+            others = [record for record in found if record.number != trial.number]
+            if self.job.budget.prune and is_hopeless(candidate, history, others, self.job.goals):
+                raise Pruned(candidate.key)
+
+        try:
+            self._stop_with_parent()
+            self.tell(records(self.study))
+            measured = call(self.job.objective, candidate, report)
+        except Pruned:
+            raise TrialPruned from None
+        except (KeyboardInterrupt, Interrupted):
+            trial.set_user_attr(recorded.INTERRUPTED, True)
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            self._note_failure(trial, candidate, error)
+            raise Failed(candidate.key) from None
+        measured = complete(measured, candidate, time.perf_counter() - began)
+        trial.set_user_attr(recorded.MEASURED, asdict(measured))
+        return self.job.goals.values(measured)
+
+    def _note_failure(self, trial: "Trial", candidate: Candidate, error: Exception) -> None:
+        """A line for the table, and the traceback for whoever mends it."""
+        trial.set_user_attr(recorded.ERROR, " ".join(f"{type(error).__name__}: {error}".split()))
+        checkpoint.write_text(self.job.folder / failure_file(candidate), traceback.format_exc())
+
+    def _stop_with_parent(self) -> None:
+        """A worker whose parent was killed goes too."""
+        if self.parent and os.getppid() != self.parent:
+            raise KeyboardInterrupt
+
+
+def complete(measured: Measured, candidate: Candidate, seconds: float) -> Measured:
+    """What a function left out: nominal parameters, and the time that the call took."""
+    if measured.parameters is None:
+        measured = replace(measured, parameters=candidate.nominal_parameters)
+    return measured if measured.seconds is not None else replace(measured, seconds=seconds)
+
+
+def failure_file(candidate: Candidate) -> str:
+    """Where the traceback of a rule is."""
+    name = candidate.key.replace(":", "-").replace(" ", "-").replace("/", "-")
+    return f"failed-{name}.txt"
+
+
+def begin(study: "Study", space: Space) -> None:
+    """What is measured first, and again what a killed process left."""
+    if not study.get_trials(deepcopy=False):
+        for candidate in space.start:
+            ask_for(study, space, candidate)
+    recover(study, space)
