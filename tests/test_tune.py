@@ -348,3 +348,46 @@ def test_control_c_stops_all_and_says_how_to_go_on(tmp_path, processes):
     workers = {int(line.split()[1]) for line in calls.read_text().splitlines()}
     assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
     assert json.loads((tmp_path / "out" / "tune.json").read_text("utf-8"))["rows"][0]["rule"] == "dense"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A tiny data folder of the agreement task."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = "VBZ\tthe key\tmade\nVBP\tthe keys\tmade\n"
+    for part, count in {"train": 64, "dev": 8, "test": 16}.items():
+        (folder / f"{part}.tsv").write_text(lines * (count // 2))
+    return folder
+
+
+def test_a_task_is_trained_with_each_rule_once(data, tmp_path):
+    out = tmp_path / "out"
+    arguments = [
+        "tune",
+        "agreement",
+        "--data",
+        data,
+        "--epochs",
+        1,
+        "--n",
+        2,
+        4,
+        "--rank",
+        "full",
+        "--sharing",
+        "both",
+    ]
+    first = cli(*arguments, "--trials", 2, "--out", out)
+    assert first.exit_code == 0, first.output
+    before = (out / "dense-seed0" / "model.safetensors").stat().st_mtime_ns
+    more = cli(*arguments, "--trials", 9, "--out", out, "--resume")
+    assert more.exit_code == 0, more.output
+    rows = {
+        row["rule"] + " shared" * row["shared"]: row for row in json.loads((out / "tune.json").read_text())["rows"]
+    }
+    assert set(rows) == {"dense", "2", "4", "2 shared", "4 shared"}
+    assert rows["4 shared"]["measured"]["parameters"] < rows["4"]["measured"]["parameters"]
+    assert (out / "dense-seed0" / "model.safetensors").stat().st_mtime_ns == before
+    refused = cli(*arguments, "--out", out, "--resume", "--seed", 1)
+    assert (refused.exit_code, "other settings" in refused.stderr) == (2, True)
+    assert cli(*arguments, "--trials", 1, "--out", out, "--force").exit_code == 0

@@ -42,8 +42,10 @@ def picture(front: Front, path: Path) -> None:
 def _points(axes: "Axes", front: Front, found: dict[Row, Measured]) -> None:
     """The band that counts as equal to dense, a point for each rule, rings for the front and the chosen one."""
     if front.dense is not None and front.dense.measured is not None:
-        score, allowed = front.dense.measured.score, front.goals.allowance(front.dense.measured)
-        axes.axhspan(score - allowed, score + allowed, color="C0", alpha=0.08, label="as good as dense")
+        dense, allowed = front.dense.measured, front.goals.allowance(front.dense.measured)
+        own = front.goals.margin is None and dense.low is not None and dense.high is not None
+        low, high = (dense.low, dense.high) if own else (dense.score - allowed, dense.score + allowed)
+        axes.axhspan(low or 0.0, high or 0.0, color="C0", alpha=0.08, label="as good as dense")
     for measured in found.values():
         if measured.low is not None and measured.high is not None:
             ends = [[max(measured.score - measured.low, 0)], [max(measured.high - measured.score, 0)]]
