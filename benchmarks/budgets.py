@@ -17,7 +17,7 @@ from typing import Annotated
 
 import torch
 import typer
-from budgets_models import DENSE, Model, Point, check_counts, loaded, points, recipe, size
+from budgets_models import DENSE, Model, Point, batch_shape, check_counts, counted, loaded, points, recipe
 from budgets_page import figure, page
 from studies import CONSOLE, all_done
 
@@ -51,7 +51,7 @@ class Job:
 
 
 def main(
-    steps: Annotated[int, typer.Option(min=TUNING, help="Of each run.")] = 1000,
+    size: Annotated[int, typer.Option("--bytes", min=10_000, help="That each run reads.")] = 2_048_000,
     seeds: Annotated[int, typer.Option(min=1, help="How many, from 0; rates are chosen with the first.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Models at a time, each of one thread.")] = 1,
     data: Annotated[Path | None, typer.Option(help="A folder; the built-in text if left out.")] = None,
@@ -60,10 +60,10 @@ def main(
 ) -> None:
     """Run what is missing, then print the table and write it with all figures as JSON and a figure."""
     torch.set_num_threads(1)
-    study = Study(data, TUNING if quick else steps, out / "quick" if quick else out)
-    text = loaded(data)
-    check_counts(text, width=32)
-    chosen = points(text, *(((32,), (32, 40)) if quick else (BUDGETS, WIDTHS)))
+    steps = TUNING if quick else max(TUNING, size // batch_shape(data)[0])
+    study = Study(data, steps, out / "quick" if quick else out)
+    check_counts(data, width=32)
+    chosen = points(data, *(((32,), (32, 40)) if quick else (BUDGETS, WIDTHS)))
     models = list(dict.fromkeys(point.model for point in chosen))
     jobs = [Job(model, seed) for seed in range(seeds) for model in models]
     try:
@@ -89,12 +89,12 @@ def done(study: Study, job: Job) -> dict:
         tuned[rate] = run["history"][-1][tuning.task(data).main]
     rate = min(tuned, key=tuned.__getitem__)
     chosen = recipe(model, rate, study.steps)
-    run, counted = experiment.run(chosen, data, job.seed, folder / f"seed{job.seed}"), size(model, data)
+    run, size = experiment.run(chosen, data, job.seed, folder / f"seed{job.seed}"), counted(model, study.data)
     return {
         "family": model.family.name, "rule": model.family.rule, "width": model.width, "seed": job.seed,
         "tuning": tuned, "rate": rate, "dev": run["history"][-1][chosen.task(data).main],
-        "test": run["scores"]["loss"], "interval": run["interval"], "blocks": counted.blocks,
-        "parameters": run["parameters"], "flops": counted.flops * study.steps, "seconds": run["training_seconds"],
+        "test": run["scores"]["loss"], "interval": run["interval"], "blocks": size.blocks,
+        "parameters": run["parameters"], "flops": size.flops * study.steps, "seconds": run["training_seconds"],
         "bytes": round(run["training_seconds"] * run["training_tokens_per_second"]),
         "recipe": run["recipe"], "environment": run["environment"],
     }  # fmt: skip

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import baselines
@@ -16,6 +17,7 @@ import nplex
 from nplex.recipes.tasks import recipe_of
 
 LAYERS, HEADS = 2, 4
+LINES = 16  # of a batch
 STEP = 8  # widths are multiples of it: heads, n and the blocks of all families divide them
 LARGEST = 1024
 SHARE = 4  # low rank and block-diagonal layers have a quarter of a dense layer's parameters, as n = 4
@@ -124,7 +126,8 @@ def made(structure: str, d_in: int, d_out: int) -> nn.Module:
 def recipe(model: Model, rate: float, steps: int) -> Any:
     """The language recipe at a width: 2 blocks, feed-forward 4 times the width, no dropout: no byte is read twice."""
     plain = recipe_of("language", model.family.rule)
-    schedule = replace(plain.schedule, epochs=1, learning_rate=rate, patience=0, keep="last")
+    size = {"batch_size": LINES, "batch_tokens": 0, "accumulate": 1}
+    schedule = replace(plain.schedule, epochs=1, learning_rate=rate, patience=0, keep="last", **size)
     return mixed(
         Structured, plain, width=model.width, feed_forward=4 * model.width, heads=HEADS, layers=LAYERS, dropout=0.0,
         schedule=schedule, structure=model.family.structure, steps=steps,
@@ -146,22 +149,40 @@ class Size:
     flops: float
 
 
-def size(model: Model, data: Any) -> Size:
+def counted(model: Model, folder: Path | None) -> Size:
     """Counted on a model without numbers."""
-    made_by = recipe(model, 1e-3, 1)
+    (tokens, length), data = batch_shape(folder), loaded(folder)
     with torch.device("meta"):
-        built = made_by.build(data)
+        built = recipe(model, 1e-3, 1).build(data)
     parameters = {name: p.numel() for name, p in built.named_parameters()}
     blocks = sum(count for name, count in parameters.items() if name.startswith(BLOCKS))
-    tokens = made_by.schedule.batch_size * made_by.length
-    flops = matmul_flops(built, tokens) + attention_flops(model.width, tokens, made_by.length)
+    flops = matmul_flops(built, tokens) + attention_flops(model.width, tokens, length)
     return Size(blocks, sum(parameters.values()), flops)
 
 
+@cache
+def loaded(folder: Path | None) -> Any:
+    """The data, read once in each process."""
+    return recipe_of("language", "dense").load(folder)
+
+
+@cache
+def batch_shape(folder: Path | None) -> tuple[int, int]:
+    """Bytes that are predicted in a step, and in each of its lines, as the recipe's task makes them."""
+    made_by, data = recipe(Model(DENSE, STEP * HEADS), 1e-3, 1), loaded(folder)
+    task = made_by.task(data)
+    indices = task.batches(torch.Generator().manual_seed(0))[0]
+    items = task.loss(made_by.build(data), indices, torch.device("cpu")).items
+    return items, items // len(indices)
+
+
 def matmul_flops(model: nn.Module, tokens: int) -> float:
-    """Of all layers, forward and backward: 6 a weight and token, or nplex's own count of the bilinear method."""
-    total = 0.0
-    for layer in model.modules():
+    """Of the blocks and the output head, forward and backward: 6 a weight and token, or nplex's own count."""
+    words = model.get_submodule("words")
+    total = 6.0 * tokens * words.get_parameter("weight").numel()  # the head, which may be tied to it
+    for name, layer in model.named_modules():
+        if not name.startswith(BLOCKS):
+            continue
         if isinstance(layer, nplex.nn.Linear):
             total += bilinear_flops(layer, tokens)
         elif isinstance(layer, nn.Linear):
@@ -184,14 +205,14 @@ def attention_flops(width: int, tokens: int, length: int) -> float:
     return 12.0 * LAYERS * tokens * length * width
 
 
-def points(data: Any, budgets: tuple[int, ...], widths: tuple[int, ...]) -> list[Point]:
+def points(folder: Path | None, budgets: tuple[int, ...], widths: tuple[int, ...]) -> list[Point]:
     """All that is trained: dense models, then for each budget each family at equal parameters and at equal FLOPs."""
     found = [Point(Model(DENSE, width), width, "") for width in widths]
     for base in budgets:
-        dense = size(Model(DENSE, base), data)
+        dense = counted(Model(DENSE, base), folder)
         for equal, measure in MEASURES.items():
             for family in FAMILIES:
-                width = fitting(lambda w, f=family, m=measure: m(size(Model(f, w), data)), measure(dense))
+                width = fitting(lambda w, f=family, m=measure: m(counted(Model(f, w), folder)), measure(dense))
                 found.append(Point(Model(family, width), base, equal))
     return found
 
@@ -208,12 +229,13 @@ def fitting(measure: Callable[[int], float], wanted: float) -> int:
     return STEP * min((low, high), key=lambda steps: abs(math.log(measure(steps * STEP) / wanted)))
 
 
-def check_counts(data: Any, width: int) -> None:
+def check_counts(folder: Path | None, width: int) -> None:
     """Compares the count of layers without a rule with torch's own, on a step of a small model.
 
     Raises:
         AssertionError: they differ.
     """
+    data = loaded(folder)
     for family in (DENSE, *(f for f in FAMILIES if f.structure)):
         made_by = recipe(Model(family, width), 1e-3, 1)
         task, model = made_by.task(data), made_by.build(data)
@@ -225,9 +247,3 @@ def check_counts(data: Any, width: int) -> None:
         theirs = sum(count for operator, count in products.items() if "attention" not in str(operator))
         ours = matmul_flops(model, loss.items)
         assert theirs == ours, f"{family.name}: torch counts {theirs:,} FLOPs, this program {ours:,.0f}"
-
-
-@cache
-def loaded(folder: Any) -> Any:
-    """The data, read once in each process."""
-    return recipe_of("language", "dense").load(folder)

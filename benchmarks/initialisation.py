@@ -1,7 +1,8 @@
 """What first values, rates, decay and rank of a rule do to a trained model: one factor at a time around the default.
 
     python benchmarks/initialisation.py --task agreement   # about an hour on one thread
-    python benchmarks/initialisation.py --task language
+    python benchmarks/initialisation.py --task inference --set sick --data DIR --epochs 10   # as long
+    python benchmarks/initialisation.py --task language --epochs 1 --steps 600
     python benchmarks/initialisation.py --task agreement --quick   # a few steps, to see that it runs; no results
 
 Every variant of FACTORS is trained at each n with each seed, in a folder of its own below --out, so that a second
