@@ -37,13 +37,13 @@ def test_steps_are_the_whole_forward(rule):
     target = torch.randint(4, 11, (5, 7))
     state = made.start(seen)
     steps = torch.stack([made.step(target[:, place], state) for place in range(7)], 1)
-    torch.testing.assert_close(steps, made.logits(made(seen, target)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(steps, made.logits(made.states(seen, target)), atol=1e-4, rtol=1e-4)
 
 
 def naive_greedy(made, row, longest):
     words = [BEGIN]
     while len(words) <= longest:
-        word = made.logits(made(row[None], torch.tensor([words])))[0, -1].argmax().item()
+        word = made.logits(made.states(row[None], torch.tensor([words])))[0, -1].argmax().item()
         if word == END:
             break
         words.append(word)
@@ -60,7 +60,7 @@ def test_greedy_takes_the_likeliest_of_whole_forwards(rule):
 
 def log_probability(made, row, words):
     whole = torch.tensor([[BEGIN, *words]])
-    logits = made.logits(made(row[None], whole[:, :-1]))[0].log_softmax(-1)
+    logits = made.logits(made.states(row[None], whole[:, :-1]))[0].log_softmax(-1)
     return logits.gather(1, whole[0, 1:, None]).sum().item()
 
 
@@ -90,9 +90,9 @@ def test_sentences_do_not_change_one_another():
 def test_the_loss_does_not_see_padding():
     made, seen = model(), source(2)
     target = torch.tensor([[BEGIN, 5, END, 0, 0], [BEGIN, 6, 7, 8, END]])
-    total, items = made.loss(seen, target, 0.1)
-    first = made.loss(seen[:1, :6], target[:1, :3], 0.1)
-    second = made.loss(seen[1:][:, seen[1] != 0], target[1:], 0.1)
+    total, items = made(seen, target, 0.1)
+    first = made(seen[:1, :6], target[:1, :3], 0.1)
+    second = made(seen[1:][:, seen[1] != 0], target[1:], 0.1)
     assert (items, first[1], second[1]) == (6, 2, 4)
     torch.testing.assert_close(total, first[0] + second[0], atol=1e-4, rtol=1e-4)
 

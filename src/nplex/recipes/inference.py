@@ -96,7 +96,7 @@ class Inference:
     set: str = ""
     embedding: int = 160
     width: int = 160
-    dropout: float = 0.3
+    dropout: float = 0.2
     vocabulary: int = 20_000
     schedule: Schedule = field(default_factory=Schedule)
 
@@ -114,7 +114,7 @@ class Inference:
         """
         if folder is None:
             raise FileNotFoundError(
-                "inference has no built-in data: give a folder with --data; nplex fetch inference-snli DIR makes one"
+                "inference has no built-in data: give a folder with --data; docs/tasks.md says what it holds"
             )
         files, parts = _read(folder, self.set)
         words = _tokenizer(self.set)
@@ -162,7 +162,7 @@ def inference(rule: str = "5", *, size: str = "small", set: str = "") -> Inferen
     check_set("inference", set, ("", *SETS))
     width = 300 if size == "paper" else 160
     schedule = Schedule(
-        epochs=10, batch_size=256 if size == "paper" else 64, learning_rate=1e-3, weight_decay=0.0, keep="best"
+        epochs=10, batch_size=256 if size == "paper" else 64, learning_rate=3e-3, weight_decay=0.0, keep="best"
     )
     recipe = Inference(rule=rule, set=set, embedding=width, width=width, schedule=schedule)
     check_rule(rule, recipe.width)
@@ -237,8 +237,8 @@ class Training:
         """Cross-entropy of the labels."""
         sides, labels = self.data.train.batch(indices, device)
         total = F.cross_entropy(model(*sides), labels, reduction="sum")
-        lengths = self.data.train.lengths
-        return Loss(total, len(indices), sum(lengths[i] for i in indices))
+        train = self.data.train
+        return Loss(total, len(indices), sum(len(train.firsts[i]) + len(train.seconds[i]) for i in indices))
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Accuracy on the dev part."""

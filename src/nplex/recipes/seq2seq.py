@@ -65,6 +65,19 @@ class Seq2Seq(nn.Module):
             self.words.weight[PAD] = 0
 
     def forward(
+        self, source: Int[Tensor, "batch length"], target: Int[Tensor, "batch other_length"], smoothing: float
+    ) -> tuple[Float[Tensor, ""], int]:
+        """The cross-entropy of the target after its first place, summed, and of how many subwords.
+
+        With smoothing s the truth is `1 - s` at the right subword and s spread over all.
+        """
+        wanted = target[:, 1:]
+        real = wanted != PAD
+        states = self.states(source, target[:, :-1])[real]  # logits of padding are not made
+        total = F.cross_entropy(self.logits(states), wanted[real], reduction="sum", label_smoothing=smoothing)
+        return total, len(states)
+
+    def states(
         self, source: Int[Tensor, "batch length"], target: Int[Tensor, "batch other_length"]
     ) -> Float[Tensor, "batch other_length width"]:
         """The states from which the word after each place of the target is told: `logits` of them."""
@@ -77,19 +90,6 @@ class Seq2Seq(nn.Module):
     def logits(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch words"]:
         """Of each subword, by the table that it is read with."""
         return F.linear(states, self.words.weight)
-
-    def loss(
-        self, source: Int[Tensor, "batch length"], target: Int[Tensor, "batch other_length"], smoothing: float
-    ) -> tuple[Float[Tensor, ""], int]:
-        """The cross-entropy of the target after its first place, summed, and of how many subwords.
-
-        With smoothing s the truth is `1 - s` at the right subword and s spread over all.
-        """
-        wanted = target[:, 1:]
-        real = wanted != PAD
-        states = self(source, target[:, :-1])[real]  # logits of padding are not made
-        total = F.cross_entropy(self.logits(states), wanted[real], reduction="sum", label_smoothing=smoothing)
-        return total, len(states)
 
     def start(self, source: Int[Tensor, "batch length"]) -> Decoding:
         """The state before the first word is written."""

@@ -5,8 +5,12 @@ from typing import Any
 
 from nplex.recipes.agreement import agreement
 from nplex.recipes.inference import inference
+from nplex.recipes.style import style
+from nplex.recipes.translation import translation
 
-TASKS: dict[str, Callable[..., Any]] = {"agreement": agreement, "inference": inference}
+TASKS: dict[str, Callable[..., Any]] = {
+    "agreement": agreement, "inference": inference, "translation": translation, "style": style,
+}  # fmt: skip
 
 
 def recipe_of(task: str, rule: str, *, size: str = "small", set: str = "") -> Any:

@@ -1,5 +1,6 @@
 """Subwords: byte-pair encoding by the tokenizers library."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,10 @@ class Subwords:
     def json(self) -> str:
         """All of it as JSON, in the format of the tokenizers library."""
         return self._tokenizer.to_str()
+
+    def as_dict(self) -> dict:
+        """The same as a value."""
+        return json.loads(self.json())
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
