@@ -67,7 +67,7 @@ class Summary:
 
     def table(self) -> list[list[str]]:
         """Header and rows as text."""
-        digits, (name, scores) = DIGITS[self.kind], self.baseline
+        digits, (name, scores), writes = DIGITS[self.kind], self.baseline, self.kind == "bleu"
         main, *others = self.lines[0].scores
         head = ["rule", "layer parameters", "of dense", NAMES[self.kind], "95 % interval", *others]
         rows = [
@@ -80,13 +80,13 @@ class Summary:
                 *(f"{line.scores[other]:.{digits - 1}f}" for other in others),
                 f"{line.training_seconds:.0f}",
                 f"{line.training_tokens_per_second:,.0f}",
-                f"{line.testing_tokens_per_second:,.0f}",
+                *([f"{line.testing_tokens_per_second:,.0f}"] if writes else []),
             ]
             for line in self.lines
         ]
         told = [f"{scores[other]:.{digits - 1}f}" if other in scores else "" for other in others]
-        last = [name, "", "", f"{scores[main]:.{digits}f}", "", *told, "", "", ""]
-        return [[*head, "training s", "tokens/s", "testing tokens/s"], *rows, last]
+        last = [name, "", "", f"{scores[main]:.{digits}f}", "", *told, "", "", *([""] if writes else [])]
+        return [[*head, "training s", "tokens/s", *(["written tokens/s"] if writes else [])], *rows, last]
 
     def markdown(self) -> str:
         """The table as Markdown, with the score of each seed and what it was measured on."""
