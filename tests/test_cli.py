@@ -326,7 +326,10 @@ def test_a_seed_that_torch_cannot_take_is_refused(data, tmp_path, seed):
 
 
 def test_an_unknown_task_is_refused(data):
-    refused(call("run", "translation", "--data", data), "there is no task 'translation'; there is agreement")
+    refused(
+        call("run", "painting", "--data", data),
+        "there is no task 'painting'; there is agreement, inference, translation, style",
+    )
 
 
 def test_a_missing_data_folder_is_refused(tmp_path):

@@ -116,7 +116,8 @@ def agreement(rule: str = "4", *, size: str = "small", set: str = "") -> Agreeme
     """
     check_size(size)
     check_set("agreement", set, ("",))
-    recipe = Agreement(rule=rule, schedule=Schedule(epochs=4, batch_size=64, learning_rate=1e-3))
+    schedule = Schedule(epochs=4, batch_size=64, learning_rate=1e-3, checkpoint_every=100)
+    recipe = Agreement(rule=rule, schedule=schedule)
     check_rule(rule, recipe.width)
     return recipe
 
