@@ -92,9 +92,20 @@ def test_what_does_not_match_is_told(folder, tmp_path):
     (tmp_path / "test.en").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no test.en or test.en.gz; see docs/tasks.md"):
         tiny().load(tmp_path)
-    for make in (translation, style):
-        with pytest.raises(FileNotFoundError, match="has no built-in data: give a folder with --data"):
-            make("4").load(None)
+    with pytest.raises(FileNotFoundError, match="translation has no built-in data: give a folder with --data"):
+        translation("4").load(None)
+    with pytest.raises(FileNotFoundError, match="--set shakespeare needs its folder"):
+        style("4", set="shakespeare").load(None)
+
+
+def test_the_built_in_verses_are_there():
+    _, files, parts = style("4").read(None)
+    assert [len(part) for part in parts] == [27_646, 2_513, 936]
+    assert len(files) == 6
+    assert parts[0][0] == (
+        "Thus the heavens and the earth were finished, and all the host of them.",
+        "The heavens, the earth, and all their vast array were finished.",
+    )
 
 
 def test_long_pairs_are_not_learned_from_and_long_sources_are_cut(folder):

@@ -22,7 +22,7 @@ DataOption = Annotated[
     typer.Option(
         "--data", metavar="DIR",
         help="A folder with train, dev and test, as docs/tasks.md says for each task. "
-        "Without it the built-in set, which agreement has.",
+        "Without it the built-in set, which agreement and style have.",
     ),
 ]  # fmt: skip
 Size = Annotated[str, typer.Option(help="small, for two cores; or paper, the paper's size.", metavar="SIZE")]

@@ -1,4 +1,4 @@
-"""Style transfer: today's English into Shakespeare's, or any text into another of the same meaning.
+"""Style transfer: today's English into Shakespeare's, or the King James Bible into the World English one.
 
 Paper: the table of style transfer (BLEU; Transformer 44M 11.65, n = 2 12.20, n = 4 12.42, n = 8 11.66, n = 16 10.76),
 on the same files, modern to Shakespeare. Sizes: `paper` has 6 + 6 layers of width 512, `small` 3 + 3 of width 256.
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from nplex.data import builtin
 from nplex.recipes.recipe import check_rule, check_set, check_size
 from nplex.recipes.translation import read_sides, sizes
 from nplex.recipes.writing import Lines, Writing
@@ -24,17 +25,17 @@ class Style(Writing):
 
     def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], tuple[Lines, Lines, Lines]]:
         """The folder, its files, and the pairs of train, dev and test."""
+        if folder is None and self.set:
+            raise FileNotFoundError(f"--set {self.set} needs its folder: give it with --data")
         if folder is None:
-            raise FileNotFoundError(
-                "style has no built-in data: give a folder with --data; docs/tasks.md says what it holds"
-            )
+            return read_sides(builtin("bible"), ("train", "valid", "test"), "kjv", "web")
         if self.set:
             return read_sides(folder, ("train", "valid", "test"), "modern", "original", ".nltktok")
         return read_sides(folder, ("train", "dev", "test"), self.source, self.target)
 
 
 def style(rule: str = "4", *, size: str = "small", set: str = "") -> Style:
-    """Shakespeare's style with the set shakespeare, else one's own files.
+    """Shakespeare's style with the set shakespeare; without data the King James Bible into the World English one.
 
     Raises:
         ValueError: the text names no rule, or one with n above the width; or an unknown size or set.

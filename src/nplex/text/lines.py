@@ -72,9 +72,13 @@ def _opened(path: Path, member: str | None) -> Iterator[BufferedIOBase]:
 
 @contextmanager
 def _archive(path: Path) -> Iterator[tarfile.TarFile]:
+    """A .tgz, which is read to its end afterwards: only there stands the checksum of what was read."""
     try:
-        with tarfile.open(path, "r:*") as archive:
-            yield archive
+        with gzip.open(path, "rb") as packed:
+            with tarfile.open(fileobj=packed, mode="r:") as archive:
+                yield archive
+            while packed.read(LONGEST_LINE):
+                pass
     except DAMAGED as error:
         raise ValueError(f"{path} is damaged, expected a .tgz archive: {error}") from None
 
