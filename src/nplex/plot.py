@@ -38,8 +38,8 @@ def comparison(summary: Summary, path: Path) -> None:
     """
     figure = new_figure()
     axes = figure.add_subplot()
-    for line in summary.lines:
-        place, mean = line.layer_parameters / 1e3, line.score
+    for line, place in zip(summary.lines, _places(summary), strict=True):
+        mean = line.score
         axes.scatter([place * 1.05] * len(line.seeds), line.seeds, s=14, c="0.55")
         error = [[max(mean - line.low, 0)], [max(line.high - mean, 0)]]
         axes.errorbar(place, mean, yerr=error, fmt="o", capsize=5, markersize=7)
@@ -47,6 +47,17 @@ def comparison(summary: Summary, path: Path) -> None:
         axes.annotate(rule_name(line.rule), (place, top), (0, 8), textcoords="offset points", ha="center")
     _axes(axes, summary)
     save(figure, path)
+
+
+def _places(summary: Summary) -> list[float]:
+    """Parameters in thousands; rules of nearly as many stand side by side, so that both can be read."""
+    places: list[float] = []
+    for line in summary.lines:
+        place = line.layer_parameters / 1e3
+        while any(abs(place / other - 1) < 0.15 for other in places):
+            place *= 1.18
+        places.append(place)
+    return places
 
 
 def rule_name(rule: str) -> str:
@@ -70,7 +81,7 @@ def _axes(axes: "Axes", summary: Summary) -> None:
     ticks = sorted({round(line.layer_parameters / 1e3) for line in summary.lines})
     axes.set_xticks(ticks, [f"{tick:,}K" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("parameters of the converted layers")
+    axes.set_xlabel("parameters of the converted layers (rules of nearly as many side by side)")
     axes.set_ylabel(f"{NAMES[summary.kind]}, {summary.examples:,} test examples")
     title = f"{summary.task}: mean, 95 % interval, seeds in grey\n{name}: {base:.1f}"
     axes.set_title(title, fontsize=9)
