@@ -335,7 +335,10 @@ def test_control_c_stops_all_and_says_how_to_go_on(tmp_path, processes):
         sys.executable, "-m", "nplex", "tune", "tune_cases:waits", "--n", "2", "4", "--rank", "full", "--processes",
         str(processes), "--out", tmp_path / "out",
     ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=TESTS, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=TESTS, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
+    )  # fmt: skip
     until = time.monotonic() + 60
     while time.monotonic() < until and not (calls.exists() and len(calls.read_text().splitlines()) > processes):
         time.sleep(0.1)
