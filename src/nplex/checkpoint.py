@@ -62,13 +62,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     return tensors, header
 
 
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state with tied weights once, as safetensors wants it."""
+    found, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        if (place := (tensor.data_ptr(), tensor.shape)) not in seen or not tensor.numel():
+            found[name] = tensor
+            seen.add(place)
+    return found
+
+
 def write_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Writes all that a run needs to go on: weights, optimizer, random numbers, and a JSON state."""
-    tensors, seen = {}, set()
-    for name, tensor in model.state_dict().items():
-        if (place := (tensor.data_ptr(), tensor.shape)) not in seen or not tensor.numel():  # tied weights once
-            tensors[MODEL + name] = tensor
-            seen.add(place)
+    tensors = {MODEL + name: tensor for name, tensor in weights_of(model).items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}{index}.{key}": value for key, value in values.items()}
     tensors["random.cpu"] = torch.get_rng_state()

@@ -5,24 +5,20 @@ another split of Linzen's data. The same sizes: 2 layers, width 128, feed-forwar
 Expected here and how long it takes: README.md.
 """
 
-import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from nplex.convert import Where, convert_, only, parse_rule
+from nplex.convert import Where, only
 from nplex.data import builtin
 from nplex.recipes.encoder import Encoder
-from nplex.recipes.labels import accuracies, correct
-from nplex.recipes.recipe import Baseline, Outcome, check_rule, check_set, check_size
-from nplex.scores.accuracy import interval
-from nplex.text import QUERY, Example, Vocabulary, batches, find_split, pad, read_labelled
-from nplex.train import Loss, Schedule
+from nplex.recipes.labels import Choosing, LabelledData, majority, tested
+from nplex.recipes.recipe import Baseline, Outcome, check_rule, check_set, check_size, with_rule
+from nplex.text import QUERY, Example, Vocabulary, find_split, pad, read_labelled
+from nplex.train import Schedule
 
 LABELS = ("VBZ", "VBP")
 LAYERS = only("blocks.*")
@@ -63,7 +59,7 @@ class Agreement:
         """The layers of the blocks."""
         return LAYERS
 
-    def load(self, folder: Path | None) -> "Data":
+    def load(self, folder: Path | None) -> LabelledData:
         """Reads train, dev and test from a folder, or the built-in set.
 
         Raises:
@@ -74,38 +70,27 @@ class Agreement:
         files = tuple(find_split(folder, split) for split in ("train", "dev", "test"))
         train, dev, test = (read_labelled(file, LABELS) for file in files)
         vocabulary = Vocabulary.of((example.words for example in train), self.vocabulary)
-        return Data(folder, files, vocabulary, *(Split.of(part, vocabulary) for part in (train, dev, test)))
+        return LabelledData(folder, files, vocabulary, *(Split.of(part, vocabulary) for part in (train, dev, test)))
 
-    def build(self, data: "Data") -> nn.Module:
+    def build(self, data: LabelledData) -> nn.Module:
         """The dense model, its blocks converted to the recipe's rule."""
         model = Encoder(
             len(data.vocabulary), len(LABELS), width=self.width, heads=self.heads, feed_forward=self.feed_forward,
             layers=self.layers, dropout=self.dropout, longest=LONGEST,
         )  # fmt: skip
-        rule = parse_rule(self.rule)
-        if rule is not None:
-            convert_(model, rule, where=LAYERS, shared=self.shared)
-        return model
+        return with_rule(model, self.rule, LAYERS, shared=self.shared)
 
-    def task(self, data: "Data") -> "Training":
+    def task(self, data: LabelledData) -> Choosing:
         """The task as nplex.train wants it."""
-        return Training(data, self.schedule.batch_size)
+        return Choosing(data, self.schedule.batch_size)
 
-    def test(self, model: nn.Module, data: "Data", device: torch.device) -> Outcome:
+    def test(self, model: nn.Module, data: LabelledData, device: torch.device) -> Outcome:
         """Accuracy on the test part, in all and for each source."""
-        began = time.perf_counter()
-        right = correct(model, data.test, device).tolist()
-        seconds = time.perf_counter() - began
-        answers = "".join(str(int(value)) for value in right)
-        low, high = interval([answers])
-        tokens = sum(len(line) for line in data.test.lines)
-        scores = accuracies(right, data.test.sources)
-        return Outcome("accuracy", scores, (100 * low, 100 * high), [answers], tokens, seconds)
+        return tested(model, data.test, device)
 
-    def baseline(self, data: "Data") -> Baseline:
+    def baseline(self, data: LabelledData) -> Baseline:
         """Always the commoner label of the training part."""
-        common = Counter(data.train.labels.tolist()).most_common(1)[0][0]
-        return Baseline("majority", accuracies((data.test.labels == common).tolist(), data.test.sources))
+        return majority(data)
 
 
 def agreement(rule: str = "4", *, size: str = "small", set: str = "") -> Agreement:
@@ -143,46 +128,10 @@ class Split:
         """The length of each line."""
         return [len(line) for line in self.lines]
 
+    def tokens(self, index: int) -> int:
+        """The words of a line, the query among them."""
+        return len(self.lines[index])
+
     def batch(self, indices: list[int], device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
         """Words and labels of some examples."""
         return (pad([self.lines[i] for i in indices]).to(device),), self.labels[indices].to(device)
-
-
-@dataclass(frozen=True)
-class Data:
-    """The three parts of a data folder, and the words of the training part."""
-
-    folder: Path
-    files: tuple[Path, ...]
-    vocabulary: Vocabulary
-    train: Split
-    dev: Split
-    test: Split
-
-    def vocabulary_json(self) -> dict:
-        """The words in the order of their numbers."""
-        return {"words": self.vocabulary.words}
-
-
-@dataclass(frozen=True)
-class Training:
-    """The task as nplex.train wants it."""
-
-    main: ClassVar[str] = "accuracy"
-    higher: ClassVar[bool] = True
-    data: Data
-    batch_size: int
-
-    def batches(self, generator: torch.Generator) -> list[list[int]]:
-        """Training examples of like length together, in random order."""
-        return batches(self.data.train.longer, self.batch_size, generator)
-
-    def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
-        """Cross-entropy of the labels."""
-        words, labels = self.data.train.batch(indices, device)
-        total = F.cross_entropy(model(*words), labels, reduction="sum")
-        return Loss(total, len(indices), sum(len(self.data.train.lines[i]) for i in indices))
-
-    def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Accuracy on the dev part."""
-        return {"accuracy": 100 * float(correct(model, self.data.dev, device).float().mean())}

@@ -8,8 +8,6 @@ Expected here and how long it takes: results/README.md.
 """
 
 import re
-import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +15,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from nplex.convert import Where, convert_, only, parse_rule
-from nplex.recipes.labels import accuracies, correct
+from nplex.convert import Where, only
+from nplex.recipes.labels import Choosing, LabelledData, majority, tested
 from nplex.recipes.pair import PairClassifier
-from nplex.recipes.recipe import Baseline, Outcome, check_rule, check_set, check_size
-from nplex.scores.accuracy import interval
-from nplex.text import Columns, Pair, Vocabulary, batches, find_split, pad, read_pairs
-from nplex.train import Loss, Schedule
+from nplex.recipes.recipe import Baseline, Outcome, check_rule, check_set, check_size, with_rule
+from nplex.text import Columns, Pair, Vocabulary, find_split, pad, read_pairs
+from nplex.train import Schedule
 
 LABELS = ("entailment", "neutral", "contradiction")
 LAYERS = only("encoder")
@@ -105,7 +101,7 @@ class Inference:
         """The LSTM."""
         return LAYERS
 
-    def load(self, folder: Path | None) -> "Data":
+    def load(self, folder: Path | None) -> LabelledData:
         """Reads train, dev and test from a folder.
 
         Raises:
@@ -120,36 +116,26 @@ class Inference:
         words = _tokenizer(self.set)
         sentences = [words(sentence) for pair in parts[0] for sentence in (pair.first, pair.second)]
         vocabulary = Vocabulary.of(sentences, self.vocabulary)
-        return Data(folder, files, vocabulary, *(Split.of(part, vocabulary, words) for part in parts))
+        return LabelledData(folder, files, vocabulary, *(Split.of(part, vocabulary, words) for part in parts))
 
-    def build(self, data: "Data") -> nn.Module:
+    def build(self, data: LabelledData) -> nn.Module:
         """The dense model, its LSTM converted to the recipe's rule."""
         model = PairClassifier(
             len(data.vocabulary), len(LABELS), embedding=self.embedding, width=self.width, dropout=self.dropout
         )
-        rule = parse_rule(self.rule)
-        if rule is not None:
-            convert_(model, rule, where=LAYERS, shared=self.shared)
-        return model
+        return with_rule(model, self.rule, LAYERS, shared=self.shared)
 
-    def task(self, data: "Data") -> "Training":
+    def task(self, data: LabelledData) -> Choosing:
         """The task as nplex.train wants it."""
-        return Training(data, self.schedule.batch_size)
+        return Choosing(data, self.schedule.batch_size)
 
-    def test(self, model: nn.Module, data: "Data", device: torch.device) -> Outcome:
+    def test(self, model: nn.Module, data: LabelledData, device: torch.device) -> Outcome:
         """Accuracy on the test part, in all and for each source."""
-        began = time.perf_counter()
-        right = correct(model, data.test, device).tolist()
-        seconds = time.perf_counter() - began
-        answers = "".join(str(int(value)) for value in right)
-        low, high = interval([answers])
-        scores = accuracies(right, data.test.sources)
-        return Outcome("accuracy", scores, (100 * low, 100 * high), [answers], sum(data.test.lengths), seconds)
+        return tested(model, data.test, device)
 
-    def baseline(self, data: "Data") -> Baseline:
+    def baseline(self, data: LabelledData) -> Baseline:
         """Always the commoner label of the training part."""
-        common = Counter(data.train.labels.tolist()).most_common(1)[0][0]
-        return Baseline("majority", accuracies((data.test.labels == common).tolist(), data.test.sources))
+        return majority(data)
 
 
 def inference(rule: str = "5", *, size: str = "small", set: str = "") -> Inference:
@@ -189,60 +175,18 @@ class Split:
         return cls(firsts, seconds, labels, [pair.source for pair in pairs])
 
     @property
-    def lengths(self) -> list[int]:
-        """Of both sentences together."""
-        return [len(a) + len(b) for a, b in zip(self.firsts, self.seconds, strict=True)]
-
-    @property
     def longer(self) -> list[int]:
         """Of the longer sentence: what a batch is padded to."""
         return [max(len(a), len(b)) for a, b in zip(self.firsts, self.seconds, strict=True)]
+
+    def tokens(self, index: int) -> int:
+        """The words of both sentences."""
+        return len(self.firsts[index]) + len(self.seconds[index])
 
     def batch(self, indices: list[int], device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
         """Inputs of the model and labels of some pairs."""
         sides = tuple(pad([side[i] for i in indices]).to(device) for side in (self.firsts, self.seconds))
         return sides, self.labels[indices].to(device)
-
-
-@dataclass(frozen=True)
-class Data:
-    """The three parts of a data folder, and the words of the training part."""
-
-    folder: Path
-    files: tuple[Path, ...]
-    vocabulary: Vocabulary
-    train: Split
-    dev: Split
-    test: Split
-
-    def vocabulary_json(self) -> dict:
-        """The words in the order of their numbers."""
-        return {"words": self.vocabulary.words}
-
-
-@dataclass(frozen=True)
-class Training:
-    """The task as nplex.train wants it."""
-
-    main: ClassVar[str] = "accuracy"
-    higher: ClassVar[bool] = True
-    data: Data
-    batch_size: int
-
-    def batches(self, generator: torch.Generator) -> list[list[int]]:
-        """Training pairs of like length together, in random order."""
-        return batches(self.data.train.longer, self.batch_size, generator)
-
-    def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
-        """Cross-entropy of the labels."""
-        sides, labels = self.data.train.batch(indices, device)
-        total = F.cross_entropy(model(*sides), labels, reduction="sum")
-        train = self.data.train
-        return Loss(total, len(indices), sum(len(train.firsts[i]) + len(train.seconds[i]) for i in indices))
-
-    def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Accuracy on the dev part."""
-        return {"accuracy": 100 * float(correct(model, self.data.dev, device).float().mean())}
 
 
 def _read(folder: Path, name: str) -> tuple[tuple[Path, ...], list[list[Pair]]]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from nplex.convert import Where, parse_rule
+from nplex.convert import Where, convert_, parse_rule
 from nplex.nn.linear import check_widths
 from nplex.train import Schedule, Task
 
@@ -130,6 +130,14 @@ class Recipe(Protocol):
     def baseline(self, data: Data) -> Baseline:
         """The scores of what needs no model."""
         ...
+
+
+def with_rule(model: nn.Module, rule: str, where: Where, *, shared: bool) -> nn.Module:
+    """The model, its layers that `where` selects converted to the rule; none for `dense`."""
+    parsed = parse_rule(rule)
+    if parsed is not None:
+        convert_(model, parsed, where=where, shared=shared)
+    return model
 
 
 def check_rule(rule: str, width: int) -> None:

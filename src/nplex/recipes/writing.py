@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nplex.convert import Where, convert_, only, parse_rule
+from nplex.convert import Where, only
 from nplex.generate import beam
-from nplex.recipes.recipe import Baseline, Outcome
+from nplex.recipes.recipe import Baseline, Outcome, with_rule
 from nplex.recipes.seq2seq import Seq2Seq
 from nplex.scores.bleu import bleu
 from nplex.text import BEGIN, END, Subwords, batches, pad, token_batches
@@ -89,10 +89,7 @@ class Writing(abc.ABC):
             len(data.subwords), width=self.width, heads=self.heads, feed_forward=self.feed_forward,
             layers=self.layers, dropout=self.dropout, longest=2 * self.longest + 12,
         )  # fmt: skip
-        rule = parse_rule(self.rule)
-        if rule is not None:
-            convert_(model, rule, where=LAYERS, shared=self.shared)
-        return model
+        return with_rule(model, self.rule, LAYERS, shared=self.shared)
 
     def task(self, data: "Data") -> "Training":
         """The task as nplex.train wants it."""

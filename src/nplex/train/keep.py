@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nplex.checkpoint import read_tensors, write_tensors
+from nplex.checkpoint import read_tensors, weights_of, write_tensors
 from nplex.place import BEST, EPOCH
 from nplex.train.schedule import Schedule
 from nplex.train.state import State
@@ -24,9 +24,9 @@ def note(state: State, task: Task) -> bool:
 def store(folder: Path, model: nn.Module, schedule: Schedule, state: State, *, better: bool) -> None:
     """Writes the weights after a pass, where they may be among those kept: before the checkpoint, which names it."""
     if schedule.keep == "best" and better:
-        write_tensors(folder / BEST, _weights(model))
+        write_tensors(folder / BEST, weights_of(model))
     elif schedule.keep == "average":
-        write_tensors(folder / EPOCH.format(state.epoch), _weights(model))
+        write_tensors(folder / EPOCH.format(state.epoch), weights_of(model))
 
 
 def prune(folder: Path, schedule: Schedule, state: State) -> None:
@@ -62,14 +62,3 @@ def mean(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         else last
         for name, last in weights[-1].items()
     }
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state with tied weights once, as safetensors wants it."""
-    found: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in model.state_dict().items():
-        if (place := (tensor.data_ptr(), tensor.shape)) not in seen or not tensor.numel():
-            found[name] = tensor
-            seen.add(place)
-    return found
