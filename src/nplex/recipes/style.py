@@ -44,4 +44,4 @@ def style(rule: str = "4", *, size: str = "small", set: str = "") -> Style:
     check_set("style", set, ("", *SETS))
     recipe = Style(rule=rule, set=set, **sizes(size))
     check_rule(rule, recipe.width)
-    return replace(recipe, dropout=0.3, schedule=replace(recipe.schedule, epochs=16 if size == "small" else 40))
+    return replace(recipe, dropout=0.3, schedule=replace(recipe.schedule, epochs=12 if size == "small" else 40))

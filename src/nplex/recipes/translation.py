@@ -58,11 +58,11 @@ def sizes(size: str) -> dict:
     """
     small = size == "small"
     schedule = Schedule(
-        epochs=24 if small else 60, batch_tokens=2_048 if small else 8_192, learning_rate=2e-3 if small else 7e-4,
+        epochs=16 if small else 60, batch_tokens=2_048 if small else 8_192, learning_rate=2e-3 if small else 7e-4,
         warmup=0.08, label_smoothing=0.1, keep="average", checkpoint_every=500, weight_decay=0.0,
     )  # fmt: skip
     if small:
-        return {"schedule": schedule, "dropout": 0.2}
+        return {"schedule": schedule, "dropout": 0.2, "vocabulary": 4_000}
     return {
         "schedule": schedule, "dropout": 0.1, "width": 512, "feed_forward": 2048, "heads": 8, "layers": 6,
     }  # fmt: skip
