@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 TWIN = "n (learned, as 4), n:R (learned at rank R, as 4:7), or an algebra (quaternion, clifford(3,0,0))"
 RULE = f"dense, {TWIN}"
-Task = Annotated[str, typer.Argument(help="agreement, inference, translation or style.", metavar="TASK")]
+Task = Annotated[str, typer.Argument(help="agreement, inference, translation, style or language.", metavar="TASK")]
 DataOption = Annotated[
     Path | None,
     typer.Option(
         "--data", metavar="DIR",
         help="A folder with train, dev and test, as docs/tasks.md says for each task. "
-        "Without it the built-in set, which agreement and style have.",
+        "Without it the built-in set, which agreement, style and language have.",
     ),
 ]  # fmt: skip
 Size = Annotated[str, typer.Option(help="small, for two cores; or paper, the paper's size.", metavar="SIZE")]

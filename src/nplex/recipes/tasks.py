@@ -5,11 +5,13 @@ from typing import Any
 
 from nplex.recipes.agreement import agreement
 from nplex.recipes.inference import inference
+from nplex.recipes.language import language
 from nplex.recipes.style import style
 from nplex.recipes.translation import translation
 
 TASKS: dict[str, Callable[..., Any]] = {
     "agreement": agreement, "inference": inference, "translation": translation, "style": style,
+    "language": language,
 }  # fmt: skip
 
 

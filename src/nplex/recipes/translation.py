@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from nplex.recipes.recipe import check_rule, check_set, check_size
 from nplex.recipes.writing import Lines, Writing
-from nplex.text import read_aligned, read_lines
+from nplex.text import find_file, read_aligned, read_lines
 from nplex.train import Schedule
 
 SETS = ("multi30k", "en-id")
@@ -77,23 +77,16 @@ def read_sides(
         FileNotFoundError: a file is missing; says what a folder holds.
         ValueError: the files do not match line by line; names file and line.
     """
-    files = [[_side(folder, f"{part}.{side}{ending}") for side in (source, target)] for part in parts]
+    files = [[find_file(folder, f"{part}.{side}{ending}") for side in (source, target)] for part in parts]
     train, dev, test = (read_aligned(*pair) for pair in files)
     return folder, tuple(file for pair in files for file in pair), (train, dev, test)
-
-
-def _side(folder: Path, name: str) -> Path:
-    for path in (folder / f"{name}.gz", folder / name):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"{folder} has no {name} or {name}.gz; see docs/tasks.md for what a data folder holds")
 
 
 def _read_en_id(folder: Path) -> tuple[Path, tuple[Path, ...], tuple[Lines, Lines, Lines]]:
     """Four domains of PANL-BPPT for training, two years of TED for dev and test, in their archives."""
     names = [f"PANL-BPPT-{part}-EN-ID-{100 if part in ('SCI', 'SPO') else 150}Kw.tgz" for part in PANL]
     names += ["IWSLT17.TED.dev2010.en-id.tgz", "IWSLT17.TED.tst2017plus.en-id.tok.tgz"]
-    files = [_side(folder, name) for name in names]
+    files = [find_file(folder, name) for name in names]
     train = [pair for file in files[:4] for pair in _loose(file)]
     dev, test = (read_aligned(file, file, members=(".en", ".id"), skip_empty=True) for file in files[4:])
     return folder, tuple(files), (train, dev, test)

@@ -3,13 +3,13 @@
 from nplex.text.aligned import read_aligned
 from nplex.text.batches import batches, pad, token_batches
 from nplex.text.labelled import Example, find_split, read_labelled
-from nplex.text.lines import read_lines
+from nplex.text.lines import find_file, read_lines
 from nplex.text.pairs import Columns, Pair, read_pairs
 from nplex.text.subwords import BEGIN, END, Subwords
 from nplex.text.vocabulary import PAD, QUERY, SPECIAL, UNKNOWN, Vocabulary
 
 __all__ = [
-    "read_lines", "find_split", "Example", "read_labelled", "read_aligned", "Columns", "Pair", "read_pairs",
-    "PAD", "UNKNOWN", "QUERY", "SPECIAL", "Vocabulary", "BEGIN", "END", "Subwords",
+    "find_file", "read_lines", "find_split", "Example", "read_labelled", "read_aligned", "Columns", "Pair",
+    "read_pairs", "PAD", "UNKNOWN", "QUERY", "SPECIAL", "Vocabulary", "BEGIN", "END", "Subwords",
     "pad", "batches", "token_batches",
 ]  # fmt: skip

@@ -12,6 +12,18 @@ LONGEST_LINE = 1 << 20
 DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError)
 
 
+def find_file(folder: Path, name: str) -> Path:
+    """`folder/name.gz` or `folder/name`.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    for path in (folder / f"{name}.gz", folder / name):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{folder} has no {name} or {name}.gz; see docs/tasks.md for what a data folder holds")
+
+
 def read_lines(path: Path, member: str | None = None) -> list[str]:
     """The lines of a UTF-8 text file, without their ends.
 
