@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Bleu:
@@ -49,10 +52,24 @@ def bleu(
     return Bleu(found.score, low, high, str(metric.get_signature()))
 
 
-def metric_of(*, lowercase: bool = False) -> Any:
+def metric_of(*, lowercase: bool = False, effective_order: bool = False) -> Any:
     """sacreBLEU's metric; its absence is one error that names the command."""
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError:
         raise ImportError("BLEU needs sacrebleu, which is not installed: pip install 'nplex[train]'") from None
-    return BLEU(lowercase=lowercase)
+    return BLEU(lowercase=lowercase, effective_order=effective_order)
+
+
+def counts(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> list[list[int]]:
+    """What BLEU needs of each sentence, which adds up: n-grams that are right, n-grams, and both lengths."""
+    metric = metric_of(lowercase=lowercase, effective_order=True)  # else sacreBLEU warns; counts do not depend on it
+    found = [metric.sentence_score(text, [right]) for text, right in zip(hypotheses, references, strict=True)]
+    return [[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in found]
+
+
+def of_counts(sums: Float[Tensor, "10"]) -> float:
+    """Corpus BLEU from the sums of `counts` over sentences, from 0 to 100."""
+    whole = [round(value) for value in sums.tolist()]
+    compute = type(metric_of()).compute_bleu
+    return compute(whole[:4], whole[4:8], whole[8], whole[9], smooth_method="exp").score
