@@ -127,10 +127,22 @@ def fingerprint(data: Data) -> dict[str, str]:
 
 def _check_settings(folder: Path, config: dict) -> None:
     """Refuses a folder that holds a run with other settings."""
-    if (folder / SETTINGS).exists() and (found := checkpoint.read_json(folder / SETTINGS)) != config:
+    if not (folder / SETTINGS).exists():
+        return
+    found, wanted = _without_checkpoints(checkpoint.read_json(folder / SETTINGS)), _without_checkpoints(config)
+    if found != wanted:
         raise ValueError(
-            f"{folder} holds a run with other settings ({_difference(found, config)}); take another --out"
+            f"{folder} holds a run with other settings ({_difference(found, wanted)}); take another --out"
         )
+
+
+def _without_checkpoints(config: dict) -> dict:
+    """A config without how often checkpoints are written, which changes no result."""
+    schedule = config.get("recipe", {}).get("schedule")
+    if not isinstance(schedule, dict):
+        return config
+    plain = {key: value for key, value in schedule.items() if key != "checkpoint_every"}
+    return config | {"recipe": config["recipe"] | {"schedule": plain}}
 
 
 def _plain(config: dict) -> dict:

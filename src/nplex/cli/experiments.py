@@ -21,6 +21,7 @@ from nplex.cli.training import (
     interruptible,
     prepare,
     progress,
+    resuming,
 )
 from nplex.place import COMPARISON, Place
 
@@ -67,7 +68,7 @@ def compare(  # noqa: PLR0913 - options of the command line
     recipe, loaded = prepare(make, data, epochs, shared, place)
     from nplex import checkpoint, experiment, plot
 
-    with interruptible(place), progress() as report:
+    with interruptible(resuming(place)), progress() as report:
         summary = experiment.compare(recipe, rule, seeds, loaded, place.folder, report)
     checkpoint.write_text(place.folder / COMPARISON[1], summary.markdown())
     plot.comparison(summary, place.folder / COMPARISON[2])
@@ -113,7 +114,7 @@ def run(  # noqa: PLR0913 - options of the command line
     from nplex.summary import summarise
     from nplex.train import main_process
 
-    with interruptible(place), progress() as report:
+    with interruptible(resuming(place)), progress() as report:
         result = experiment.run(recipe, loaded, seed, place.folder, report)
     if main_process():
         print_table(summarise([result], [rule], experiment.baseline(recipe, loaded)).table())

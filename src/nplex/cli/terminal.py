@@ -39,4 +39,4 @@ def print_table(rows: list[list[str]]) -> None:
         table.add_column(Text(title), justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows[1:]:
         table.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

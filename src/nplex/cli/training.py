@@ -64,8 +64,13 @@ def prepare(make: Any, data: Path | None, epochs: int | None, shared: bool, plac
     return recipe, loaded
 
 
+def resuming(place: Place) -> str:
+    """How to go on with a folder after Ctrl-C."""
+    return f"to go on: the same command with --resume --out {place.folder}"
+
+
 @contextmanager
-def interruptible(place: Place) -> Iterator[None]:
+def interruptible(advice: str) -> Iterator[None]:
     """Says how to go on after Ctrl-C, and turns damaged run files into one line."""
     from nplex.train import Interrupted
 
@@ -73,7 +78,7 @@ def interruptible(place: Place) -> Iterator[None]:
         with refusing():
             yield
     except (Interrupted, KeyboardInterrupt):
-        messages.print(f"stopped; to go on: the same command with --resume --out {place.folder}", soft_wrap=True)
+        messages.print(f"stopped; {advice}", soft_wrap=True)
         raise typer.Exit(130) from None
 
 

@@ -21,6 +21,7 @@ from nplex.cli.training import (
     check_run,
     interruptible,
     prepare,
+    resuming,
 )
 from nplex.place import Place
 
@@ -108,7 +109,7 @@ def tune(  # noqa: PLR0913 - options of the command line
         objective, goals = _recipe(recipe, data, seed, wanted, place)
     from nplex.tune import Budget, tune
 
-    with interruptible(place), progress(trials) as report:
+    with interruptible(resuming(place)), progress(trials) as report:
         front = tune(
             objective, folder=place.folder, space=space, budget=Budget(trials, minutes, prune), goals=goals,
             storage=storage, processes=processes, report=report,

@@ -164,6 +164,11 @@ class Data:
         """How many different numbers there are."""
         return BYTES if self.vocabulary is None else len(self.vocabulary)
 
+    @property
+    def references(self) -> list[str]:
+        """None: an answer speaks for itself."""
+        return []
+
     def vocabulary_json(self) -> dict:
         """The words in the order of their numbers; a byte is its own number."""
         return {"words": self.vocabulary.words} if self.vocabulary else {"bytes": BYTES}

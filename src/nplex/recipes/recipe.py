@@ -71,6 +71,11 @@ class Data(Protocol):
         """All files that were read; results keep their names and SHA-256."""
         ...
 
+    @property
+    def references(self) -> list[str]:
+        """The texts that answers to the test part are compared with; none where an answer speaks for itself."""
+        ...
+
     def vocabulary_json(self) -> dict:
         """What turns text into numbers, as JSON that is kept beside the model."""
         ...

@@ -100,8 +100,7 @@ class Writing(abc.ABC):
         began = time.perf_counter()
         texts, written = self.write(model, data, data.test, device)
         seconds = time.perf_counter() - began
-        references = [target for _, target in data.test.pairs]
-        cased, uncased = (bleu(texts, references, lowercase=lower) for lower in (False, True))
+        cased, uncased = (bleu(texts, data.references, lowercase=lower) for lower in (False, True))
         scores = {"bleu": cased.score, "bleu, uncased": uncased.score}
         notes = {"sacreBLEU": cased.signature, "uncased": uncased.signature}
         return Outcome("bleu", scores, (cased.low, cased.high), texts, written, seconds, notes)
@@ -123,8 +122,8 @@ class Writing(abc.ABC):
 
     def baseline(self, data: "Data") -> Baseline:
         """The source as it stands."""
-        sources, references = ([pair[side] for pair in data.test.pairs] for side in (0, 1))
-        cased, uncased = (bleu(sources, references, lowercase=lower, resamples=0) for lower in (False, True))
+        sources = [source for source, _ in data.test.pairs]
+        cased, uncased = (bleu(sources, data.references, lowercase=lower, resamples=0) for lower in (False, True))
         return Baseline("copy", {"bleu": cased.score, "bleu, uncased": uncased.score})
 
 
@@ -174,6 +173,11 @@ class Data:
     train: Split
     dev: Split
     test: Split
+
+    @property
+    def references(self) -> list[str]:
+        """The right texts of the test part."""
+        return [target for _, target in self.test.pairs]
 
     def vocabulary_json(self) -> dict:
         """The subwords, in the format of the tokenizers library."""
