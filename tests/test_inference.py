@@ -83,7 +83,10 @@ def test_a_malformed_line_is_named(data, tmp_path, line, message):
 
 
 def test_what_cannot_be_had_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="inference has no built-in data: give a folder with --data"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="inference has no built-in data: nplex fetch snli gets some",
+    ):
         inference().load(None)
     with pytest.raises(FileNotFoundError, match=r"has no SICK_train.txt.gz, which --set sick reads"):
         inference(set="sick").load(tmp_path)

@@ -110,7 +110,8 @@ class Inference:
         """
         if folder is None:
             raise FileNotFoundError(
-                "inference has no built-in data: give a folder with --data; docs/tasks.md says what it holds"
+                "inference has no built-in data: nplex fetch snli gets some, or give a folder with --data; "
+                "docs/tasks.md says what it holds"
             )
         files, parts = _read(folder, self.set)
         words = _tokenizer(self.set)

@@ -30,7 +30,8 @@ class Translation(Writing):
         """The folder, its files, and the pairs of train, dev and test."""
         if folder is None:
             raise FileNotFoundError(
-                "translation has no built-in data: give a folder with --data; docs/tasks.md says what it holds"
+                "translation has no built-in data: nplex fetch multi30k gets some, or give a folder with --data; "
+                "docs/tasks.md says what it holds"
             )
         if self.set == "en-id":
             return _read_en_id(folder)
