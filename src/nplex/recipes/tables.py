@@ -49,6 +49,7 @@ class Part:
 
 
 LSTM = "words learned from nothing instead of GloVe vectors of 840 billion words, states 160 wide instead of 300"
+SMALLER = "3 + 3 layers of width 128 instead of 6 + 6 of 512, 4,000 subwords instead of 8,000"
 SMALL = "3 + 3 layers of width 256 instead of 6 + 6 of 512, 4,000 subwords instead of 8,000"
 FIVE, WRITTEN = ("dense", "quaternion", "2", "5", "10"), ("dense", "4", "8")
 SEEDS = (0, 1, 2)
@@ -85,7 +86,7 @@ PARTS = (
     ),
     Part(
         "style-shakespeare", paper.STYLE, "Shakespeare", "style", "shakespeare", "style", WRITTEN, (0,), 30.0,
-        f"the paper's own files; {SMALL}.",
+        f"the paper's own files; {SMALLER}.",
     ),
 )  # fmt: skip
 
