@@ -100,6 +100,7 @@ def test_compare_writes_its_files(compared):
     for run in RUNS:
         assert {path.name for path in (folder / run).iterdir()} == {
             "settings.json", "result.json", "log.jsonl", "vocabulary.json", "model.safetensors", "tensorboard",
+            *([] if run == "dense-seed0" else ["rules.safetensors"]),
         }  # fmt: skip
 
 
@@ -179,6 +180,7 @@ def test_run_trains_one_model(finished):
     folder, result = finished
     assert {path.name for path in folder.iterdir()} == {
         "settings.json", "result.json", "log.jsonl", "vocabulary.json", "model.safetensors", "tensorboard",
+            "rules.safetensors",
     }  # fmt: skip
     assert [row.split()[0] for row in result.stdout.splitlines() if row.strip()][-2:] == ["4", "majority"]
 

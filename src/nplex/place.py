@@ -8,10 +8,11 @@ from pathlib import Path
 
 SETTINGS, RESULT, MODEL, VOCABULARY = "settings.json", "result.json", "model.safetensors", "vocabulary.json"
 CHECKPOINT, BEST, EPOCH = "checkpoint.safetensors", "best.safetensors", "epoch-{}.safetensors"
-LOG, TENSORBOARD = "log.jsonl", "tensorboard"
+LOG, TENSORBOARD, RULES = "log.jsonl", "tensorboard", "rules.safetensors"
+REPORT = "report.html"
 COMPARISON = ("compare.json", "compare.md", "compare.png")
 
-RUN_FILES = {SETTINGS, RESULT, MODEL, VOCABULARY, CHECKPOINT, BEST, EPOCH.format("[0-9]*"), LOG}
+RUN_FILES = {SETTINGS, RESULT, MODEL, VOCABULARY, CHECKPOINT, BEST, EPOCH.format("[0-9]*"), LOG, RULES, REPORT}
 RUN_SETTINGS = {"task", "recipe", "seed", "data"}
 COMPARISON_SETTINGS = {"task", "rules", "seeds"}
 TUNING = ("tune.json", "tune.md", "tune.png")
@@ -70,7 +71,7 @@ def _stranger(folder: Path) -> Path | None:
     """A file or folder that no run writes."""
     settings = settings_of(folder) or {}
     comparison = "rules" in settings or "tuned" in settings
-    expected = TUNING_FILES if "tuned" in settings else {SETTINGS, *COMPARISON} if comparison else RUN_FILES
+    expected = TUNING_FILES if "tuned" in settings else {SETTINGS, *COMPARISON, REPORT} if comparison else RUN_FILES
     for path in sorted(folder.iterdir()):
         if path.is_dir() and comparison and settings_of(path) is not None:
             inner = _stranger(path)

@@ -51,7 +51,7 @@ class Summary:
         task: as on the command line.
         kind: accuracy, bleu or loss.
         lines: one for each rule.
-        baseline: its name, and its scores.
+        baseline: its name, and its scores; none where it was not kept.
         examples: how many the test part has.
         notes: how it was scored, as sacreBLEU's signature.
         environment: what the last run ran on.
@@ -84,9 +84,12 @@ class Summary:
             ]
             for line in self.lines
         ]
+        head = [*head, "training s", "tokens/s", *(["written tokens/s"] if writes else [])]
+        if not scores:
+            return [head, *rows]
         told = [f"{scores[other]:.{digits - 1}f}" if other in scores else "" for other in others]
         last = [name, "", "", f"{scores[main]:.{digits}f}", "", *told, "", "", *([""] if writes else [])]
-        return [[*head, "training s", "tokens/s", *(["written tokens/s"] if writes else [])], *rows, last]
+        return [head, *rows, last]
 
     def markdown(self) -> str:
         """The table as Markdown, with the score of each seed and what it was measured on."""

@@ -10,6 +10,7 @@ from nplex.cli.experiments import compare, run
 from nplex.cli.fetching import fetch
 from nplex.cli.models import convert, count, fold, preview
 from nplex.cli.planning import measure, plan
+from nplex.cli.reporting import report
 from nplex.cli.reproducing import reproduce
 from nplex.cli.terminal import messages
 from nplex.cli.tuning import tune
@@ -18,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-for verb in (preview, convert, fold, count, compare, run, reproduce, tune, fetch, plan, measure):
+for verb in (preview, convert, fold, count, compare, run, reproduce, tune, report, fetch, plan, measure):
     app.command()(verb)
 LISTS = ("--rule", "--seed", "--only", "--all-but", "--n", "--rank", "--algebra", "--goal")
 

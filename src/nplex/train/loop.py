@@ -14,7 +14,7 @@ from torch import nn
 
 from nplex.checkpoint import read_training, write_training
 from nplex.place import CHECKPOINT
-from nplex.train import keep
+from nplex.train import keep, rules
 from nplex.train.interrupt import Interrupted, deferred_interrupt
 from nplex.train.log import Log
 from nplex.train.processes import main_process, wait
@@ -90,6 +90,8 @@ class _Loop:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.state = _resume(folder / CHECKPOINT, model, self.optimizer, config)
         self.log = Log(folder, self.state) if main_process() else _NoLog()
+        if main_process() and self.state.step == 0:
+            rules.note(folder, model, 0)
 
     def finished(self) -> bool:
         """After all passes, or when the dev score has not been better for long."""
@@ -166,6 +168,7 @@ class _Loop:
         self.log.epoch(state)
         if main_process():
             keep.store(self.folder, self.bare, self.schedule, state, better=better)
+            rules.note(self.folder, self.bare, state.epoch)
 
     def save(self) -> None:
         """Writes the checkpoint."""
