@@ -1,6 +1,6 @@
 """Trains a tiny model, alone or under torchrun: python trained.py FOLDER KEEP [PAUSE]. With a pause it drops out.
 
-LOSE_AT=N in the environment kills the second process at its N-th loss, once.
+LOSE_AT=N in the environment kills the second process at its N-th loss, once; TERM_AT=N asks it to end there.
 """
 
 import os
@@ -18,7 +18,7 @@ from nplex.train import Loss, Schedule, fit, main_process, wait
 
 FOLDER, KEEP, PAUSE = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
 DROPOUT = 0.2 if len(sys.argv) > 3 else 0.0  # processes have random numbers of their own
-LOSE_AT = int(os.environ.get("LOSE_AT", "0"))
+LOSE_AT, TERM_AT = (int(os.environ.get(name, "0")) for name in ("LOSE_AT", "TERM_AT"))
 torch.set_num_threads(1)
 
 
@@ -40,6 +40,8 @@ class Task:
         self.losses += 1
         if self.losses == LOSE_AT and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.losses == TERM_AT and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
         weights = torch.tensor([1 + index % 3 for index in indices])
         errors = (model(self.x[indices]) - self.y[indices]).square().mean(1)
         return Loss((weights * errors).sum(), int(weights.sum()), len(indices))

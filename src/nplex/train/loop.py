@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -53,22 +53,24 @@ def fit(
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
-        ValueError: the checkpoint is damaged or belongs to another config.
+        ValueError: the checkpoint is damaged or belongs to another config; or fp16 on a CPU.
     """
     accelerator = _accelerator(schedule)
     loop = _Loop(accelerator, model, task, schedule, seed, folder, config)
     with deferred_interrupt() as interrupted:
         while not loop.finished():
             order = task.batches(torch.Generator().manual_seed(1_000_003 * seed + loop.state.epoch))
-            steps = schedule.epochs * len(order)
-            while loop.state.batch < len(order) and not interrupted():
+            steps, stopped = schedule.epochs * len(order), False
+            while loop.state.batch < len(order) and not (stopped := loop.agreed(interrupted())):
                 loop.step(order[loop.state.batch], steps)
+                if loop.due() and loop.state.batch < len(order):  # after the last one the pass is closed first
+                    loop.save()
                 report(label, loop.state, steps)
             if loop.state.batch == len(order):
                 loop.close_epoch()
                 report(label, loop.state, steps)
             loop.save()
-            if interrupted():
+            if stopped or loop.agreed(interrupted()):
                 loop.log.close()
                 raise Interrupted(str(folder / CHECKPOINT))
     loop.log.close()
@@ -88,7 +90,7 @@ class _Loop:
         self.seed, self.folder, self.config = seed, folder, config
         optimizer = torch.optim.AdamW(groups(model, schedule), lr=0.0, fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.state = _resume(folder / CHECKPOINT, model, self.optimizer, config)
+        self.state = _resume(folder / CHECKPOINT, model, self.optimizer, config, accelerator.scaler)
         self.log = Log(folder, self.state) if main_process() else _NoLog()
         if main_process() and self.state.step == 0:
             rules.note(folder, model, 0)
@@ -118,8 +120,18 @@ class _Loop:
         state.loss_sum, state.items = state.loss_sum + total, state.items + items
         state.seconds += time.perf_counter() - began
         self.log.step(state, total / items, rate)
-        if self.schedule.checkpoint_every and state.step % self.schedule.checkpoint_every == 0:
-            self.save()
+
+    def due(self) -> bool:
+        """Whether a checkpoint is, inside a pass."""
+        return self.schedule.checkpoint_every > 0 and self.state.step % self.schedule.checkpoint_every == 0
+
+    def agreed(self, flag: bool) -> bool:
+        """Whether any process has the flag: a signal reaches them at different steps, and all must stop at one."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        seen = torch.tensor(float(flag), device=self.accelerator.device)
+        torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
+        return bool(seen)
 
     def _backward(self, batch: list[int]) -> tuple[float, int, int]:
         """Gradients of `sum of losses / len(batch)`, part by part; gives total, items and tokens of all processes."""
@@ -173,7 +185,9 @@ class _Loop:
     def save(self) -> None:
         """Writes the checkpoint."""
         if main_process():
+            scaler = self.accelerator.scaler
             header = {"config": self.config, "state": asdict(self.state)}
+            header |= {"scaler": scaler.state_dict()} if scaler is not None else {}
             write_training(self.folder / CHECKPOINT, self.bare, self.optimizer, header)
             keep.prune(self.folder, self.schedule, self.state)
         wait()
@@ -196,14 +210,20 @@ def _accelerator(schedule: Schedule) -> "Accelerator":
     """Accelerate's view of this process; its absence is one error that names the command."""
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
     except ImportError:
         raise ImportError("training needs accelerate, which is not installed: pip install 'nplex[train]'") from None
     cpu = not torch.cuda.is_available() and "WORLD_SIZE" in os.environ
-    return Accelerator(mixed_precision=schedule.precision, cpu=cpu)
+    if AcceleratorState._shared_state:  # of an earlier run in this process, perhaps with another precision
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=schedule.precision, cpu=cpu)
+    if schedule.precision == "fp16" and accelerator.scaler is None:  # accelerate would take float32
+        raise ValueError(f"precision fp16 needs a GPU, got {accelerator.device.type}; take bf16 or no")
+    return accelerator
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: dict) -> State:
-    """The state of the checkpoint, or of a new run."""
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: dict, scaler: Any) -> State:
+    """The state of the checkpoint, or of a new run; with fp16 the scaler of gradients goes on too."""
     wait()
     if not path.exists():
         return State()
@@ -212,4 +232,6 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, conf
         raise ValueError(
             f"{path} belongs to a run with other settings; take another folder, or --force to start anew"
         )
+    if scaler is not None and "scaler" in header:
+        scaler.load_state_dict(header["scaler"])
     return State(**header["state"])
