@@ -106,8 +106,8 @@ def page(found: dict) -> str:
     options = f"--kills {kills} --epochs {found['epochs']} --seed {found['seed']}"
     return (
         f"{kills} kills (-9) at random moments, in {runs} runs of the agreement recipe, n = 4, "
-        f"{found['epochs']} epochs, each resumed until its end: {found['equal']} of {runs} ended in the same weights, answers and history as a "
-        f"run that was never stopped; {found['damaged']} files damaged.\n\n"
+        f"{found['epochs']} epochs, each resumed until its end: {found['equal']} of {runs} ended in the same "
+        f"weights, answers and history as a run that was never stopped; {found['damaged']} files damaged.\n\n"
         f"`python scripts/kill_runs.py {options}`, nplex {env['commit']}, torch {env['torch']}, {env['processor']}, "
         f"{env['date']}.\n"
     )

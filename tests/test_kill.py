@@ -15,7 +15,7 @@ import torch
 from nplex.checkpoint import read_tensors
 
 TORCHRUN = [
-    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2",
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "5",
 ]  # fmt: skip
 PROGRAM = Path(__file__).parent / "programs" / "trained.py"
 
