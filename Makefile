@@ -51,6 +51,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/conv.py
 	$(BIN)/python benchmarks/find.py
 	$(BIN)/python benchmarks/models.py
+	$(BIN)/python benchmarks/generation.py
 
 .venv-peers/.ready: pyproject.toml constraints.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

@@ -32,6 +32,7 @@ from nplex.recipes.language import BYTES
 from nplex.recipes.language_model import LanguageModel
 from nplex.recipes.seq2seq import Seq2Seq
 from nplex.recipes.tasks import recipe_of
+from nplex.summary import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 CONSOLE = Console(stderr=True)
@@ -82,8 +83,10 @@ def main(
     for size, task in dict.fromkeys((case.size, case.task) for case in cases):
         models = {rule: built(task, size, rule) for rule in rules}
         for case in (case for case in cases if (case.size, case.task) == (size, task)):
-            rows.append({"case": str(case), "seconds": measured(case, models, repeats)})
-    text = page(rows, rules)
+            seconds = measured(case, models, repeats)
+            speed = {rule: case.texts * LENGTH / statistics.median(each) for rule, each in seconds.items()}
+            rows.append({"case": str(case), "seconds": seconds, "words_per_second": speed})
+    text = markdown_table([["written words a second", *rules], *(line(row) for row in rows)])
     print(text)
     if not quick:
         name = RESULTS / f"generation-{threads}-thread{'s' * (threads > 1)}"
@@ -139,16 +142,11 @@ def alike(first: list[list[int]], second: list[list[int]]) -> float:
     return sum(pairs) / len(pairs)
 
 
-def page(rows: list[dict], rules: tuple[str, ...]) -> str:
-    """Words a second, and their ratio to dense."""
-    lines = [["written words a second", *rules], ["---", *["---:"] * len(rules)]]
-    for row in rows:
-        words = int(row["case"].split(": ")[1].split(", ")[1].split()[0]) * LENGTH
-        speed = {rule: words / statistics.median(row["seconds"][rule]) for rule in rules}
-        row["words_per_second"] = speed
-        dense = speed[RULES[0]]
-        lines.append([row["case"], *(f"{speed[rule]:,.0f} ({speed[rule] / dense:.2f})" for rule in rules)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def line(row: dict) -> list[str]:
+    """Words a second of each rule, and their ratio to dense."""
+    speed = row["words_per_second"]
+    dense = speed[RULES[0]]
+    return [row["case"], *(f"{value:,.0f} ({value / dense:.2f})" for value in speed.values())]
 
 
 def heading(env: dict) -> str:

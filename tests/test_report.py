@@ -139,22 +139,29 @@ def test_what_a_file_says_cannot_leave_its_place(compared, tmp_path):
     assert "<script>alert" not in (tmp_path / "run" / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda place: None, "is no folder; a report is made of the run folder"),
-        (lambda place: place.mkdir(), "is no folder of nplex run or nplex compare"),
-        (lambda place: (place.mkdir(), shutil.copy(SETTINGS, place)), "holds no finished run"),
-    ],
-)
-def test_a_folder_without_runs_is_one_line(compared, tmp_path, make, message):
-    global SETTINGS
-    SETTINGS = compared / "4-seed0" / "settings.json"
-    make(tmp_path / "run")
-    done = call("report", tmp_path / "run")
-    assert (done.exit_code, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert message in line
+def test_a_folder_without_runs_is_one_line(compared, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    shutil.copy(compared / "4-seed0" / "settings.json", tmp_path / "begun")
+    for name, message in {
+        "none": "is no folder; a report is made of the run folder",
+        "empty": "is no folder of nplex run or nplex compare",
+        "begun": "holds no finished run",
+    }.items():
+        done = call("report", tmp_path / name)
+        assert (done.exit_code, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert message in line
+
+
+def test_a_run_that_diverged_has_its_page(compared, tmp_path):
+    pytest.importorskip("plotly")
+    shutil.copytree(compared / "4-seed0", tmp_path / "run")
+    result = read_json(tmp_path / "run" / "result.json")
+    result["history"][-1]["loss"] = float("nan")
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    assert call("report", tmp_path / "run").exit_code == 0
+    assert data_of(tmp_path / "run" / "report.html")["curves"][0]["history"][-1]["loss"] is None
 
 
 @pytest.mark.slow

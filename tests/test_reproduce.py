@@ -70,6 +70,13 @@ def test_a_table_is_run_once_and_set_beside_the_paper(data, tmp_path, table, nam
     assert (tmp_path / "results" / f"{name}.md").read_text() == page
 
 
+def test_force_runs_anew(data, tmp_path):
+    repeated("agreement", data, tmp_path)
+    again = repeated("agreement", data, tmp_path, "--force")
+    assert again.exit_code == 0, again.output
+    assert "epoch 1" in again.stderr
+
+
 def test_other_rules_and_seeds_are_named_by_the_command(data, tmp_path):
     assert repeated("agreement", data, tmp_path, "--rule", "2", "--seed", "3").exit_code == 0
     page = (tmp_path / "results" / "agreement-linzen.md").read_text()

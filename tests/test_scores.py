@@ -6,6 +6,7 @@ import torch
 from nplex.scores.accuracy import interval
 from nplex.scores.bleu import bleu, counts, of_counts
 from nplex.scores.bootstrap import paired
+from nplex.scores.statistics import score_of, statistics
 
 
 def test_one_seed_is_wilsons_interval():
@@ -78,6 +79,13 @@ def test_seeds_are_averaged():
     found = paired(answers(torch.cat([first, second])), answers(first), accuracy, resamples=50)
     assert found.mean == pytest.approx(25.0)
     assert str(found).startswith("+25.00 (")
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers", "score"), [("accuracy", [["1101"]], 75.0), ("loss", [["0.5", "1.0", "3.0"]], 1.5)]
+)
+def test_answers_add_up_to_their_score(kind, answers, score):
+    assert score_of(kind)(statistics(kind, answers, [])[0].sum(0)) == pytest.approx(score)
 
 
 def test_other_examples_are_refused():

@@ -93,13 +93,14 @@ class Summary:
 
     def markdown(self) -> str:
         """The table as Markdown, with the score of each seed and what it was measured on."""
-        head, *rows = self.table()
-        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        table = markdown_table(self.table())
+        return f"{table}\n\n{self.examples:,} test examples. {self.each_seed()} {self.where()}\n"
+
+    def each_seed(self) -> str:
+        """The score of each seed, and how it was scored, in sentences."""
         digits = DIGITS[self.kind]
         seeds = "; ".join(f"{line.rule} {', '.join(f'{s:.{digits}f}' for s in line.seeds)}" for line in self.lines)
-        notes = "".join(f" {name}: {value}." for name, value in self.notes.items())
-        return f"{table}\n\n{self.examples:,} test examples. Each seed: {seeds}.{notes} {self.where()}\n"
+        return f"Each seed: {seeds}." + "".join(f" {name}: {value}." for name, value in self.notes.items())
 
     def where(self) -> str:
         """Versions and machine, in a sentence."""
@@ -108,6 +109,13 @@ class Summary:
             f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, {env['threads']} thread(s), "
             f"{env['date']}."
         )
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Header and rows as Markdown, numbers to the right."""
+    head, *others = rows
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *others]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def summarise(results: Sequence[dict], rules: Sequence[str], baseline: tuple[str, dict[str, float]]) -> Summary:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nplex.cli.terminal import messages, refuse, refusing
+from nplex.cli.terminal import messages, refusing
 
 What = Annotated[str, typer.Argument(help="snli, mnli, scitail or multi30k.", metavar="SET")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="For the files; data/SET if left out.")]
@@ -30,15 +30,11 @@ def fetch(name: What, out: Out = None, copy: Copy = "") -> None:
         from nplex.fetch import SETS
         from nplex.fetch import fetch as fetched
 
-        try:
-            with messages.status(f"fetching {name}"):
-                fetched(name, folder, copy=copy, report=_told)
-        except ImportError as error:
-            refuse(str(error))
+        with messages.status(f"fetching {name}"):
+            fetched(name, folder, copy=copy, report=_told)
     public = SETS[name]
     messages.print(f"licence as stated: {public.licence}", soft_wrap=True)
-    sides = "" if public.label else f" (files end with .{' and .'.join(public.columns)})"
-    print(f"nplex run {public.task} --data {folder}{sides}")
+    print(f"nplex run {public.task} --data {folder}")
 
 
 def _told(part: str, count: int) -> None:

@@ -28,8 +28,5 @@ def report(run: What, out: Out = None) -> None:
         place = out or run / REPORT
         if place.is_dir():
             refuse(f"{place} is a folder, expected the name of a page, as {place / REPORT}")
-        try:
-            reported(run, place)
-        except ImportError as error:
-            refuse(str(error))
+        reported(run, place)
     print(f"the page is {place}")

@@ -62,7 +62,7 @@ def reproduce(  # noqa: PLR0913 - options of the command line
         from nplex.recipes.tables import parts_of
 
         parts = parts_of(table)
-    places = [Place(out / _name(part, size), True, force) for part in parts]
+    places = [Place(out / part.name_of(size), resume=not force, force=force) for part in parts]
     ready = [_ready(part, data, size, rule, seed, place) for part, place in zip(parts, places, strict=True)]
     for part, loaded, place in zip(parts, ready, places, strict=True):
         _done(part, loaded, size, rule, seed, place, results)
@@ -104,10 +104,6 @@ def _done(
         messages.print(f"{part.name}: page, figure and all runs are in {page.with_suffix('')}.*", soft_wrap=True)
 
 
-def _name(part: "Part", size: str) -> str:
-    return part.name if size == "small" else f"{part.name}-{size}"
-
-
 def _listed(data: Path | None) -> list[list[str]]:
     """A row for each part: what it runs, what it reads, how long it takes."""
     from nplex.recipes.tables import PARTS
@@ -116,7 +112,7 @@ def _listed(data: Path | None) -> list[list[str]]:
     for part in PARTS:
         count = len(part.rules) * len(part.seeds)
         there = "" if data is None else " (there)" if (data / part.folder).is_dir() else " (missing)"
-        time = f"{count} x {part.minutes:g} min"
+        time = f"{count} x {part.minutes:g} min" if part.minutes else f"{count} runs, not measured"
         rules, column = " ".join(part.rules), part.column or "not in it"
         rows.append([part.name, column, rules, str(len(part.seeds)), part.folder + there, time])
     return rows

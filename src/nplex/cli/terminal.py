@@ -19,7 +19,7 @@ def refusing() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         refuse(f"this needs {error.name}, which is not installed: pip install 'nplex[train]'")
-    except (ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError) as error:
         refuse(str(error))
 
 

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,6 +103,11 @@ def attend_past(
     new = block.attention.keys_values(seen)
     longer = new if past is None else (torch.cat([past[0], new[0]], 2), torch.cat([past[1], new[1]], 2))
     return x + block.dropout(block.attention(seen, longer)), longer
+
+
+def selected(pair: KeysValues | None, rows: Int[Tensor, "rows"]) -> KeysValues | None:
+    """The past of some texts, in another order or several times."""
+    return None if pair is None else (pair[0][rows], pair[1][rows])
 
 
 def sinusoids(longest: int, width: int) -> Float[Tensor, "longest width"]:

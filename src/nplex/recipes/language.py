@@ -26,7 +26,8 @@ from nplex.text import Vocabulary, find_file, read_lines
 from nplex.train import Loss, Schedule
 
 LAYERS = only("blocks.*")
-SETS = ("tinyshakespeare", "brown")
+SETS = {"tinyshakespeare": "tinyshakespeare.txt", "brown": "brown_words.txt"}  # each one file
+ENDS = (0.9, 0.95)  # of the training part and of dev, in such a file
 BYTES = 256
 LINE = "\n"  # ends a line of words, as a word
 Parts = tuple[list[str], list[str], list[str]]
@@ -224,21 +225,19 @@ def _read(folder: Path | None, name: str) -> tuple[Path, tuple[Path, ...], Parts
     if folder is None:
         place = builtin("bible")
         files = tuple(find_file(place, f"{part}.web") for part in ("train", "valid", "test"))
-    elif name == "tinyshakespeare":
-        return _cut(folder, "tinyshakespeare.txt", (0.9, 0.95))
-    elif name == "brown":
-        return _cut(folder, "brown_words.txt", (0.9, 0.95))
+    elif name:
+        return _cut(folder, SETS[name])
     else:
         place, files = folder, tuple(find_file(folder, f"{part}.txt") for part in ("train", "dev", "test"))
     return place, files, (read_lines(files[0]), read_lines(files[1]), read_lines(files[2]))
 
 
-def _cut(folder: Path, name: str, shares: tuple[float, float]) -> tuple[Path, tuple[Path, ...], Parts]:
+def _cut(folder: Path, name: str) -> tuple[Path, tuple[Path, ...], Parts]:
     """One file: its first lines for training, the next for dev, the last for test, by their number of characters."""
     file = find_file(folder, name)
     lines = read_lines(file)
     ends = torch.tensor([len(line) + 1 for line in lines]).cumsum(0)
-    first, second = (int((ends <= share * ends[-1]).sum()) for share in shares)
+    first, second = (int((ends <= share * ends[-1]).sum()) for share in ENDS)
     return folder, (file,), (lines[:first], lines[first:second], lines[second:])
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.recipes.blocks import Block, KeysValues, sinusoids
+from nplex.recipes.blocks import Block, KeysValues, selected, sinusoids
 
 
 @dataclass
@@ -25,8 +25,7 @@ class Reading:
 
     def select(self, rows: Int[Tensor, "rows"]) -> "Reading":
         """The state of some texts, in another order or several times."""
-        past = [None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self.past]
-        return Reading(past, self.length)
+        return Reading([selected(pair, rows) for pair in self.past], self.length)
 
     reorder = select
 

@@ -1,7 +1,7 @@
 """The paper's tables as data, to set our results beside.
 
-Source: Zhang et al., Beyond fully-connected layers with quaternions, ICLR 2021 (arXiv 2102.08597), tables of section
-4; the parameters of the agreement table are those of the layers, computed from the sizes that it gives.
+Source: Zhang et al., Beyond fully-connected layers with quaternions, ICLR 2021 (arXiv 2102.08597); the parameters of
+the agreement table are recalled, not checked.
 """
 
 from dataclasses import dataclass

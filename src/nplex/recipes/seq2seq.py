@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.recipes.blocks import Block, CrossBlock, KeysValues, Mask, sinusoids
+from nplex.recipes.blocks import Block, CrossBlock, KeysValues, Mask, selected, sinusoids
 from nplex.text import PAD
 
 
@@ -31,17 +31,12 @@ class Decoding:
 
     def select(self, rows: Int[Tensor, "rows"]) -> "Decoding":
         """The state of some sentences, in another order or several times."""
-
-        def part(pair: KeysValues | None) -> KeysValues | None:
-            return None if pair is None else (pair[0][rows], pair[1][rows])
-
         memory = [(keys[rows], values[rows]) for keys, values in self.memory]
-        return Decoding(memory, self.real[rows], [part(pair) for pair in self.past], self.length)
+        return Decoding(memory, self.real[rows], [selected(pair, rows) for pair in self.past], self.length)
 
     def reorder(self, rows: Int[Tensor, "rows"]) -> "Decoding":
         """As select, where each row stays with its source: only what is written is exchanged."""
-        past = [None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self.past]
-        return Decoding(self.memory, self.real, past, self.length)
+        return Decoding(self.memory, self.real, [selected(pair, rows) for pair in self.past], self.length)
 
 
 class Seq2Seq(nn.Module):

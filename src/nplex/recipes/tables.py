@@ -13,7 +13,7 @@ class Part:
     """One data set of a table: the rules and seeds that are run on it.
 
     Attributes:
-        name: of its files and its run folder.
+        name: as on the command line.
         table: of the paper.
         column: of that table; "" where the paper has none for this set.
         task: as on the command line.
@@ -21,7 +21,7 @@ class Part:
         folder: below --data.
         rules: dense first.
         seeds: of each rule.
-        minutes: of one run of the small size on one thread, about.
+        minutes: of one run of the small size on one thread, about; 0 where none was made yet.
         differs: from the paper, in data and size.
         epochs: other passes than the recipe's own; 0 for its own.
     """
@@ -42,6 +42,10 @@ class Part:
         """The recipe of one row."""
         found = recipe_of(self.task, rule, size=size, set=self.set)
         return replace(found, schedule=replace(found.schedule, epochs=self.epochs)) if self.epochs else found
+
+    def name_of(self, size: str) -> str:
+        """Of its files and its run folder at a size."""
+        return self.name if size == "small" else f"{self.name}-{size}"
 
     def published(self, rule: str) -> float | None:
         """The paper's score of a row, if it has one."""
@@ -81,7 +85,7 @@ PARTS = (
     ),
     Part(
         "translation-en-id", paper.TRANSLATION, "En-Id", "translation", "en-id", "translation/en-id", WRITTEN,
-        (0,), 90.0, "24,021 pairs of PANL-BPPT's news for training and TED's for test; the paper has 109,335 of TED "
+        (0,), 0.0, "24,021 pairs of PANL-BPPT's news for training and TED's for test; the paper has 109,335 of TED "
         f"more; {SMALL}.",
     ),
     Part(

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -50,10 +51,8 @@ def page(runs: list[Told], without: tuple[str, dict[str, float]]) -> str:
         "plotly": _plotly(),
         "data": _json(_data(runs, summary)),
     }
-    text = (PARTS / "page.html").read_text("utf-8")
-    for name, value in values.items():
-        text = text.replace("{{" + name + "}}", value, 1)
-    return text
+    template = (PARTS / "page.html").read_text("utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], template)  # once: what is put in stays as it is
 
 
 def _about(runs: list[Told], summary: Summary) -> str:
@@ -81,8 +80,8 @@ def _data(runs: list[Told], summary: Summary) -> dict:
         "score": NAMES[summary.kind], "digits": DIGITS[summary.kind],
         "lines": [
             {
-                "rule": line.rule, "parameters": line.layer_parameters, "share": line.share, "score": line.score,
-                "low": line.low, "high": line.high, "seeds": line.seeds,
+                "rule": line.rule, "parameters": line.layer_parameters, "score": line.score,
+                "low": line.low, "high": line.high,
             }
             for line in summary.lines
         ],
@@ -98,8 +97,9 @@ def _data(runs: list[Told], summary: Summary) -> dict:
 
 
 def _json(data: dict) -> str:
-    """JSON that may stand in a script element: nothing in it can end the element."""
-    return json.dumps(data, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    """JSON that may stand in a script element: nothing in it can end the element; what is no number is null."""
+    finite = json.loads(json.dumps(data), parse_constant=lambda _: None)  # a run that diverged has its page too
+    return json.dumps(finite, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
 
 
 def _plotly() -> str:

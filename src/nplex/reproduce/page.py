@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from nplex.recipes.tables import Part
 from nplex.scores.bootstrap import Difference
-from nplex.summary import DIGITS, NAMES, Line, Summary
+from nplex.summary import DIGITS, NAMES, Line, Summary, markdown_table
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Reproduced:
     @property
     def name(self) -> str:
         """Of its files."""
-        return self.part.name if self.size == "small" else f"{self.part.name}-{self.size}"
+        return self.part.name_of(self.size)
 
     @property
     def command(self) -> str:
@@ -75,21 +75,13 @@ class Reproduced:
 
     def markdown(self) -> str:
         """A page: what it is, the table, each seed, how it was scored, where, and what differs from the paper."""
-        head, *rows = self.table()
-        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        digits = DIGITS[self.summary.kind]
-        seeds = "; ".join(
-            f"{line.rule} {', '.join(f'{value:.{digits}f}' for value in line.seeds)}" for line in self.summary.lines
-        )
-        notes = "".join(f" {name}: {value}." for name, value in self.summary.notes.items())
         machines = sorted({(r["environment"]["processor"], r["environment"]["threads"]) for r in self.results})
         commits = sorted({r["environment"]["commit"] for r in self.results})
         where = "; ".join(f"{processor}, {threads} thread(s)" for processor, threads in machines)
         return (
-            f"# {self.part.table.title}: {self.name}\n\n{table}\n\n"
+            f"# {self.part.table.title}: {self.name}\n\n{markdown_table(self.table())}\n\n"
             f"Means over seeds; `to dense` by the paired bootstrap over the {self.summary.examples:,} test examples. "
-            f"Each seed: {seeds}.{notes}\n\n"
+            f"{self.summary.each_seed()}\n\n"
             f"What differs from the paper: {self.part.differs}\n\n"
             f"`{self.command}`, {self.summary.environment['date']}, nplex {', '.join(commits)}, "
             f"torch {self.summary.environment['torch']}, {where}.\n"

@@ -36,7 +36,7 @@
     Plotly.react("scores", traces, layout({ xaxis, yaxis: { title: { text: data.score } } }), OPTIONS);
   }
 
-  function curve(run, number, x, y) {
+  function curve(run, x, y) {
     const sameRule = data.curves.filter((other) => other.rule === run.rule).indexOf(run);
     return {
       x, y, name: run.label, mode: x.length > 1 ? "lines" : "markers", hovertemplate: "%{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
@@ -48,15 +48,15 @@
     const key = Object.keys(data.curves[0].history[0] || {}).find((name) => name !== "epoch" && name !== "loss");
     const epochs = (run) => run.history.map((entry) => entry.epoch);
     const bySteps = data.curves.every((run) => run.steps.length > 1);
-    const losses = data.curves.map((run, number) => (bySteps
-      ? curve(run, number, run.steps, run.losses)
-      : curve(run, number, epochs(run), run.history.map((entry) => entry.loss))));
+    const losses = data.curves.map((run) => (bySteps
+      ? curve(run, run.steps, run.losses)
+      : curve(run, epochs(run), run.history.map((entry) => entry.loss))));
     const titled = (text) => ({ title: { text } });
     const longest = Math.max(...data.curves.map((run) => run.history.length));
     const whole = longest <= 12 ? { dtick: 1 } : {};
     const legend = { showlegend: data.curves.length <= 8 };
     Plotly.react("loss", losses, layout({ ...legend, xaxis: titled(bySteps ? "step" : "epoch"), yaxis: titled("loss, nats") }), OPTIONS);
-    const dev = data.curves.map((run, number) => curve(run, number, epochs(run), run.history.map((entry) => entry[key])));
+    const dev = data.curves.map((run) => curve(run, epochs(run), run.history.map((entry) => entry[key])));
     Plotly.react("dev", dev, layout({ ...legend, xaxis: { ...titled("epoch"), ...whole }, yaxis: titled(key) }), OPTIONS);
     get("dev-caption").textContent = `${key} on the dev part, after each epoch. Colours are rules, dashes seeds.`;
   }
