@@ -2,6 +2,7 @@
 
     python benchmarks/initialisation.py --task agreement   # about an hour on one thread
     python benchmarks/initialisation.py --task inference --set sick --data DIR --epochs 10   # as long
+    python benchmarks/initialisation.py --task style --set shakespeare --data DIR --n 4 --seeds 1 --epochs 10
     python benchmarks/initialisation.py --task language --epochs 1 --steps 600
     python benchmarks/initialisation.py --task agreement --quick   # a few steps, to see that it runs; no results
 
@@ -28,6 +29,7 @@ from nplex.checkpoint import write_json, write_text
 from nplex.environment import environment
 from nplex.nn import LearnedRule
 from nplex.recipes.tasks import recipe_of
+from nplex.summary import machine
 from nplex.train import Interrupted
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -71,6 +73,7 @@ FACTORS = {
     "scale of W at the start": {"0.5": Variant(scale=0.5), "1": DEFAULT, "2": Variant(scale=2.0)},
     "rate of the rule, times": {
         "0.1": Variant(rate=0.1), "0.3": Variant(rate=0.3), "1": DEFAULT, "3": Variant(rate=3.0),
+        "10": Variant(rate=10.0),
     },
     "start of the rule": {
         "random": DEFAULT, "identity": Variant(start="identity"), "near identity": Variant(start="near identity"),
@@ -224,6 +227,7 @@ def summary(study: Study, sizes: tuple[int, ...], seeds: int, results: dict[tupl
         "steps": study.steps, "seeds": list(range(seeds)), "sizes": list(sizes), "noise": noise(results, main),
         "recipe": results[sizes[0], DEFAULT.folder(sizes[0]), 0]["recipe"], "data": runs[0]["data"], "rows": rows,
         "runs": len(runs), "seconds": sum(run["training_seconds"] for run in runs), "environment": environment(),
+        "machines": sorted({machine(run["environment"]) for run in runs}),
         "commits": sorted({run["environment"]["commit"] for run in runs}),
     }  # fmt: skip
 

@@ -31,7 +31,7 @@ def page(found: dict) -> str:
         f"{found['epochs']} epoch(s){short}, mean of {seeds} seed(s); in brackets the difference to the default "
         f"(scale 1, rate 1, random start, no decay, full rule).\n\n{table}\n\n{spread} {found['runs']} runs, "
         f"{found['seconds'] / 60:.0f} minutes of training. nplex {', '.join(found['commits'])}, torch "
-        f"{env['torch']}, {env['processor']}, one thread for each run, {env['date']}."
+        f"{env['torch']}, {env['date']}. Runs on {'; '.join(found['machines'])}."
     )
 
 

@@ -105,10 +105,14 @@ class Summary:
     def where(self) -> str:
         """Versions and machine, in a sentence."""
         env = self.environment
-        return (
-            f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, {env['threads']} thread(s), "
-            f"{env['date']}."
-        )
+        return f"nplex {env['commit']}, torch {env['torch']}, {machine(env)}, {env['date']}."
+
+
+def machine(environment: dict) -> str:
+    """The processor with its threads, and the accelerator where there was one."""
+    processor = f"{environment['processor']}, {environment['threads']} thread(s)"
+    accelerator = environment.get("accelerator", "none")
+    return processor if accelerator == "none" else f"{accelerator}, {processor}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from nplex.recipes.tables import Part
 from nplex.scores.bootstrap import Difference
-from nplex.summary import DIGITS, NAMES, Line, Summary, markdown_table
+from nplex.summary import DIGITS, NAMES, Line, Summary, machine, markdown_table
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,13 @@ class Reproduced:
 
     def markdown(self) -> str:
         """A page: what it is, the table, each seed, how it was scored, where, and what differs from the paper."""
-        machines = sorted({(r["environment"]["processor"], r["environment"]["threads"]) for r in self.results})
-        commits = sorted({r["environment"]["commit"] for r in self.results})
-        where = "; ".join(f"{processor}, {threads} thread(s)" for processor, threads in machines)
+        machines = sorted({machine(run["environment"]) for run in self.results})
+        commits, versions = (sorted({run["environment"][key] for run in self.results}) for key in ("commit", "torch"))
         return (
             f"# {self.part.table.title}: {self.name}\n\n{markdown_table(self.table())}\n\n"
             f"Means over seeds; `to dense` by the paired bootstrap over the {self.summary.examples:,} test examples. "
             f"{self.summary.each_seed()}\n\n"
-            f"What differs from the paper: {self.part.differs}\n\n"
+            f"What differs from the paper: {self.part.differs(self.size)}\n\n"
             f"`{self.command}`, {self.summary.environment['date']}, nplex {', '.join(commits)}, "
-            f"torch {self.summary.environment['torch']}, {where}.\n"
+            f"torch {', '.join(versions)}, {'; '.join(machines)}.\n"
         )

@@ -57,7 +57,7 @@ def write(done: Reproduced, folder: Path) -> Path:
     stem = folder / done.name
     if main_process():
         values = asdict(done.summary) | {
-            "command": done.command, "paper": asdict(done.part.table), "differs": done.part.differs,
+            "command": done.command, "paper": asdict(done.part.table), "differs": done.part.differs(done.size),
             "differences": {rule: asdict(value) for rule, value in done.differences.items()}, "runs": done.results,
         }  # fmt: skip
         checkpoint.write_json(stem.with_suffix(".json"), values)
