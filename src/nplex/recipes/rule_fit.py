@@ -17,6 +17,8 @@ Report = Callable[[int, float], None]
 # Weights of the squared parameters, one round of L-BFGS after the other: what no example determines goes to zero,
 # and factors do not run off; without a weight at last, so that it leaves no trace in what is determined.
 RIDGES = {False: (1e-4, 0.0), True: (1e-2, 1e-3, 1e-4, 0.0)}
+# How many times as many steps the last round may take: examples that hardly determine a full table need many.
+LAST = {False: 10, True: 3}
 BETWEEN_MOMENTS = 10
 MOMENTS_OF_ADAM = 20
 MEMORY = 30
@@ -38,7 +40,8 @@ class Steps:
         epochs: of Adam.
         batch: examples of a step of Adam.
         rate: of Adam at its first step; falls to 0 as a cosine.
-        finish: steps of each round of L-BFGS, at most; three times as many for the last one.
+        finish: steps of each round of L-BFGS, at most; for the last one three times as many, ten times for a full
+            table.
     """
 
     epochs: int = 10
@@ -124,9 +127,9 @@ def fit(
 
     note(0)
     _adam(learner, examples, steps, generator, note)
-    ridges = RIDGES[learner.rule.rank is not None or len(learner.maps) > 0]
-    for ridge in ridges:
-        most = steps.finish if ridge else 3 * steps.finish
+    products = learner.rule.rank is not None or len(learner.maps) > 0
+    for ridge in RIDGES[products]:
+        most = steps.finish * (1 if ridge else LAST[products])
         _lbfgs(learner, whole, ridge, most, trail, note)
     return trail
 
@@ -170,8 +173,7 @@ def _lbfgs(
         value.backward()
         return value
 
-    first = trail[-1].step
-    before = math.inf
+    first, before = trail[-1].step, math.inf
     while (done := optimizer.state[parameters[0]].get("n_iter", 0)) < most:
         optimizer.step(loss)
         taken = optimizer.state[parameters[0]]["n_iter"]

@@ -50,6 +50,7 @@ class Learned:
         seed: of examples and first values.
         true: the product's table, padded with zeros where the rule is larger.
         table: the learned one, as large.
+        size: n of the rule.
         error: `|| table - true || / || true ||` over what the examples determine.
         whole_error: the same over all entries.
         determined: how many numbers of the table the examples determine.
@@ -70,6 +71,7 @@ class Learned:
     seed: int
     true: Tensor
     table: Tensor
+    size: int
     error: float
     whole_error: float
     determined: int
@@ -89,6 +91,11 @@ class Learned:
         """Of the start that was kept."""
         return self.trail[-1].step
 
+    @property
+    def too_small(self) -> bool:
+        """Whether the rule has a smaller n than the product."""
+        return self.size < self.product.algebra.n
+
 
 def judged(product: Product, seed: int, training: Training) -> Learned:
     """The learned table beside the true one, and a learned algorithm in small numbers."""
@@ -100,7 +107,7 @@ def judged(product: Product, seed: int, training: Training) -> Learned:
     algorithm = learner.factors()
     exact = round_off(algorithm, true, seed) if algorithm is not None and arrived else None
     return Learned(
-        product, seed, true, table,
+        product, seed, true, table, learner.rule.n,
         error=_relative(used @ unknowns(table), used @ unknowns(true)),
         whole_error=float((table - true).norm() / true.norm()),
         determined=used.shape[0] * true.shape[0],
@@ -132,16 +139,18 @@ def _surplus(table: Float[Tensor, "n n n"], own: int) -> float:
 
 def _verdict(product: Product, training: Training, exact: ExactAlgorithm | None) -> str:
     """What came out, in a sentence."""
-    learner, rank = training.learner, training.learner.rule.rank
-    if len(learner.maps):
-        return f"n = {learner.rule.n} is too small for {product.algebra.name}, which has n = {product.algebra.n}"
-    if rank is None:
-        return "a full table is linear in its examples: every start ends at the least-squares table"
+    rule, own = training.learner.rule, product.algebra.n
+    if rule.n < own:
+        return f"n = {rule.n} is too small for {product.algebra.name}, which has n = {own}"
+    if rule.rank is None:
+        return "learned" if training.arrived else "not learned: more epochs, or more examples, may help"
     if exact is not None:
-        return f"learned, and exact in small numbers: {rank} products, checked in fractions"
+        return f"learned, and exact in small numbers: {rule.rank} products, checked in fractions"
     if training.arrived:
-        return f"learned with {rank} products; no exact algorithm in small numbers was found near it"
+        return f"learned with {rule.rank} products; near it no exact algorithm in small numbers was found"
     bound = lower_bound(training.true / training.true.norm(), 1e-9)
-    proof = f"{bound.rank} are proved to be needed: {bound.why}"
-    more = f"proved impossible, at least {proof}" if rank < bound.rank else f"at least {proof}"
-    return f"not learned: {training.starts} starts with {rank} products all fail; {more}"
+    needed = f"at least {bound.rank} are needed: {bound.why}"
+    failed = f"not learned: {training.starts} starts with {rule.rank} products all fail"
+    return f"{failed}; {'proved impossible' if rule.rank < bound.rank else 'proved is only that'} {needed}".replace(
+        "impossible at", "impossible, at"
+    )

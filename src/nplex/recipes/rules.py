@@ -19,8 +19,8 @@ from nplex.recipes.rule_learned import Learned, Training, judged
 LARGEST = 32
 # Starts where the rule is too small: no start fails there, but some end in worse places than others.
 STARTS_OF_SMALLER = 5
-# A start with a rank has arrived where its loss is above the least one by a rounding error, or by what noise explains,
-# which is three times the excess that the true table may be expected to have.
+# A start with a rank has arrived where its loss is above the least one by a rounding error, or by what noise
+# explains: three times the excess that the true table may be expected to have.
 ROUNDING, NOISE = 1e-14, 3.0
 
 
