@@ -43,6 +43,7 @@ MANY_ARGUMENTS: dict[str, str] = {
     "nplex.cli.experiments.compare": "each is an option of the command line",
     "nplex.cli.experiments.run": "each is an option of the command line",
     "nplex.cli.reproducing.reproduce": "each is an option of the command line",
+    "nplex.cli.rule.learning.learn": "each is an option of the command line",
     "nplex.cli.tuning.tune": "each is an option of the command line",
     "nplex.ops.plan.plan": "what is planned: two widths, four sizes, two circumstances, a machine",
 }

@@ -19,7 +19,11 @@ TUNING = ("tune.json", "tune.md", "tune.png")
 TUNING_SETTINGS = {"tuned", "objective", "space", "goals", "lower"}
 TUNING_DATABASE = "tune.db"
 TUNING_FILES = {SETTINGS, *TUNING, TUNING_DATABASE, f"{TUNING_DATABASE}-journal", "failed-*.txt"}
-KNOWN_SETTINGS = (RUN_SETTINGS, COMPARISON_SETTINGS, TUNING_SETTINGS)
+LEARNED_PAGE, LEARNED_TABLES = "result.md", "rule.safetensors"
+LEARNED_CURVE, LEARNED_VIDEO = "curve.png", "tables.gif"
+LEARNED_SETTINGS = {"learned", "settings", "seeds"}
+LEARNED_FILES = {SETTINGS, RESULT, LEARNED_PAGE, LEARNED_TABLES, LEARNED_CURVE, LEARNED_VIDEO}
+KNOWN_SETTINGS = (RUN_SETTINGS, COMPARISON_SETTINGS, TUNING_SETTINGS, LEARNED_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Place:
     folder: Path
     resume: bool = False
     force: bool = False
+    resumable: bool = True
 
     def open(self) -> None:
         """Makes the folder ready, or says why not.
@@ -52,9 +57,9 @@ class Place:
                 )
             shutil.rmtree(self.folder)
         elif not self.resume:
+            resume = "--resume goes on with it, " if self.resumable else ""
             raise FileExistsError(
-                f"{self.folder} exists: --resume goes on with it, --force deletes it and starts anew, "
-                f"--out takes another"
+                f"{self.folder} exists: {resume}--force deletes it and starts anew, --out takes another"
             )
 
 
@@ -67,11 +72,20 @@ def settings_of(folder: Path) -> dict | None:
     return value if isinstance(value, dict) and set(value) in KNOWN_SETTINGS else None
 
 
+def _expected(settings: dict) -> set[str]:
+    """The files that stand in a folder with these settings."""
+    if "tuned" in settings:
+        return TUNING_FILES
+    if "learned" in settings:
+        return LEARNED_FILES
+    return {SETTINGS, *COMPARISON, REPORT} if "rules" in settings else RUN_FILES
+
+
 def _stranger(folder: Path) -> Path | None:
     """A file or folder that no run writes."""
     settings = settings_of(folder) or {}
     comparison = "rules" in settings or "tuned" in settings
-    expected = TUNING_FILES if "tuned" in settings else {SETTINGS, *COMPARISON, REPORT} if comparison else RUN_FILES
+    expected = _expected(settings)
     for path in sorted(folder.iterdir()):
         if path.is_dir() and comparison and settings_of(path) is not None:
             inner = _stranger(path)

@@ -12,6 +12,7 @@ from nplex.cli.models import convert, count, fold, preview
 from nplex.cli.planning import measure, plan
 from nplex.cli.reporting import report
 from nplex.cli.reproducing import reproduce
+from nplex.cli.rule import rule
 from nplex.cli.terminal import messages
 from nplex.cli.tuning import tune
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )  # fmt: skip
 for verb in (preview, convert, fold, count, compare, run, reproduce, tune, report, fetch, plan, measure):
     app.command()(verb)
+app.add_typer(rule, name="rule")
 LISTS = ("--rule", "--seed", "--only", "--all-but", "--n", "--rank", "--algebra", "--goal")
 
 
