@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from nplex.cli import rule
 from nplex.cli.experiments import compare, run
 from nplex.cli.fetching import fetch
 from nplex.cli.models import convert, count, fold, preview
 from nplex.cli.planning import measure, plan
 from nplex.cli.reporting import report
 from nplex.cli.reproducing import reproduce
-from nplex.cli.rule import rule
 from nplex.cli.terminal import messages
 from nplex.cli.tuning import tune
 
@@ -22,7 +22,7 @@ app = typer.Typer(
 )  # fmt: skip
 for verb in (preview, convert, fold, count, compare, run, reproduce, tune, report, fetch, plan, measure):
     app.command()(verb)
-app.add_typer(rule, name="rule")
+app.add_typer(rule.app, name="rule")
 LISTS = ("--rule", "--seed", "--only", "--all-but", "--n", "--rank", "--algebra", "--goal")
 
 

@@ -1,0 +1,112 @@
+"""Rules as they lie on disk: in a model's file, in a run, or as a table of numbers."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from nplex.algebra import Algebra, BilinearAlgorithm
+from nplex.place import MODEL
+
+Rule = Float[Tensor, "n n n"] | BilinearAlgorithm
+FACTORS = BilinearAlgorithm._fields
+
+
+def stored_rules(path: Path) -> dict[str, Rule]:
+    """The rules of a file by their names, as float64: tables, or factors where the file holds those.
+
+    Args:
+        path: a .safetensors file: of a model that nplex or transformers saved, or the rules.safetensors of a run, of
+            which the tables before the first step and after the last pass are given; a folder with such a model; or
+            a .json file with n x n x n numbers, or with an object that has them as `table`.
+
+    Raises:
+        FileNotFoundError: there is nothing there.
+        ValueError: it holds no rule, or one that is no finite cube; says which.
+    """
+    if path.is_dir():
+        path = _model_in(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder, and no algebra that is known by that name")
+    return _numbers(path) if path.suffix == ".json" else _tensors(path)
+
+
+def _model_in(folder: Path) -> Path:
+    if (folder / MODEL).exists():
+        return folder / MODEL
+    raise FileNotFoundError(f"{folder} holds no {MODEL}; name a file, or the folder of a run that is finished")
+
+
+def _numbers(path: Path) -> dict[str, Rule]:
+    """The table of a JSON file."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON with n x n x n numbers: {error}") from None
+    table = value.get("table") if isinstance(value, dict) else value
+    if not isinstance(table, list):
+        raise ValueError(f"{path}: expected n x n x n numbers, or an object with them as table")
+    try:
+        return {path.stem: Algebra.from_table(table).table}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _tensors(path: Path) -> dict[str, Rule]:
+    """The rules among the tensors of a safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if _is_of_rule(name)]  # noqa: SIM118
+            found = {name: file.get_tensor(name).double() for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a safetensors file or a .json with a table: {error}") from None
+    rules = _of_run(found) if found and all("/" in name for name in found) else _of_model(found)
+    if not rules:
+        raise ValueError(f"{path} holds no rule: none of its tensors is called ...rule.table or ...rule.decode")
+    for name, rule in rules.items():
+        _check(f"{path}: {name}", rule)
+    return rules
+
+
+def _is_of_rule(name: str) -> bool:
+    """Whether a tensor is one of a rule: `blocks.0.up.rule.table`, or `3/blocks.0.up.rule` of a run."""
+    owner, _, last = name.rpartition(".")
+    epoch, slash, _ = name.partition("/")
+    return (bool(slash) and epoch.isdecimal()) or (owner.split(".")[-1] == "rule" and last in {"table", *FACTORS})
+
+
+def _of_run(tensors: dict[str, Tensor]) -> dict[str, Rule]:
+    """The tables before the first step and after the last pass, in the order of the layers."""
+    epochs = sorted({int(name.partition("/")[0]) for name in tensors})
+    layers = sorted({name.partition("/")[2] for name in tensors})
+    wanted = {f"{layer}, epoch {epoch}": f"{epoch}/{layer}" for layer in layers for epoch in (epochs[0], epochs[-1])}
+    return {shown: tensors[name] for shown, name in wanted.items() if name in tensors}
+
+
+def _of_model(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Tables and factors by the names of the rules that hold them."""
+    rules: dict[str, Rule] = {}
+    for name, tensor in tensors.items():
+        owner, _, last = name.rpartition(".")
+        if last == "table":
+            rules[owner] = tensor
+        elif owner not in rules and all(f"{owner}.{factor}" in tensors for factor in FACTORS):
+            rules[owner] = BilinearAlgorithm(*(tensors[f"{owner}.{factor}"] for factor in FACTORS))
+    return rules
+
+
+def _check(name: str, rule: Any) -> None:
+    """Refuses what is no rule."""
+    parts = [rule] if isinstance(rule, Tensor) else list(rule)
+    shapes = [tuple(part.shape) for part in parts]
+    cube = len(shapes[0]) == 3 and len(set(shapes[0])) == 1 and math.prod(shapes[0]) > 0
+    factors = len(shapes[0]) == 2 and len(set(shapes)) == 1 and math.prod(shapes[0]) > 0
+    if not (cube if len(parts) == 1 else factors):
+        raise ValueError(f"{name}: expected n x n x n numbers or three factors n x R, got {shapes}")
+    if not all(bool(torch.isfinite(part).all()) for part in parts):
+        raise ValueError(f"{name}: expected finite numbers, got some that are not")
