@@ -10,7 +10,8 @@ from nplex.tune.measured import Measured
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LINE = 0.045
+LINE = 0.08  # of the height, between two names at the same place
+SAME = 1.04
 NEAR = 1.25
 
 
@@ -26,7 +27,7 @@ def picture(front: Front, path: Path) -> None:
     axes.set_xscale("log")
     if found:
         _points(axes, front, found)
-        axes.margins(x=0.15, y=0.12)
+        axes.margins(x=0.12, y=0.16)
         _labels(axes, front, {row: m for row, m in found.items() if row.front or row == front.dense})
         ticks = _apart(sorted({float(m.parameters or 1) for m in found.values()}))
         axes.set_xticks(ticks, [_short(tick) for tick in ticks])
@@ -69,24 +70,17 @@ def _points(axes: "Axes", front: Front, found: dict[Row, Measured]) -> None:
 
 
 def _labels(axes: "Axes", front: Front, found: dict[Row, Measured]) -> None:
-    """Names to the right of their points; those at about the same size are moved apart."""
-    bottom, top = axes.get_ylim()
-    step, last = LINE * (top - bottom), (0.0, -float("inf"))
-    for row, measured in sorted(found.items(), key=lambda pair: (_cluster(pair[1], found), pair[1].score)):
-        place, cluster = float(measured.parameters or 1), _cluster(measured, found)
-        height = max(measured.score, last[1] + step) if cluster == last[0] else measured.score
-        last = (cluster, height)
-        weight = "bold" if row == front.recommended else "normal"
+    """Names aslant above the intervals; where several sizes are nearly the same, one above the other."""
+    step = LINE * (axes.get_ylim()[1] - axes.get_ylim()[0])
+    last, height = 0.0, 0.0
+    for row, measured in sorted(found.items(), key=lambda pair: (pair[1].parameters or 1, pair[1].score)):
+        place, top = float(measured.parameters or 1), measured.score if measured.high is None else measured.high
+        height = max(top, height + step) if place < last * SAME else top
+        last = place
         axes.annotate(
-            row.candidate.key, (place, height), (9, 0), textcoords="offset points", va="center", fontsize=8,
-            fontweight=weight,
+            row.candidate.key, (place, height), (2, 5), textcoords="offset points", rotation=70, fontsize=8,
+            rotation_mode="anchor", fontweight="bold" if row == front.recommended else "normal",
         )  # fmt: skip
-
-
-def _cluster(measured: Measured, found: dict[Row, Measured]) -> float:
-    """The smallest size that is about the same."""
-    own = float(measured.parameters or 1)
-    return min(size for size in (float(m.parameters or 1) for m in found.values()) if own <= size * NEAR)
 
 
 def _apart(sizes: list[float]) -> list[float]:
