@@ -146,7 +146,11 @@ def _verdict(product: Product, training: Training, exact: ExactAlgorithm | None)
     if rule.n < own:
         return f"n = {rule.n} is too small for {product.algebra.name}, which has n = {own}"
     if rule.rank is None:
-        return "learned" if training.arrived else "not learned: more epochs, or more examples, may help"
+        return (
+            "learned"
+            if training.arrived
+            else "not learned: the least-squares table is still nearer; more examples help"
+        )
     if exact is not None:
         return f"learned, and exact in small numbers: {rule.rank} products, checked in fractions"
     if training.arrived:
