@@ -18,8 +18,11 @@ THERE, EXACT, RUNAWAY = 1e-9, 1e-10, 30.0
 SHAKE = 0.05
 # Further than this from the table no algorithm is near that could be rounded.
 FAR = 0.2
-# Solutions of equations that one try may take; those that succeed take fewer than 20 at n = 4.
-PATIENCE = 200
+# Entries that one try may hold or refuse, and cubed unknowns of all equations solved in all tries: about a minute.
+# At n = 4 those that succeed hold fewer than 20.
+PATIENCE, WORK = 200, 1e11
+# Products of three such numbers are whole multiples of 1/64; with other tables there is nothing to look for.
+GRAIN = 64
 
 
 @torch.no_grad()
@@ -54,13 +57,15 @@ def round_off(
     exact = algorithm.to(torch.float64, "cpu")
     first = evened(torch.stack([exact.encode_component, exact.decode, exact.encode_input]))
     generator = torch.Generator("cpu").manual_seed(seed)
-    if not bool(first.isfinite().all()) or exact.error(target) > FAR:
+    grains = target * GRAIN
+    if not bool(first.isfinite().all()) or exact.error(target) > FAR or not torch.equal(grains, grains.round()):
         return None
-    for number in range(tries):
+    most = max(1, int(WORK / first.numel() ** 3))
+    for number in range(min(tries, max(1, most // PATIENCE))):
         noise = torch.randn(first.shape, generator=generator, dtype=torch.float64, device="cpu")
         factors, error = sparsify(target, first + number * SHAKE * noise)
         if error < EXACT and bool(_scaled(factors).isfinite().all()):
-            factors = _held(target, _scaled(factors))
+            factors = _held(target, _scaled(factors), min(most, PATIENCE))
             u, w, v = factors
             rounded = ExactAlgorithm.from_factors(BilinearAlgorithm(encode_component=u, encode_input=v, decode=w))
             if _small(factors) and rounded.wrong_entries(target.tolist()) == 0:
@@ -80,12 +85,12 @@ def _largest(factor: Float[Tensor, "n R"]) -> Float[Tensor, "R"]:
     return factor.gather(0, factor.abs().argmax(0, keepdim=True))[0]
 
 
-def _held(target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "3 n R"]:
+def _held(target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"], patience: int) -> Float[Tensor, "3 n R"]:
     """Holds entry after entry at a small number, while the others can still give the table."""
     numbers = factors.new_tensor(SMALL_NUMBERS)
     free = _all_but_ones(factors)
     refused = torch.zeros_like(free).reshape(-1)
-    for _ in range(PATIENCE):
+    for _ in range(patience):
         factors, free = _there(factors, free, numbers)
         candidates = (free.reshape(-1) & ~refused).nonzero()[:, 0]
         if not len(candidates):

@@ -62,6 +62,7 @@ def learn(  # noqa: PLR0913 - options of the command line
     """
     seeds = sorted(set(seed or [0]))
     place = None if out is None else Place(out, force=force, resumable=False)
+    check_run([], seeds, place or Place(Path()))
     if force and place is None:
         refuse("--force deletes what --out holds: give --out DIR too")
     with refusing():
@@ -72,7 +73,6 @@ def learn(  # noqa: PLR0913 - options of the command line
         recipe = RuleLearning(algebra, n, rank, examples, noise, block, starts=starts)
         checked(recipe)
         if place is not None:
-            check_run([], seeds, place)
             rule_files.check_figures()
             place.open()
             rule_files.note(place.folder, recipe, seeds)

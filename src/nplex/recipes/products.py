@@ -91,10 +91,7 @@ def read_table(path: Path) -> Float[Tensor, "n n n"]:
             f"there is no file {path}; a product is named as quaternion, or by a file that exists"
         )
     if path.suffix == ".safetensors":
-        tensors, header = read_tensors(path)
-        if header.get("holds") != TABLES or not tensors:
-            raise ValueError(f"{path} holds no tables of a learned rule; nplex rule learn --out writes such a file")
-        return tensors[max(tensors, key=lambda name: int(name.rpartition("/")[2]))].double()
+        return _last_table(path)
     try:
         return Algebra.from_table(_entries(path)).table
     except (TypeError, ValueError) as error:
@@ -123,6 +120,22 @@ def examples_of(product: Product, count: int, block: int, noise: float, generato
 def unknowns(table: Float[Tensor, "n n n"]) -> Float[Tensor, "n*n n"]:
     """`[(k, j), i] = table[k, i, j]`."""
     return table.mT.reshape(-1, table.shape[0])
+
+
+def _last_table(path: Path) -> Float[Tensor, "n n n"]:
+    """The table after the last step of the first seed in a rule.safetensors."""
+    foreign = f"{path} is damaged, or was not written by nplex rule learn --out; name such a file, or a .json file"
+    try:
+        tensors, header = read_tensors(path)
+        steps = {name: (-int(name.partition("/")[0]), int(name.partition("/")[2])) for name in tensors}
+    except ValueError:
+        raise ValueError(foreign) from None
+    if header.get("holds") != TABLES or not steps:
+        raise ValueError(foreign)
+    try:
+        return Algebra.from_table(tensors[max(steps, key=lambda name: steps[name])].double()).table
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _entries(path: Path) -> list:

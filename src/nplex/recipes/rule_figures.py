@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,9 @@ from torch import Tensor
 from nplex.plot import new_figure, save
 from nplex.recipes.rule_fit import Moment
 from nplex.recipes.rule_learned import Learned
+
+if TYPE_CHECKING:
+    from numpy import ndarray
 
 # An animation has so many frames at most, and shows each so long; the last one stays longer.
 FRAMES, MILLISECONDS, LAST_MILLISECONDS = 40, 120, 3000
@@ -86,7 +90,7 @@ def animation(one: Learned, path: Path) -> None:
     part.replace(path)
 
 
-def tiled(table: Float[Tensor, "n n n"]) -> Float[Tensor, "height width"]:
+def tiled(table: Float[Tensor, "n n n"]) -> "ndarray":
     """The faces `table[k]`, n x n each, beside and below each other with a gap of nothing between."""
     n = table.shape[0]
     across = math.ceil(math.sqrt(n))
@@ -95,4 +99,4 @@ def tiled(table: Float[Tensor, "n n n"]) -> Float[Tensor, "height width"]:
     for k, face in enumerate(table):
         top, left = (k // across) * (n + 1), (k % across) * (n + 1)
         canvas[top : top + n, left : left + n] = face
-    return canvas
+    return canvas.numpy()

@@ -80,8 +80,8 @@ def headline(recipe: RuleLearning, one: Learned) -> str:
 def as_json(one: Learned) -> dict[str, Any]:
     """A seed's result as JSON data."""
     names = (
-        "seed", "error", "whole_error", "determined", "optimum", "surplus", "loss", "least_loss", "steps", "starts",
-        "seconds", "verdict",
+        "seed", "error", "whole_error", "determined", "optimum", "undetermined", "surplus", "loss", "least_loss",
+        "steps", "starts", "seconds", "verdict",
     )  # fmt: skip
     norm = one.true.norm()
     return {name: getattr(one, name) for name in names} | {

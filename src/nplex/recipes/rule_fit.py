@@ -21,7 +21,10 @@ RIDGES = {False: (1e-4, 0.0), True: (1e-2, 1e-3, 1e-4, 0.0)}
 LAST = {False: 10, True: 3}
 BETWEEN_MOMENTS = 10
 MOMENTS_OF_ADAM = 20
-MEMORY = 30
+MEMORY = 100
+# A round ends where the loss between two moments falls by less than this share of itself or of the noise, or is 0.
+# Full tables have no flat places before the end.
+STILL, STILL_IN_NOISE, ZERO = {False: 1e-13, True: 1e-9}, 1e-9, 1e-28
 
 
 class Moment(NamedTuple):
@@ -79,6 +82,11 @@ class Learner(nn.Module):
             return table
         return torch.einsum("pqs,kp,iq,js->kij", table, *self.maps)
 
+    @property
+    def of_products(self) -> bool:
+        """Whether the table is a product of parameters: then it is no convex problem."""
+        return self.rule.rank is not None or len(self.maps) > 0
+
     def factors(self) -> BilinearAlgorithm | None:
         """Detached factors of a rule with a rank."""
         rule = self.rule()
@@ -127,9 +135,8 @@ def fit(
 
     note(0)
     _adam(learner, examples, steps, generator, note)
-    products = learner.rule.rank is not None or len(learner.maps) > 0
-    for ridge in RIDGES[products]:
-        most = steps.finish * (1 if ridge else LAST[products])
+    for ridge in RIDGES[learner.of_products]:
+        most = steps.finish * (1 if ridge else LAST[learner.of_products])
         _lbfgs(learner, whole, ridge, most, trail, note)
     return trail
 
@@ -174,12 +181,13 @@ def _lbfgs(
         return value
 
     first, before = trail[-1].step, math.inf
+    still, noise = STILL[learner.of_products], STILL_IN_NOISE * whole.rest / whole.scale
     while (done := optimizer.state[parameters[0]].get("n_iter", 0)) < most:
         optimizer.step(loss)
         taken = optimizer.state[parameters[0]]["n_iter"]
         value = float(loss().detach())
         if taken > done:
             note(first + taken)
-        if taken < done + BETWEEN_MOMENTS or not value < before * (1 - 1e-9) or value < 1e-28:
+        if taken < done + BETWEEN_MOMENTS or before - value <= still * value + noise or value < ZERO:
             break
         before = value

@@ -56,6 +56,7 @@ class Learned:
         determined: how many numbers of the table the examples determine.
         optimum: the error of the least-squares table over what is determined; of the nearest smaller algebra where n
             is too small.
+        undetermined: the norm of what was learned where the examples say nothing, as a share of the true table's.
         surplus: the norm of what was learned beyond the product's own n, as a share of the true table's.
         loss: the mean squared error on the examples, as a share of the mean square of the results.
         least_loss: the least one that any table has.
@@ -76,6 +77,7 @@ class Learned:
     whole_error: float
     determined: int
     optimum: float
+    undetermined: float
     surplus: float
     loss: float
     least_loss: float
@@ -112,6 +114,7 @@ def judged(product: Product, seed: int, training: Training) -> Learned:
         whole_error=float((table - true).norm() / true.norm()),
         determined=used.shape[0] * true.shape[0],
         optimum=smaller_error(true, learner.rule.n) if smaller else _relative(used @ least, used @ unknowns(true)),
+        undetermined=float((unknowns(table) - used.mT @ (used @ unknowns(table))).norm() / true.norm()),
         surplus=_surplus(table, n) / float(true.norm()),
         loss=trail[-1].loss,
         least_loss=whole.rest / whole.scale,
@@ -143,7 +146,11 @@ def _verdict(product: Product, training: Training, exact: ExactAlgorithm | None)
     if rule.n < own:
         return f"n = {rule.n} is too small for {product.algebra.name}, which has n = {own}"
     if rule.rank is None:
-        return "learned" if training.arrived else "not learned: more epochs, or more examples, may help"
+        return (
+            "learned"
+            if training.arrived
+            else "not learned: the least-squares table is still nearer; more examples help"
+        )
     if exact is not None:
         return f"learned, and exact in small numbers: {rule.rank} products, checked in fractions"
     if training.arrived:

@@ -34,12 +34,14 @@ def explained(one: Learned) -> str:
     least = "of the nearest algebra of this n" if one.too_small else "of the least-squares table"
     lines = [f"error: of what the examples determine, relative to the true table; optimum: the error {least}"]
     if one.determined < one.true.numel():
-        rest = one.true.numel() - one.determined
-        lines.append(f"the examples say nothing about {rest} of the {one.true.numel()} entries, which went to zero")
+        lines.append(
+            f"the examples determine {one.determined} of the {one.true.numel()} numbers; what they leave open was "
+            f"learned as zeros, up to {one.undetermined:.1e} of the true table's norm"
+        )
     if one.true.shape[0] > one.product.algebra.n:
         lines.append(
-            f"n = {one.true.shape[0]} is more than the {one.product.algebra.n} that are needed: what stands beyond "
-            f"these has {one.surplus:.1e} of the true table's norm"
+            f"n = {one.true.shape[0]} is more than the {one.product.algebra.n} that are needed: what was learned "
+            f"beyond these has {one.surplus:.1e} of the true table's norm"
         )
     return "\n".join(lines)
 

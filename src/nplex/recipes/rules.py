@@ -17,6 +17,8 @@ from nplex.recipes.rule_fit import Learner, LeastSquares, Steps, fit
 from nplex.recipes.rule_learned import Learned, Training, judged
 
 LARGEST = 32
+# Numbers of all examples together, 8 bytes each; several copies are held.
+MOST_NUMBERS = 10**8
 # Starts where the rule is too small: no start fails there, but some end in worse places than others.
 STARTS_OF_SMALLER = 5
 # A start with a rank has arrived where its loss is above the least one by a rounding error, or by what noise
@@ -73,6 +75,7 @@ def checked(recipe: RuleLearning) -> Product:
         raise ValueError(f"{product.algebra.name} multiplies everything to zero; there is nothing to learn")
     if recipe.n is not None:
         check_positive("n", recipe.n)
+    _check_memory(recipe, max(n, recipe.n or 1))
     if recipe.rank is not None:
         check_positive("rank", recipe.rank)
         if recipe.n not in (None, n):
@@ -117,6 +120,16 @@ def learn(recipe: RuleLearning, seed: int = 0, report: Callable[[int, int, float
     arrived = float(whole.excess(trail[-1].table)) <= goal
     took = time.perf_counter() - began
     return judged(product, seed, Training(whole, true, learner, tuple(trail), arrived, len(tried), took))
+
+
+def _check_memory(recipe: RuleLearning, n: int) -> None:
+    """Refuses more examples than fit into memory."""
+    numbers = recipe.examples * recipe.block * n * (n + recipe.block)
+    if numbers > MOST_NUMBERS:
+        raise ValueError(
+            f"{recipe.examples:,} examples with n = {n} and blocks of {recipe.block} are {numbers:,} numbers, more "
+            f"than {MOST_NUMBERS:,}; take fewer examples"
+        )
 
 
 def _start(recipe: RuleLearning, n: int, seed: int) -> Learner:

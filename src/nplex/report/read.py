@@ -57,7 +57,7 @@ def told(folder: Path) -> list[Told]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; a report is made of the run folder that nplex run wrote")
     settings = settings_of(folder)
-    if settings is None or "tuned" in settings:
+    if settings is None or settings.keys() & {"tuned", "learned"}:
         raise ValueError(f"{folder} is no folder of nplex run or nplex compare (no run wrote its {SETTINGS})")
     places = [folder] if "recipe" in settings else sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
     runs = [_one(place) for place in places if (place / RESULT).exists()]

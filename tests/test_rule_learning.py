@@ -1,0 +1,278 @@
+"""Learning known products from examples: tables, algorithms, what cannot be learned, and nplex rule learn."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from nplex.algebra import BilinearAlgorithm, complex_, find, known_algorithm, matrices, named, quaternion
+from nplex.algebra.formulas import additions, formulas
+from nplex.algebra.rounding import SMALL_NUMBERS, round_off
+from nplex.algebra.tucker import smaller_error
+from nplex.algebra.verify import ExactAlgorithm
+from nplex.checkpoint import read_tensors, write_tensors
+from nplex.cli import app, spread
+from nplex.recipes.products import ROTATIONS, examples_of, product_named
+from nplex.recipes.rule_fit import Steps
+from nplex.recipes.rule_text import beside, explained
+from nplex.recipes.rules import RuleLearning, learn
+
+PRODUCTS = [
+    "real", "complex", "quaternion", "octonion", "clifford(2,0)", "clifford(3,0)", "cyclic(5)", "matrices(2)",
+    "matrices(3)", "sedenion", "random(4)", *ROTATIONS,
+]  # fmt: skip
+ALGORITHMS = {"complex": 3, "matrices(2)": 7, "quaternion": 8}
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, spread(["rule", "learn", *map(str, arguments)]), prog_name="nplex")
+
+
+def refused(result, *parts):
+    """Exit code 2 and one line on stderr that holds these parts."""
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    (only,) = result.stderr.splitlines()
+    assert only.startswith("nplex: ")
+    assert [part for part in parts if str(part) not in only] == []
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_table_is_learned(name):
+    one = learn(RuleLearning(name))
+    assert one.error <= 1e-5
+    assert one.verdict == "learned"
+    assert one.loss < 1e-10
+    if one.determined == one.true.numel():
+        torch.testing.assert_close(one.table, product_named(name).algebra.table, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_noise_costs_no_more_than_it_must(name):
+    one = learn(RuleLearning(name, noise=0.01))
+    assert 0 < one.error <= 1.01 * one.optimum
+    assert one.verdict == "learned"
+
+
+@pytest.mark.parametrize(("name", "rank"), ALGORITHMS.items())
+def test_an_algorithm_is_learned_and_is_exact(name, rank):
+    one = learn(RuleLearning(name, rank=rank, noise=0.01), seed=1)
+    assert one.exact is not None
+    assert (one.exact.rank, one.algorithm.rank) == (rank, rank)
+    assert one.exact.wrong_entries(named(name).entries) == 0
+    assert one.exact.factors().error(named(name).table) == 0
+    check_formulas(formulas(one.exact), named(name))
+
+
+def check_formulas(text, algebra):
+    """What stands in the formulas, computed by Python in fractions, is the product."""
+    x, y = (torch.randint(-9, 10, (algebra.n,)).double() for _ in range(2))
+    values = {f"{letter}{k}": int(v) for letter, vector in (("x", x), ("y", y)) for k, v in enumerate(vector)}
+    for line in text.splitlines():
+        name, _, right = line.partition(" = ")
+        right = re.sub(r"(\d+)/(\d+) ", r"Fraction(\1, \2) * ", right)
+        right = re.sub(r"(?<![\w.])(\d+) (?=[mxy])", r"\1 * ", right)
+        right = re.sub(r"(\)|[xy]\d+) (?=\(|[xy]\d)", r"\1 * ", right)
+        values[name] = eval(right, {"Fraction": Fraction}, values)
+    assert [values[f"z{i}"] for i in range(algebra.n)] == algebra.multiply(x, y).tolist()
+
+
+def test_quaternions_with_7_products_fail():
+    one = learn(RuleLearning("quaternion", rank=7, starts=2, steps=Steps(epochs=5, finish=40)))
+    assert one.exact is None
+    assert one.starts == 2
+    assert one.error > 0.3
+    assert one.verdict.startswith("not learned: 2 starts with 7 products all fail; proved is only that at least 6")
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_rule_that_is_too_small_comes_to_the_nearest_one(n):
+    one = learn(RuleLearning("quaternion", n, starts=2, steps=Steps(epochs=5, finish=50)))
+    assert one.too_small
+    assert one.optimum <= one.error <= 1.01 * one.optimum
+    assert "of the nearest algebra of this n" in explained(one)
+
+
+def test_a_rule_that_is_too_large_leaves_the_rest_at_zero():
+    one = learn(RuleLearning("complex", 4))
+    assert one.table.shape == (4, 4, 4)
+    assert one.whole_error < 1e-6
+    assert one.surplus < 1e-6
+    assert (one.determined, one.table.numel()) == (16, 64)
+    assert "n = 4 is more than the 2 that are needed" in explained(one)
+
+
+def test_few_examples_determine_a_part():
+    one = learn(RuleLearning("octonion", examples=20))
+    assert one.determined == 20 * 8
+    assert one.error < 1e-5
+    assert one.undetermined < 1e-4
+    assert 0.5 < one.whole_error < 1
+    assert "the examples determine 160 of the 512 numbers" in explained(one)
+
+
+def test_pure_quaternions_leave_faces_open():
+    one = learn(RuleLearning("rotation-pure"))
+    assert one.determined == 36
+    torch.testing.assert_close(one.table[1:, :, 1:], quaternion.table[1:, :, 1:], atol=1e-5, rtol=0)
+    assert float(one.table[0].abs().max()) < 1e-4
+
+
+def test_blocks_are_those_of_a_layer():
+    one = learn(RuleLearning("real", block=4, examples=50))
+    assert one.error < 1e-5
+    examples = examples_of(product_named("quaternion"), 5, 3, 0.0, torch.Generator().manual_seed(0))
+    assert examples.features.shape == (15, 16)
+
+
+@pytest.mark.parametrize("name", ROTATIONS)
+def test_rotations_keep_lengths(name):
+    product = product_named(name)
+    x, y = product.draw(40, torch.Generator().manual_seed(1))
+    z = product.algebra.multiply(x, y)
+    if name == "rotation":
+        p, turned = y[0::2], z[1::2]
+        assert turned[:, 0].abs().max() < 1.0  # half are of other pairs
+        torch.testing.assert_close(z[0::2].norm(dim=1), p.norm(dim=1))
+    elif name == "rotation-pure":
+        torch.testing.assert_close(z[:, 1:], torch.linalg.cross(x[:, 1:], y[:, 1:]))
+    else:
+        width = 3 if name == "rotation-axis" else 9
+        torch.testing.assert_close(z.reshape(40, width).norm(dim=1), y.norm(dim=1))
+
+
+def test_the_same_seed_gives_the_same_table_and_touches_nothing():
+    before = torch.get_rng_state()
+    one, again, other = (learn(RuleLearning("complex", noise=0.01), seed) for seed in (3, 3, 4))
+    assert torch.equal(one.table, again.table)
+    assert not torch.equal(one.table, other.table)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_nearest_smaller_algebra():
+    assert smaller_error(quaternion.table, 4) < 1e-7
+    assert smaller_error(quaternion.table, 1) == pytest.approx(math.sqrt(1 - 1 / 16))
+    assert smaller_error(named("direct(5)").table, 3) == pytest.approx(math.sqrt(2 / 5))
+    with pytest.raises(ValueError, match="from 1 to n = 4, got 5"):
+        smaller_error(quaternion.table, 5)
+
+
+def test_rounding_starts_from_factors_that_are_off():
+    algorithm = find(matrices(2).table, 7, seed=1).algorithm
+    shaken = BilinearAlgorithm(*(factor + 0.01 * torch.randn_like(factor) for factor in algorithm))
+    exact = round_off(shaken, matrices(2).table)
+    assert {abs(c) for c in (*sum(exact.encode_component, ()), *sum(exact.decode, ()))} <= set(SMALL_NUMBERS)
+    assert exact.wrong_entries(matrices(2).entries) == 0
+    assert additions(exact) >= 15
+
+
+def test_rounding_knows_when_there_is_nothing():
+    table = torch.randn(2, 2, 2, dtype=torch.float64)
+    assert round_off(find(table).algorithm, table) is None
+    assert round_off(find(quaternion.table, 8).algorithm, matrices(2).table) is None
+    with pytest.raises(ValueError, match="n = 2, the table n = 4"):
+        round_off(known_algorithm(complex_), quaternion.table)
+
+
+def test_an_algorithm_is_checked_entry_by_entry():
+    exact = ExactAlgorithm.from_factors(known_algorithm(quaternion))
+    assert exact.wrong_entries(quaternion.entries) == 0
+    assert exact.in_whole_numbers().wrong_entries(quaternion.entries) == 0
+    changed = (exact.decode[0][0] + Fraction(1, 10**30), *exact.decode[0][1:])
+    assert replace(exact, decode=(changed, *exact.decode[1:])).wrong_entries(quaternion.entries) > 0
+    with pytest.raises(ValueError, match="n = 4 for this algorithm, got one of n = 2"):
+        exact.wrong_entries(complex_.entries)
+
+
+def test_wide_tables_are_not_printed():
+    assert "too wide for text" in beside(learn(RuleLearning("random(9)", examples=20)))
+    assert "sedenion" not in beside(learn(RuleLearning("sedenion", examples=20)))
+
+
+def test_command_writes_all_files(tmp_path):
+    out = tmp_path / "out"
+    result = call("complex", "--rank", 3, "--seed", 1, 0, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "3 products and 5 additions; all 8 entries checked in fractions" in result.stdout
+    assert {path.name for path in out.iterdir()} == {
+        "settings.json", "result.json", "result.md", "rule.safetensors", "curve.png", "tables.gif",
+    }  # fmt: skip
+    written = json.loads((out / "result.json").read_text())
+    assert [one["seed"] for one in written["seeds"]] == [0, 1]
+    assert len(written["seeds"][0]["exact"]["formulas"]) == 5
+    assert written["seeds"][0]["curve"][-1]["error"] < 1e-5
+    tables, _ = read_tensors(out / "rule.safetensors")
+    assert {name.partition("/")[0] for name in tables} == {"0", "1"}
+    assert (out / "tables.gif").read_bytes().startswith(b"GIF89a")
+    refused(call("complex", "--out", out), out, "exists", "--force")
+    assert call("complex", "--out", out, "--force").exit_code == 0
+    again = call(out / "rule.safetensors")
+    assert again.exit_code == 0, again.output
+    assert "rule.safetensors, n = 2" in again.stdout
+    refused(CliRunner().invoke(app, ["report", str(out)]), "is no folder of nplex run or nplex compare")
+    (out / "x.txt").write_text("x")
+    refused(call("complex", "--out", out, "--force"), "x.txt was not written by a run")
+
+
+def test_command_learns_a_table_of_a_file(tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps({"table": complex_.table.tolist()}))
+    result = call(tmp_path / "own.json", "--noise", 0.01, "--examples", 50)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("flat.json", "[[1, 2], [3, 4]]", "table must be 2 x 2 x 2"),
+        ("nan.json", "[[[1, 0], [0, NaN]], [[0, 1], [1, 0]]]", "table[0, 1, 1] must be a finite number, got nan"),
+        ("text.json", "hello", "expected JSON"),
+        ("other.json", '{"a": 1}', 'alone or under "table"'),
+        ("broken.json", '{"table": [[[1', "damaged"),
+        ("zero.json", "[[[0]]]", "nothing to learn"),
+        ("bytes.safetensors", "xx", "not written by nplex rule learn"),
+        ("table.csv", "1,2", "ends in .json or .safetensors"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_files_that_hold_no_table(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    refused(call(tmp_path / name), name, said)
+
+
+def test_files_of_others(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
+    refused(call(tmp_path / "other.safetensors"), "not written by nplex rule learn")
+    write_tensors(tmp_path / "ours.safetensors", {"a": torch.ones(2)})
+    refused(call(tmp_path / "ours.safetensors"), "not written by nplex rule learn")
+    refused(call(tmp_path / "none.json"), "there is no file", "none.json")
+    (tmp_path / "alien").mkdir()
+    (tmp_path / "alien" / "x.txt").write_text("x")
+    refused(call("complex", "--out", tmp_path / "alien", "--force"), "no folder of nplex runs")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["quaternio"], "no algebra is called 'quaternio'"),
+        (["random(99)"], "from 1 to 16"),
+        (["matrices(6)"], "up to n = 32, got 36"),
+        (["quaternion", "--n", 0], "n must be a positive integer"),
+        (["quaternion", "--n", 99], "up to n = 32, got 99"),
+        (["quaternion", "--rank", 17], "at most n^2 = 16"),
+        (["quaternion", "--rank", 7, "--n", 3], "leave out one of the two"),
+        (["quaternion", "--examples", 0], "examples must be a positive integer"),
+        (["quaternion", "--examples", 10**9], "take fewer examples"),
+        (["quaternion", "--noise", "nan"], "noise must be a share"),
+        (["quaternion", "--seed", -1], "a seed is a number from 0"),
+        (["rotation", "--block", 2], "blocks are for the algebras"),
+        (["quaternion", "--force"], "give --out DIR too"),
+    ],
+)
+def test_wrong_options(arguments, said):
+    refused(call(*arguments), said)
