@@ -10,14 +10,17 @@ from nplex.summary import DIGITS, NAMES
 
 def page(found: dict) -> str:
     """The dev scores, a row for each value of each factor, and what they were measured on."""
-    digits, sizes, seeds, noise = DIGITS[found["kind"]], found["sizes"], len(found["seeds"]), found["noise"]
+    (name, digits), sizes, seeds, noise = dev_score(found), found["sizes"], len(found["seeds"]), found["noise"]
     clear = math.inf if noise is None else 2 * noise * math.sqrt(2 / seeds)
     base = {row["n"]: statistics.mean(row["dev"]) for row in found["rows"] if row["default"]}
-    head = ["factor", "value", *(f"n = {n}" for n in sizes)]
-    lines = [head, ["---", "---", *["---:"] * len(sizes)]]
+    tested = [f"n = {n}: test {NAMES[found['kind']]}" for n in sizes if name != NAMES[found["kind"]]]
+    head = ["factor", "value", *(f"n = {n}" for n in sizes), *tested]
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for factor, values in factors(found).items():
         for value in values:
-            lines.append([factor, value, *(cell(row, base, clear, digits) for row in rows_of(found, factor, value))])
+            rows = rows_of(found, factor, value)
+            tests = [f"{statistics.mean(row['test']):.2f}" for row in rows if tested]
+            lines.append([factor, value, *(cell(row, base, clear, digits) for row in rows), *tests])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     spread = "One seed, so the deviation between seeds is not known."
     if noise is not None:
@@ -27,12 +30,18 @@ def page(found: dict) -> str:
         )
     env, short = found["environment"], f" of {found['steps']} steps" if found["steps"] else ""
     return (
-        f"{found['task']} {found['set']}".strip() + f": {NAMES[found['kind']]} on the dev part after "
+        f"{found['task']} {found['set']}".strip() + f": {name} on the dev part after "
         f"{found['epochs']} epoch(s){short}, mean of {seeds} seed(s); in brackets the difference to the default "
         f"(scale 1, rate 1, random start, no decay, full rule).\n\n{table}\n\n{spread} {found['runs']} runs, "
         f"{found['seconds'] / 60:.0f} minutes of training. nplex {', '.join(found['commits'])}, torch "
         f"{env['torch']}, {env['date']}. Runs on {'; '.join(found['machines'])}."
     )
+
+
+def dev_score(found: dict) -> tuple[str, int]:
+    """What the dev part is scored by, and with how many digits: tasks that write text have nats there."""
+    kind = found["kind"]
+    return (f"{found['score']} a subword", 3) if kind == "bleu" else (NAMES[kind], DIGITS[kind])
 
 
 def factors(found: dict) -> dict[str, list[str]]:
@@ -74,6 +83,6 @@ def figure(found: dict, path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.margins(x=0.12)
     first = drawn.axes[0]
-    first.set_ylabel(f"{found['task']}: {NAMES[found['kind']]}, dev part")
+    first.set_ylabel(f"{found['task']}: {dev_score(found)[0]}, dev part")
     drawn.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     plot.save(drawn, path)
