@@ -1,14 +1,15 @@
-"""Verbs about rules alone: nplex rule learn, ..."""
+"""Verbs about rules alone: nplex rule show, learn, identify."""
 
 import typer
 
+from nplex.cli.rule_identifying import identify
 from nplex.cli.rule_learning import learn
 from nplex.cli.rule_showing import show
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Multiplication tables: look at them, learn one from examples.",
+    help="Multiplication tables: look at them, learn one from examples, say which algebra one is.",
 )
-for verb in (show, learn):
+for verb in (show, learn, identify):
     app.command()(verb)

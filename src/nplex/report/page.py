@@ -3,18 +3,21 @@
 import html
 import json
 import re
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
 from nplex import checkpoint
+from nplex.report.identified import identified
 from nplex.report.read import Told, baseline, told
 from nplex.report.tables import packed
 from nplex.summary import DIGITS, NAMES, Summary, summarise
 
+Note = Callable[[int, int], None]
 PARTS = files("nplex.report") / "parts"
 
 
-def report(folder: Path, out: Path) -> Path:
+def report(folder: Path, out: Path, note: Note | None = None) -> Path:
     """Writes one HTML page about a run, or about all runs of a comparison.
 
     It works without a network and without a server: scores and speed, learning curves, and the tables of learned
@@ -23,6 +26,8 @@ def report(folder: Path, out: Path) -> Path:
     Args:
         folder: that nplex run or nplex compare wrote.
         out: the page.
+        note: called while the algebras of the rules are looked for, with how many are done and how many there are;
+            without it none are looked for.
 
     Raises:
         ImportError: plotly is not installed; names the command.
@@ -30,17 +35,20 @@ def report(folder: Path, out: Path) -> Path:
         ValueError: it is no folder of runs, or a file is damaged.
     """
     runs = told(folder)
-    text = page(runs, baseline(folder))
+    text = page(runs, baseline(folder), note)
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(out, text)
     return out
 
 
-def page(runs: list[Told], without: tuple[str, dict[str, float]]) -> str:
+def page(runs: list[Told], without: tuple[str, dict[str, float]], note: Note | None = None) -> str:
     """The page as text; `without` is what needs no model, its name and its scores."""
     rules = list(dict.fromkeys(run.rule for run in runs))
     task = runs[0].result["task"]
     summary = summarise([run.result for run in runs], rules, without)
+    rules_shown = packed(runs)
+    if note is not None:
+        identified(runs, rules_shown, note)
     values = {
         "title": html.escape(f"{task}: {', '.join(rules)}"),
         "heading": html.escape(task),
@@ -49,7 +57,7 @@ def page(runs: list[Told], without: tuple[str, dict[str, float]]) -> str:
         "style": (PARTS / "style.css").read_text("utf-8"),
         "script": (PARTS / "script.js").read_text("utf-8"),
         "plotly": _plotly(),
-        "data": _json(_data(runs, summary)),
+        "data": _json(_data(runs, summary) | {"rules": rules_shown}),
     }
     template = (PARTS / "page.html").read_text("utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], template)  # once: what is put in stays as it is
@@ -92,7 +100,6 @@ def _data(runs: list[Told], summary: Summary) -> dict:
             }
             for run in runs
         ],
-        "rules": packed(runs),
     }  # fmt: skip
 
 

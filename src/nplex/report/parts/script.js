@@ -126,6 +126,9 @@
     get("epoch").setAttribute("aria-valuetext", `epoch ${epoch}`);
     get("after-caption").textContent = epoch === 0 ? "Before training." : `After epoch ${epoch}.`;
     get("told").textContent = `${layer.name}: after epoch ${epoch} the table has moved by ${share} % of its first size; colours reach ${largest.toFixed(3)}.`;
+    const [first, last] = layer.identified || [];
+    get("identified").hidden = !first;
+    get("identified").textContent = first === last ? `Up to changes of basis: ${first}.` : `Up to changes of basis, at first: ${first}; at the end: ${last}.`;
     const lines = [];
     for (let k = 0; k < n; k++) {
       lines.push(`rule[${k}]`);
