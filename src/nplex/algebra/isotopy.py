@@ -32,6 +32,12 @@ def condition(bases: Float[Tensor, "*batch 3 n n"]) -> Float[Tensor, "*batch"]:
     return (values[..., 0] / values[..., -1]).nan_to_num(torch.inf).amax(dim=-1)
 
 
+def bounded(bases: Float[Tensor, "*batch 3 n n"], most: float) -> Float[Tensor, "*batch 3 n n"]:
+    """The nearest matrices of condition `most` at most whose largest singular value is the same."""
+    u, values, v = torch.linalg.svd(bases)
+    return u * values.maximum(values[..., :1] / most)[..., None, :] @ v
+
+
 def random_bases(n: int, most: float, generator: torch.Generator) -> Bases:
     """Three matrices of normal numbers, each drawn anew until its condition is at most `most`.
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra import laws
-from nplex.algebra.isotopy import condition, evened, orthogonal_bases, transformed
-from nplex.algebra.orbit_descent import Nearby, descend
+from nplex.algebra.isotopy import bounded, condition, evened, orthogonal_bases, transformed
+from nplex.algebra.orbit_descent import MOST_CONDITION, Nearby, descend
 from nplex.algebra.unital import random_isomorphisms, unital_isotopes
 
 Table = Float[Tensor, "n n n"]
@@ -55,7 +55,7 @@ def nearest(algebra: Table, target: Table, generator: torch.Generator, wave: int
     even, evening = evened(target, EVENED[wave % len(EVENED)], FLOOR)
     stages = SMALL if target.shape[0] <= 4 else LARGE
     found = _staged(algebra, even, _starts(algebra, even, stages[0][0], generator), stages, orthogonal=False)
-    back = _scaled(algebra, target, torch.linalg.inv(evening) @ found.bases)
+    back = _scaled(algebra, target, bounded(torch.linalg.inv(evening) @ found.bases, MOST_CONDITION / 2))
     return _best(descend(algebra, target, back, POLISH, bounded=True), target)
 
 
