@@ -24,13 +24,13 @@ def commutative(table: Table) -> bool:
 
 def associative(table: Table) -> bool:
     """`(x * y) * z = x * (y * z)`."""
-    return _zero(_associator(_scaled(table)))
+    return _zero(associator(_scaled(table)))
 
 
 def alternative(table: Table) -> bool:
     """`(x * x) * y = x * (x * y)` and `(y * x) * x = y * (x * x)`."""
-    associator = _associator(_scaled(table))
-    left, right = associator + associator.transpose(0, 1), associator + associator.transpose(1, 2)
+    defect = associator(_scaled(table))
+    left, right = defect + defect.transpose(0, 1), defect + defect.transpose(1, 2)
     return _zero(left) and _zero(right)
 
 
@@ -50,7 +50,7 @@ def normed(table: Table) -> bool:
 LAWS = {"commutative": commutative, "associative": associative, "alternative": alternative, "normed": normed}
 
 
-def _associator(table: Table) -> Float[Tensor, "n n n n"]:
+def associator(table: Table) -> Float[Tensor, "n n n n"]:
     """`(e_k e_l) e_m - e_k (e_l e_m)`, indexed k, l, m and then the component."""
     left = torch.einsum("kpl,pim->klmi", table, table)
     right = torch.einsum("lqm,kiq->klmi", table, table)

@@ -1,0 +1,80 @@
+"""From distances to names: how well each algebra explains a table, beside the explanation that it is none of them."""
+
+import math
+
+import torch
+
+from nplex.algebra.orbits import Orbit
+
+# Farther than this nothing is named.
+NEAR = 0.1
+# An algebra must explain a table this many times as well as chance before it is even with it.
+PRIOR = 130.0
+# How near bases of high condition typically bring an algebra to its limits.
+LIMITS = 0.1
+# Distances below it are rounding.
+LEAST = 1e-6
+# Noise that could have moved a table over the border between two algebras that fill everything: n = 2.
+BORDER_NOISE = 0.01
+# Farther than this after a first wave of starts, others are not tried.
+HOPELESS = 0.35
+# Explanations this many times better than chance settle who it is, but for its limits.
+SETTLED = 1e3
+
+
+def evidence(orbit: Orbit, distance: float) -> float:
+    """The logarithm of `B(c / 2, d / 2) r^-c / 130`: how much likelier a table at r is near the orbit than by chance.
+
+    A table of N = n^3 random numbers of one variance has a part d / N of its squared norm within a linear space of
+    dimension d; one that lies there up to noise of any size (each decade as likely) is at distance r this many times
+    as often, c = N - d. The orbit is curved and not linear, so this is a measure, not a probability; the factor
+    130 keeps names off random tables. An orbit of full dimension explains each table in it as well as chance
+    does, and one at r with noise of .01.
+    """
+    codimension, r = orbit.codimension, max(distance, LEAST)
+    if codimension == 0:
+        beyond = 0.0 if distance <= LEAST else distance * math.sqrt(orbit.dimension) / BORDER_NOISE
+        return math.log(max(math.erfc(beyond / 2**0.5), 1e-300))
+    c, d = torch.tensor([codimension / 2, orbit.dimension / 2], dtype=torch.float64)
+    beta = float(torch.lgamma(c) + torch.lgamma(d) - torch.lgamma(c + d))
+    return beta - codimension * math.log(r) - math.log(PRIOR)
+
+
+def plausibilities(orbits: tuple[Orbit, ...], distances: list[float]) -> tuple[list[float], float]:
+    """The share of each explanation, and that of nothing known; they sum to 1.
+
+    First whether it is one of them at all: the best `exp(evidence)` against 1. Then which: `exp(evidence) .1^c`, c the
+    codimension, because bases of high condition bring an algebra near to its limits (smaller orbits) far more
+    often than chance would; .1 is how near they typically come. At n = 1 and 2 there is nothing else than the listed
+    algebras, but for a set of no volume.
+    """
+    if not orbits:
+        return [], 1.0
+    values = [evidence(orbit, distance) for orbit, distance in zip(orbits, distances, strict=True)]
+    filled = any(orbit.codimension == 0 for orbit in orbits)
+    logs = torch.tensor(values, dtype=torch.float64)
+    some = 1.0 if filled else float(torch.sigmoid(logs.max()))
+    shift = torch.tensor([0 if filled else orbit.codimension for orbit in orbits], dtype=torch.float64)
+    shares = torch.softmax(logs + shift * math.log(LIMITS), dim=0) * some
+    return shares.tolist(), 1.0 - some
+
+
+def open_(orbits: tuple[Orbit, ...], distances: list[float], wave: int) -> list[int]:
+    """Which may still turn out to be the name after more starts.
+
+    Those that are near already, and, once an algebra is settled on, are limits of it or, for two waves in small
+    sizes, about as near.
+    """
+    if not orbits:
+        return []
+    values = [evidence(orbit, distance) for orbit, distance in zip(orbits, distances, strict=True)]
+    first = max(range(len(values)), key=values.__getitem__)
+    settled = values[first] > math.log(SETTLED) and distances[first] <= NEAR
+    if settled and distances[first] <= LEAST:
+        return []
+    least = orbits[first].codimension if settled else 0
+    beside = 5 * distances[first] if wave <= 2 and orbits[first].algebra.shape[0] <= 4 else 0.0
+    return [
+        i for i, (orbit, distance) in enumerate(zip(orbits, distances, strict=True))
+        if LEAST < distance < HOPELESS and (orbit.codimension > least or distance < beside)
+    ]  # fmt: skip
