@@ -56,6 +56,7 @@ def main(
     processes: Annotated[int, typer.Option(min=1, help="Models at a time, each of one thread.")] = 1,
     data: Annotated[Path | None, typer.Option(help="A folder; the built-in text if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Where the runs are.")] = Path("runs/budgets"),
+    base: Annotated[list[int] | None, typer.Option(help="Dense widths to be equal to; BUDGETS if left out.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Width 32, three steps; writes no results.")] = False,
 ) -> None:
     """Run what is missing, then print the table and write it with all figures as JSON and a figure."""
@@ -63,7 +64,7 @@ def main(
     steps = TUNING if quick else max(TUNING, size // batch_shape(data)[0])
     study = Study(data, steps, out / "quick" if quick else out)
     check_counts(data, width=32)
-    chosen = points(data, *(((32,), (32, 40)) if quick else (BUDGETS, WIDTHS)))
+    chosen = points(data, *(((32,), (32, 40)) if quick else (tuple(base or BUDGETS), WIDTHS)))
     models = list(dict.fromkeys(point.model for point in chosen))
     jobs = [Job(model, seed) for seed in range(seeds) for model in models]
     try:

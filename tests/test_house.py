@@ -18,7 +18,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = {
     "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "checkpoint": 3, "files": 3, "on_import": 3, "huggingface": 3,
-    "count": 3, "environment": 3, "place": 3, "stored": 3.5, "stored_rules": 3.5,
+    "count": 3, "identify": 3, "environment": 3, "place": 3, "stored": 3.5, "stored_rules": 3.5,
     "train": 4, "text": 4, "generate": 4, "scores": 4, "data": 4, "summary": 4.5, "plot": 4.5, "show": 4.6,
     "recipes": 5, "fetch": 5.5, "experiment": 5.5, "reproduce": 5.6, "report": 5.6, "tune": 5.6, "cli": 6,
 }  # fmt: skip
@@ -71,7 +71,7 @@ PUBLIC = {
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",
         "sedenion", "clifford", "cyclic", "matrices", "direct", "BilinearAlgorithm", "as_table", "generic_rank",
-        "known_algorithm", "find", "Search",
+        "known_algorithm", "find", "Search", "identify", "Identification",
     ],
     "nplex.ops": ["product", "plan", "Plan", "Cost", "Machine", "measure", "METHODS", "expand"],
     "nplex.nn": [

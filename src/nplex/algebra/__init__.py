@@ -2,6 +2,7 @@
 
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table, generic_rank
 from nplex.algebra.exact import known_algorithm
+from nplex.algebra.identify import Identification, identify
 from nplex.algebra.known import (
     clifford,
     complex_,
@@ -23,5 +24,5 @@ from nplex.algebra.table import Algebra
 __all__ = [
     "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",
     "sedenion", "clifford", "cyclic", "matrices", "direct", "BilinearAlgorithm", "as_table", "generic_rank",
-    "known_algorithm", "find", "Search",
+    "known_algorithm", "find", "Search", "identify", "Identification",
 ]  # fmt: skip

@@ -15,7 +15,9 @@ from nplex.algebra.plausible import NEAR, open_, plausibilities
 from nplex.algebra.table import Algebra
 
 # Waves of starts that an algebra gets while it may still turn out to be the one.
-WAVES = 6
+WAVES = 5
+# Two waves that end this near to each other have found the least distance.
+SAME = 0.02
 # Below this no name is given; between the two the verdict says "probably".
 LEAST_CONFIDENCE = 0.5
 SURE = 0.95
@@ -121,13 +123,17 @@ def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0) -> Ident
 
 
 def _nearest(candidates: tuple[Orbit, ...], target: Tensor, generator: torch.Generator) -> list[Nearest]:
-    """The nearest of each, in waves: after the first only for those that may still be it."""
+    """The nearest of each, in waves: after the first only for those that may still be it and have not met their
+    least distance twice.
+    """
     found = [nearest(orbit.algebra, target, generator) for orbit in candidates]
+    done: set[int] = set()
     for wave in range(1, WAVES):
         distances = [near.distance for near in found]
-        going = open_(candidates, distances, wave)
+        going = [i for i in open_(candidates, distances, wave) if i not in done]
         for i in going:
             again = nearest(candidates[i].algebra, target, generator, wave)
+            done |= {i} if abs(again.distance - found[i].distance) <= SAME * found[i].distance else set()
             found[i] = min(found[i], again, key=lambda near: near.distance)
         if not going:
             break
@@ -145,9 +151,7 @@ def _identification(
         return Identification(n, None, share, _nameless(n, rows), None, tuple(rows), invariants(target))
     orbit = next(orbit for orbit in candidates if orbit.name == best.name)
     facts = invariants(target, max(EXACT, 2 * best.distance))
-    return Identification(
-        n, best.name, best.plausibility, _named(best, rows, orbit), orbit.rank, tuple(rows), facts
-    )
+    return Identification(n, best.name, best.plausibility, _named(best, rows, orbit), orbit.rank, tuple(rows), facts)
 
 
 def _named(best: Distance, rows: list[Distance], orbit: Orbit) -> str:

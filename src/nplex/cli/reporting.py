@@ -14,9 +14,7 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The pag
 
 Identify = Annotated[
     bool,
-    typer.Option(
-        help="Say which known algebra each rule is: a second for each of n = 4, several for n = 8; larger ones not."
-    ),
+    typer.Option(help="Say which known algebras the first layers' rules are, up to n = 4; some seconds each."),
 ]
 
 
@@ -24,7 +22,7 @@ def report(run: What, out: Out = None, identify: Identify = True) -> None:
     """Make one HTML page of a run or a comparison; it needs neither network nor server.
 
     Scores, parameters and speed; learning curves; the learned rules before and after, with a slider over training,
-    and which algebra each is.
+    and which algebras they are.
 
     Examples:
       nplex report runs/agreement-compare

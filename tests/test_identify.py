@@ -1,0 +1,220 @@
+"""Are hidden algebras found, are random tables left unnamed, and is bad input refused?"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from nplex.algebra import cyclic, direct, dual, find, identify, named, octonion, quaternion
+from nplex.algebra.identify import NEAR
+from nplex.algebra.invariants import hyperdeterminant, invariants
+from nplex.algebra.isotopy import bounded, condition, evened, orthogonal_bases, random_bases, transformed
+from nplex.algebra.orbit_descent import descend, normal_matrix, orbit_dimension
+from nplex.algebra.orbits import orbits
+from nplex.algebra.plausible import evidence, plausibilities
+from nplex.algebra.unital import random_isomorphisms, unital_isotopes
+from nplex.identify import identify as identify_rule
+from nplex.identify import identify_model
+from nplex.nn import LearnedRule, Linear
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def hidden(table, noise=0.0, most=30.0, seed=0):
+    """The table after a random change of bases, of norm 1, and noise of that norm."""
+    random, n = generator(seed), table.shape[0]
+    moved = transformed(random_bases(n, most, random), table)
+    added = torch.randn(n, n, n, generator=random, dtype=torch.float64)
+    return moved / moved.norm() + noise * added / added.norm()
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_exact_tables_are_named(n):
+    for orbit in orbits(n):
+        found = identify(hidden(orbit.algebra, most=10.0))
+        assert found.name == orbit.name
+        assert found.distances[0].name == orbit.name
+        assert found.distances[0].distance < 1e-6
+
+
+@pytest.mark.parametrize(("name", "noise"), [("quaternion", 0.01), ("matrices(2)", 0.01), ("direct(4)", 0.01)])
+def test_noisy_tables_are_named(name, noise):
+    orbit = next(orbit for orbit in orbits(4) if orbit.name == name)
+    found = identify(hidden(orbit.algebra, noise, most=10.0))
+    assert found.name == name
+    assert 0.1 * noise < found.distances[0].distance < noise
+    assert found.confidence > 0.9
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_random_tables_have_no_name(n):
+    found = identify(torch.randn(n, n, n, generator=generator(5)))
+    assert found.name is None
+    assert min(row.distance for row in found.distances) > NEAR
+    assert found.verdict.startswith("no known algebra (nearest: ")
+
+
+def test_a_verdict_at_n_2_says_that_it_says_little():
+    assert "says little" in identify(torch.randn(2, 2, 2, generator=generator())).verdict
+    assert "says little" not in identify(dual).verdict
+
+
+def test_what_is_known_under_several_names_has_one():
+    assert identify(named("split_quaternion")).name == identify(named("clifford(1,1,0)")).name == "matrices(2)"
+    assert "= split_quaternion" in identify(named("split_quaternion")).verdict
+
+
+def test_the_text_tells_all():
+    text = str(identify(quaternion))
+    assert text.splitlines()[0].startswith("quaternion (= clifford(0,2)), relative distance ")
+    assert "multilinear ranks 4 x 4 x 4" in text
+    assert "associator" in text
+    assert len(text.splitlines()) == 3 + 1 + len(orbits(4))
+
+
+def test_the_same_seed_gives_the_same_and_the_random_state_stays():
+    state, table = torch.get_rng_state(), hidden(quaternion.table, 0.05)
+    first, second = identify(table, seed=3), identify(table, seed=3)
+    assert dataclasses.asdict(first) == dataclasses.asdict(second)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_orthogonal_bases_keep_the_orthogonal_distance():
+    table = transformed(orthogonal_bases(1, 4, generator(1))[0], quaternion.table) * 7
+    rows = {row.name: row for row in identify(table).distances}
+    assert rows["quaternion"].orthogonal < 1e-6
+    skewed = {row.name: row for row in identify(hidden(quaternion.table)).distances}
+    assert skewed["quaternion"].orthogonal > 0.05
+
+
+def test_factors_and_algebras_are_taken():
+    algorithm = find(direct(3).table, 3).algorithm
+    assert identify(algorithm).name == identify(direct(3)).name == "direct(3)"
+    assert identify(algorithm).rank == 3
+
+
+def test_sizes_without_a_list_of_their_own():
+    assert identify(hidden(cyclic(5).table)).name == "cyclic(5)"
+    many = identify(named("clifford(4,0,0)"))
+    assert many.name is None
+    assert "up to n = 9" in many.verdict
+
+
+def test_rules_of_a_model_are_identified():
+    model = torch.nn.Sequential(Linear(8, 8, rule=quaternion), Linear(6, 6, rule=LearnedRule(3, start=cyclic(3))))
+    assert {name: found.name for name, found in identify_model(model).items()} == {
+        "0.rule": "quaternion", "1.rule": "cyclic(3)",
+    }  # fmt: skip
+    assert identify_rule(model[0].rule).name == "quaternion"
+    with torch.no_grad():
+        model[1].rule.table.zero_()
+    with pytest.raises(ValueError, match=r"1\.rule: the rule must not be all zeros"):
+        identify_model(model)
+    with pytest.raises(ValueError, match="the model has no rule"):
+        identify_model(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.zeros(2, 2, 2), "must not be all zeros"),
+        (torch.ones(2, 2, 3), r"must be a cube n x n x n, got shape \(2, 2, 3\)"),
+        (torch.ones(2, 2), "must be a cube"),
+        (torch.full((2, 2, 2), float("nan")), "must be finite, got 8 NaN"),
+        (torch.ones(2, 2, 2, dtype=torch.complex64), "must be real"),
+        (torch.ones(2, 2, 2, device="meta"), "meta device"),
+    ],
+)
+def test_bad_tables_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        identify(bad)
+
+
+def test_what_is_no_rule_is_refused(unchecked):
+    with pytest.raises(TypeError, match="must be a tensor, an Algebra or a BilinearAlgorithm, got str"):
+        identify("quaternion")
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module"):
+        identify_model("model")
+    with pytest.raises(ValueError, match="2 or more"):
+        random_bases(2, 1.0, generator())
+
+
+def test_invariants_do_not_depend_on_the_bases():
+    for algebra, commutes, associates in (
+        (quaternion, False, True),
+        (cyclic(4), True, True),
+        (octonion, False, False),
+    ):
+        facts = invariants(hidden(algebra.table, most=5.0))
+        assert facts.multilinear_ranks == (algebra.n,) * 3
+        assert (facts.commutator < 1e-9) == commutes
+        assert (facts.associator < 1e-9) == associates
+        assert facts.alternator < 1e-9
+
+
+def test_the_hyperdeterminant_at_n_2():
+    signs = {"complex": -1, "split_complex": 1, "dual": 0}
+    for orbit in orbits(2):
+        table = hidden(orbit.algebra, most=5.0)
+        assert (
+            torch.where(hyperdeterminant(table).abs() < 1e-12, 0, hyperdeterminant(table).sign()) == signs[orbit.name]
+        )
+    assert invariants(named("complex").table).signature == (2, 0)
+    assert invariants(named("split_complex").table).signature == (1, 1)
+    assert invariants(dual.table).signature == (1, 0)
+
+
+def test_the_normal_matrix_is_the_jacobians():
+    table = torch.randn(1, 3, 3, 3, generator=generator(), dtype=torch.float64)
+
+    def move(flat):
+        p, q, r = flat.reshape(3, 3, 3)
+        sides = ("ka,aij->kij", p), ("ia,kaj->kij", q), ("ja,kia->kij", r)
+        return sum(torch.einsum(form, side, table[0]) for form, side in sides)
+
+    jacobian = torch.autograd.functional.jacobian(move, torch.zeros(27, dtype=torch.float64)).reshape(27, 27)
+    assert torch.allclose(normal_matrix(table)[0], jacobian.mT @ jacobian)
+
+
+def test_dimensions_of_orbits():
+    """36 or 48 or 192 less what leaves the table as it is: 2 x 2 for complex, 11 for quaternions, 30 for octonions."""
+    assert orbit_dimension(named("complex").table) == 12 - 4
+    assert orbit_dimension(quaternion.table) == 48 - 11
+    assert orbit_dimension(octonion.table) == 192 - 30
+
+
+def test_bases_stay_orthogonal_or_bounded():
+    starts, target = orthogonal_bases(4, 3, generator()), torch.randn(3, 3, 3, generator=generator(1)).double()
+    table = direct(3).table
+    rigid = descend(table, target, starts, 10, orthogonal=True)
+    assert torch.allclose(condition(rigid.bases), torch.ones(4, dtype=torch.float64))
+    assert torch.allclose(
+        (target - transformed(rigid.bases, table.expand(4, 3, 3, 3))).flatten(1).norm(dim=1), rigid.error
+    )
+    wild = torch.diag_embed(torch.tensor([1.0, 1e-3, 1e-9], dtype=torch.float64)).expand(3, 3, 3)
+    assert torch.allclose(condition(bounded(wild, 100.0)), torch.tensor(100.0, dtype=torch.float64))
+
+
+def test_evened_sides_and_isotopes_with_a_unit():
+    even, bases = evened(hidden(quaternion.table), 30, 0.0)
+    assert torch.allclose(transformed(bases, hidden(quaternion.table)), even)
+    gram = even.reshape(4, 16) @ even.reshape(4, 16).mT
+    assert torch.allclose(gram, torch.eye(4, dtype=torch.float64) / 4, atol=1e-8)
+    isotope = unital_isotopes(even, 2, generator())[0]
+    eye = torch.eye(4, dtype=torch.float64)
+    assert torch.allclose(torch.einsum("k,kij->ij", isotope.unit, isotope.table), eye)
+    assert torch.allclose(torch.einsum("kij,j->ik", isotope.table, isotope.unit), eye)
+    bases = random_isomorphisms(isotope, quaternion.unit, 3, generator())
+    assert torch.allclose(bases[:, 1] @ quaternion.unit, isotope.unit.expand(3, 4))
+    assert unital_isotopes(orbits(3)[-1].algebra, 2, generator()) == []
+
+
+def test_evidence_prefers_the_smaller_orbit():
+    complex_, _, dual_ = orbits(2)
+    assert evidence(dual_, 1e-3) > evidence(complex_, 0.0) > evidence(dual_, 0.05)
+    shares, nothing = plausibilities(orbits(4), [0.5] * len(orbits(4)))
+    assert nothing > 0.9
+    assert abs(sum(shares) + nothing - 1) < 1e-9
+    assert plausibilities((), []) == ([], 1.0)
