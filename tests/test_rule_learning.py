@@ -199,7 +199,7 @@ def test_command_writes_all_files(tmp_path):
     out = tmp_path / "out"
     result = call("complex", "--rank", 3, "--seed", 1, 0, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "3 products and 5 additions; all 8 entries checked in fractions" in result.stdout
+    assert "products: 3, additions: 5; all 8 entries checked in fractions" in result.stdout
     assert {path.name for path in out.iterdir()} == {
         "settings.json", "result.json", "result.md", "rule.safetensors", "curve.png", "tables.gif",
     }  # fmt: skip

@@ -67,7 +67,7 @@ def algorithm(one: Learned) -> str:
         return ""
     n = one.exact.n
     letters = f"x and y are the factors, z = x * y, numbered from 0 as {', '.join(one.product.algebra.units)}"
-    told = f"{one.exact.rank} products and {additions(one.exact)} additions; all {n**3} entries checked in fractions"
+    told = f"products: {one.exact.rank}, additions: {additions(one.exact)}; all {n**3} entries checked in fractions"
     return f"{letters}\n{formulas(one.exact)}\n{told}"
 
 
