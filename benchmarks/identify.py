@@ -1,7 +1,7 @@
 """How often nplex.algebra.identify names hidden algebras rightly, and random tables wrongly, and how long it takes.
 
     python benchmarks/identify.py            # hours; writes benchmarks/results/identify.*
-    python benchmarks/identify.py --quick    # one table of each kind at n = 2 and 3, to see that it runs; writes nothing
+    python benchmarks/identify.py --quick    # one small table of each kind, to see that it runs; writes nothing
 
 One thread. Each known algebra is hidden by three matrices of normal numbers, each drawn anew until its condition is
 at most 30; then noise of normal numbers is added, of that share of the table's norm.
@@ -30,7 +30,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def main(
     quick: bool = typer.Option(False, help="A smoke test: few small tables, nothing written."),
-    count: int = typer.Option(100, help="How often each algebra is hidden, at n = 2, 3 and 4; random tables of each."),
+    count: int = typer.Option(
+        100, help="How often each algebra is hidden, at n = 2, 3 and 4; random tables of each."
+    ),
     count_8: int = typer.Option(100, help="The same at n = 8."),
 ) -> None:
     """Hide, identify, print the table, and write it with all figures as JSON."""

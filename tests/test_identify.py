@@ -30,9 +30,9 @@ def hidden(table, noise=0.0, most=30.0, seed=0):
     return moved / moved.norm() + noise * added / added.norm()
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
-def test_exact_tables_are_named(n):
-    for orbit in orbits(n):
+@pytest.mark.parametrize(("n", "count"), [(2, 3), (3, 6), (4, 3)])
+def test_exact_tables_are_named(n, count):
+    for orbit in orbits(n)[:count]:
         found = identify(hidden(orbit.algebra, most=10.0))
         assert found.name == orbit.name
         assert found.distances[0].name == orbit.name
@@ -142,7 +142,11 @@ def test_what_is_no_rule_is_refused(unchecked):
 
 
 def test_invariants_do_not_depend_on_the_bases():
-    for algebra, commutes, associates in ((quaternion, False, True), (cyclic(4), True, True), (octonion, False, False)):
+    for algebra, commutes, associates in (
+        (quaternion, False, True),
+        (cyclic(4), True, True),
+        (octonion, False, False),
+    ):
         facts = invariants(hidden(algebra.table, most=5.0))
         assert facts.multilinear_ranks == (algebra.n,) * 3
         assert (facts.commutator < 1e-9) == commutes
@@ -154,7 +158,9 @@ def test_the_hyperdeterminant_at_n_2():
     signs = {"complex": -1, "split_complex": 1, "dual": 0}
     for orbit in orbits(2):
         table = hidden(orbit.algebra, most=5.0)
-        assert torch.where(hyperdeterminant(table).abs() < 1e-12, 0, hyperdeterminant(table).sign()) == signs[orbit.name]
+        assert (
+            torch.where(hyperdeterminant(table).abs() < 1e-12, 0, hyperdeterminant(table).sign()) == signs[orbit.name]
+        )
     assert invariants(named("complex").table).signature == (2, 0)
     assert invariants(named("split_complex").table).signature == (1, 1)
     assert invariants(dual.table).signature == (1, 0)
@@ -173,7 +179,7 @@ def test_the_normal_matrix_is_the_jacobians():
 
 
 def test_dimensions_of_orbits():
-    """36 or 48 or 192 less what leaves the table as it is: 2 x 2 for complex, 11 for quaternions, 30 for octonions."""
+    """All bases less those that leave the table as it is: 4 for complex, 11 for quaternions, 30 for octonions."""
     assert orbit_dimension(named("complex").table) == 12 - 4
     assert orbit_dimension(quaternion.table) == 48 - 11
     assert orbit_dimension(octonion.table) == 192 - 30
@@ -184,7 +190,9 @@ def test_bases_stay_orthogonal_or_bounded():
     table = direct(3).table
     rigid = descend(table, target, starts, 10, orthogonal=True)
     assert torch.allclose(condition(rigid.bases), torch.ones(4, dtype=torch.float64))
-    assert torch.allclose((target - transformed(rigid.bases, table.expand(4, 3, 3, 3))).flatten(1).norm(dim=1), rigid.error)
+    assert torch.allclose(
+        (target - transformed(rigid.bases, table.expand(4, 3, 3, 3))).flatten(1).norm(dim=1), rigid.error
+    )
     wild = torch.diag_embed(torch.tensor([1.0, 1e-3, 1e-9], dtype=torch.float64)).expand(3, 3, 3)
     assert torch.allclose(condition(bounded(wild, 100.0)), torch.tensor(100.0, dtype=torch.float64))
 

@@ -151,9 +151,7 @@ def _identification(
         return Identification(n, None, share, _nameless(n, rows), None, tuple(rows), invariants(target))
     orbit = next(orbit for orbit in candidates if orbit.name == best.name)
     facts = invariants(target, max(EXACT, 2 * best.distance))
-    return Identification(
-        n, best.name, best.plausibility, _named(best, rows, orbit), orbit.rank, tuple(rows), facts
-    )
+    return Identification(n, best.name, best.plausibility, _named(best, rows, orbit), orbit.rank, tuple(rows), facts)
 
 
 def _named(best: Distance, rows: list[Distance], orbit: Orbit) -> str:

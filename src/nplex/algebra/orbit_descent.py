@@ -110,7 +110,9 @@ def orbit_dimension(table: Float[Tensor, "n n n"]) -> int:
 
 
 def _solved(
-    here: Float[Tensor, "b n n n"], residual: Float[Tensor, "b n n n"], damping: Float[Tensor, "b"],
+    here: Float[Tensor, "b n n n"],
+    residual: Float[Tensor, "b n n n"],
+    damping: Float[Tensor, "b"],
     moves: Float[Tensor, "unknowns moves"] | None,
 ) -> Float[Tensor, "b 3 n n"]:
     """The damped least squares move towards the residual; nothing where rounding spoils the factorization."""

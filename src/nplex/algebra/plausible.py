@@ -43,8 +43,8 @@ def evidence(orbit: Orbit, distance: float) -> float:
 def plausibilities(orbits: tuple[Orbit, ...], distances: list[float]) -> tuple[list[float], float]:
     """The share of each explanation, and that of nothing known; they sum to 1.
 
-    First whether it is one of them at all: the best `exp(evidence)` against 1. Then which: `exp(evidence) .1^c`, c the
-    codimension, because bases of high condition bring an algebra near to its limits (smaller orbits) far more
+    First whether it is one of them at all: the best `exp(evidence)` against 1. Then which: `exp(evidence) .1^c`, c
+    the codimension, because bases of high condition bring an algebra near to its limits (smaller orbits) far more
     often than chance would; .1 is how near they typically come. At n = 1 and 2 there is nothing else than the listed
     algebras, but for a set of no volume.
     """
