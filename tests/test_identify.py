@@ -30,9 +30,9 @@ def hidden(table, noise=0.0, most=30.0, seed=0):
     return moved / moved.norm() + noise * added / added.norm()
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
-def test_exact_tables_are_named(n):
-    for orbit in orbits(n):
+@pytest.mark.parametrize(("n", "count"), [(2, 3), (3, 6), (4, 3)])
+def test_exact_tables_are_named(n, count):
+    for orbit in orbits(n)[:count]:
         found = identify(hidden(orbit.algebra, most=10.0))
         assert found.name == orbit.name
         assert found.distances[0].name == orbit.name
@@ -179,7 +179,7 @@ def test_the_normal_matrix_is_the_jacobians():
 
 
 def test_dimensions_of_orbits():
-    """36 or 48 or 192 less what leaves the table as it is: 2 x 2 for complex, 11 for quaternions, 30 for octonions."""
+    """All bases less those that leave the table as it is: 4 for complex, 11 for quaternions, 30 for octonions."""
     assert orbit_dimension(named("complex").table) == 12 - 4
     assert orbit_dimension(quaternion.table) == 48 - 11
     assert orbit_dimension(octonion.table) == 192 - 30

@@ -26,8 +26,8 @@ class Invariants:
         multilinear_ranks: The ranks of its three flattenings: component, result, input.
         symmetry: `|| T - T' || / || T ||` for T' with component and input exchanged, component and result, result
             and input: in the bases it came in.
-        unit: The smallest `|| L_e - 1 ||^2 + || R_e - 1 ||^2` over all e, its root, relative to sqrt(2 n): in the bases
-            it came in.
+        unit: The smallest `|| L_e - 1 ||^2 + || R_e - 1 ||^2` over all e, its root, relative to sqrt(2 n): in the
+            bases it came in.
         division: The condition of the best pair of factors u, v that it was normalised with; infinite where no
             factor can be divided by, so that no isotope has a unit.
         commutator: `|| x o y - y o x ||` over all units, relative, in isotopes with a unit; None without any.

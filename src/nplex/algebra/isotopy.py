@@ -49,7 +49,7 @@ def random_bases(n: int, most: float, generator: torch.Generator) -> Bases:
     found = []
     while len(found) < 3:
         drawn = torch.randn(n, n, generator=generator, dtype=torch.float64, device="cpu")
-        if condition(drawn[None]) <= most:
+        if torch.linalg.cond(drawn) <= most:
             found.append(drawn)
     return torch.stack(found)
 

@@ -62,7 +62,7 @@ def nearest(algebra: Table, target: Table, generator: torch.Generator, wave: int
 def nearest_rigid(
     algebra: Table, target: Table, bases: Float[Tensor, "3 n n"], generator: torch.Generator
 ) -> Nearest:
-    """The best of several starts under orthogonal matrices and a scale; one start is what is orthogonal in `bases`."""
+    """The best of several starts under orthogonal matrices and a scale; one is what is orthogonal in `bases`."""
     count, n = RIGID[0][0], target.shape[0]
     u, _, v = torch.linalg.svd(bases)
     starts = torch.cat([(u @ v)[None], orthogonal_bases(count - 1, n, generator)])

@@ -101,7 +101,6 @@ def _four() -> list[_Row]:
 
 
 def _eight() -> list[_Row]:
-    four = known.complex_
     return [
         ("octonion", (), known.octonion.table, None),
         ("split octonion", (), _split_octonion(), None),
@@ -115,7 +114,7 @@ def _eight() -> list[_Row]:
         ("clifford(0,0,3)", ("exterior algebra of 3",), _clifford(0, 0, 3), None),
         ("direct(8)", (), known.direct(8).table, 8),
         ("cyclic(8)", ("2 real + 3 complex",), known.cyclic(8).table, 11),
-        ("4 complex", (), _sum(four, four, four, four), 12),
+        ("4 complex", (), _sum(*[known.complex_] * 4), 12),
     ]
 
 

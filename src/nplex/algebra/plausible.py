@@ -16,7 +16,7 @@ LIMITS = 0.1
 LEAST = 1e-6
 # Noise that could have moved a table over the border between two algebras that fill everything: n = 2.
 BORDER_NOISE = 0.01
-# Farther than this after a first wave of starts, others are not tried.
+# Farther than this from everything after a first wave of starts, no more are tried.
 HOPELESS = 0.35
 # Explanations this many times better than chance settle who it is, but for its limits.
 SETTLED = 1e3
@@ -43,8 +43,8 @@ def evidence(orbit: Orbit, distance: float) -> float:
 def plausibilities(orbits: tuple[Orbit, ...], distances: list[float]) -> tuple[list[float], float]:
     """The share of each explanation, and that of nothing known; they sum to 1.
 
-    First whether it is one of them at all: the best `exp(evidence)` against 1. Then which: `exp(evidence) .1^c`, c the
-    codimension, because bases of high condition bring an algebra near to its limits (smaller orbits) far more
+    First whether it is one of them at all: the best `exp(evidence)` against 1. Then which: `exp(evidence) .1^c`, c
+    the codimension, because bases of high condition bring an algebra near to its limits (smaller orbits) far more
     often than chance would; .1 is how near they typically come. At n = 1 and 2 there is nothing else than the listed
     algebras, but for a set of no volume.
     """
@@ -62,8 +62,8 @@ def plausibilities(orbits: tuple[Orbit, ...], distances: list[float]) -> tuple[l
 def open_(orbits: tuple[Orbit, ...], distances: list[float], wave: int) -> list[int]:
     """Which may still turn out to be the name after more starts.
 
-    Those that are near already, and, once an algebra is settled on, are limits of it or, for two waves in small
-    sizes, about as near.
+    None when all are far, as from random tables. Else for two waves all, then those that are near; and, once an
+    algebra is settled on, those that may be limits of it or, for two waves in small sizes, are about as near.
     """
     if not orbits:
         return []
@@ -72,9 +72,12 @@ def open_(orbits: tuple[Orbit, ...], distances: list[float], wave: int) -> list[
     settled = values[first] > math.log(SETTLED) and distances[first] <= NEAR
     if settled and distances[first] <= LEAST:
         return []
+    if not settled and min(distances) >= HOPELESS:
+        return []
     least = orbits[first].codimension if settled else 0
+    far = HOPELESS if settled or wave > 2 else 1.0
     beside = 5 * distances[first] if wave <= 2 and orbits[first].algebra.shape[0] <= 4 else 0.0
     return [
         i for i, (orbit, distance) in enumerate(zip(orbits, distances, strict=True))
-        if LEAST < distance < HOPELESS and (orbit.codimension > least or distance < beside)
+        if LEAST < distance <= far and (orbit.codimension > least or distance < beside)
     ]  # fmt: skip
