@@ -132,6 +132,15 @@ def test_bad_tables_are_refused(bad, message):
         identify(bad)
 
 
+def test_noise_decides_at_n_2():
+    """A complex table next to a dual one is either, depending on what its numbers are good for."""
+    near = dual.table + torch.tensor([[[0.0, 0], [0, 0]], [[0, -0.003], [0, 0]]], dtype=torch.float64)
+    assert identify(near, noise=1e-4).name == "complex"
+    assert identify(near, noise=0.05).name == "dual"
+    with pytest.raises(ValueError, match=r"noise must be from 0\.0001 to 0\.1"):
+        identify(near, noise=0.0)
+
+
 def test_what_is_no_rule_is_refused(unchecked):
     with pytest.raises(TypeError, match="must be a tensor, an Algebra or a BilinearAlgorithm, got str"):
         identify("quaternion")

@@ -11,7 +11,7 @@ from nplex.algebra.bilinear import BilinearAlgorithm
 from nplex.algebra.invariants import Invariants, invariants
 from nplex.algebra.nearest_orbit import Nearest, nearest, nearest_rigid
 from nplex.algebra.orbits import LARGEST, Orbit, orbits
-from nplex.algebra.plausible import NEAR, open_, plausibilities
+from nplex.algebra.plausible import NEAR, NOISE, open_, plausibilities
 from nplex.algebra.table import Algebra
 
 # Waves of starts that an algebra gets while it may still turn out to be the one.
@@ -79,7 +79,7 @@ class Identification:
 
 
 @torch.no_grad()
-def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0) -> Identification:
+def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0, *, noise: float = NOISE) -> Identification:
     """The known algebra A and bases with the least `|| (P, Q, R) A - T || / || T ||`, and whether that says anything.
 
     Each algebra of the size is compared by descents from many starts, first all, then the ones that may still turn
@@ -92,10 +92,12 @@ def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0) -> Ident
         rule: n x n x n, real, of any type on any device; an algebra; or factors. From n = 10 on only its invariants
             are given.
         seed: The same seed gives the same result; torch's own random state is not touched.
+        noise: What share of the table's norm may be noise, from .0001 to .1. It matters at n = 2 only, where dual
+            numbers are named within it; larger tables show theirs.
 
     Raises:
         TypeError: It is none of these.
-        ValueError: It is no cube, not real, not finite, or all zeros.
+        ValueError: It is no cube, not real, not finite, or all zeros; or noise is out of its range.
 
     Source: Albert, Non-associative algebras I (1942), for isotopy.
 
@@ -105,11 +107,13 @@ def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0) -> Ident
         'matrices(2)'
     """
     table = _checked(rule)
+    if not 1e-4 <= noise <= NEAR:
+        raise ValueError(f"noise must be from 0.0001 to {NEAR}, a share of the table's norm, got {noise!r}")
     target = table / table.norm()
     candidates = orbits(target.shape[0])
     generator = torch.Generator("cpu").manual_seed(seed)
     found = _nearest(candidates, target, generator)
-    shares, nothing = plausibilities(candidates, [near.distance for near in found])
+    shares, nothing = plausibilities(candidates, [near.distance for near in found], noise)
     rigid = [
         nearest_rigid(orbit.algebra, target, near.bases, generator)
         for orbit, near in zip(candidates, found, strict=True)

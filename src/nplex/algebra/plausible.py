@@ -14,33 +14,36 @@ PRIOR = 130.0
 LIMITS = 0.1
 # Distances below it are rounding.
 LEAST = 1e-6
-# Noise that could have moved a table over the border between two algebras that fill everything: n = 2.
-BORDER_NOISE = 0.01
+# At n = 2, where a table's own numbers do not show its noise: dual numbers are named within .77 of it.
+NOISE = 0.01
 # Farther than this from everything after a first wave of starts, no more are tried.
 HOPELESS = 0.35
 # Explanations this many times better than chance settle who it is, but for its limits.
 SETTLED = 1e3
 
 
-def evidence(orbit: Orbit, distance: float) -> float:
+def evidence(orbit: Orbit, distance: float, noise: float = NOISE) -> float:
     """The logarithm of `B(c / 2, d / 2) r^-c / 130`: how much likelier a table at r is near the orbit than by chance.
 
     A table of N = n^3 random numbers of one variance has a part d / N of its squared norm within a linear space of
     dimension d; one that lies there up to noise of any size (each decade as likely) is at distance r this many times
     as often, c = N - d. The orbit is curved and not linear, so this is a measure, not a probability; the factor
     130 keeps names off random tables. An orbit of full dimension explains each table in it as well as chance
-    does, and one at r with noise of .01.
+    does, and one at r with this noise; at n = 2 the factor is `1.3 / noise`.
     """
     codimension, r = orbit.codimension, max(distance, LEAST)
     if codimension == 0:
-        beyond = 0.0 if distance <= LEAST else distance * math.sqrt(orbit.dimension) / BORDER_NOISE
+        beyond = 0.0 if distance <= LEAST else distance * math.sqrt(orbit.dimension) / noise
         return math.log(max(math.erfc(beyond / 2**0.5), 1e-300))
     c, d = torch.tensor([codimension / 2, orbit.dimension / 2], dtype=torch.float64)
     beta = float(torch.lgamma(c) + torch.lgamma(d) - torch.lgamma(c + d))
-    return beta - codimension * math.log(r) - math.log(PRIOR)
+    prior = PRIOR * NOISE / noise if orbit.algebra.shape[0] == 2 else PRIOR
+    return beta - codimension * math.log(r) - math.log(prior)
 
 
-def plausibilities(orbits: tuple[Orbit, ...], distances: list[float]) -> tuple[list[float], float]:
+def plausibilities(
+    orbits: tuple[Orbit, ...], distances: list[float], noise: float = NOISE
+) -> tuple[list[float], float]:
     """The share of each explanation, and that of nothing known; they sum to 1.
 
     First whether it is one of them at all: the best `exp(evidence)` against 1. Then which: `exp(evidence) .1^c`, c
@@ -50,7 +53,7 @@ def plausibilities(orbits: tuple[Orbit, ...], distances: list[float]) -> tuple[l
     """
     if not orbits:
         return [], 1.0
-    values = [evidence(orbit, distance) for orbit, distance in zip(orbits, distances, strict=True)]
+    values = [evidence(orbit, distance, noise) for orbit, distance in zip(orbits, distances, strict=True)]
     filled = any(orbit.codimension == 0 for orbit in orbits)
     logs = torch.tensor(values, dtype=torch.float64)
     some = 1.0 if filled else float(torch.sigmoid(logs.max()))
@@ -63,7 +66,8 @@ def open_(orbits: tuple[Orbit, ...], distances: list[float], wave: int) -> list[
     """Which may still turn out to be the name after more starts.
 
     None when all are far, as from random tables. Else for two waves all, then those that are near; and, once an
-    algebra is settled on, those that may be limits of it or, for two waves in small sizes, are about as near.
+    algebra is settled on, those that may be limits of it or, for two waves in small sizes, are about as near. After
+    two waves only those within ten times the least distance.
     """
     if not orbits:
         return []
@@ -75,7 +79,7 @@ def open_(orbits: tuple[Orbit, ...], distances: list[float], wave: int) -> list[
     if not settled and min(distances) >= HOPELESS:
         return []
     least = orbits[first].codimension if settled else 0
-    far = HOPELESS if settled or wave > 2 else 1.0
+    far = 1.0 if not settled and wave <= 2 else HOPELESS if wave <= 2 else min(HOPELESS, 10 * min(distances))
     beside = 5 * distances[first] if wave <= 2 and orbits[first].algebra.shape[0] <= 4 else 0.0
     return [
         i for i, (orbit, distance) in enumerate(zip(orbits, distances, strict=True))
