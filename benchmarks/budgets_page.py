@@ -6,6 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import LogLocator, NullFormatter
+
 from nplex import plot
 
 AXES = {"flops": "training FLOPs", "blocks": "parameters of the blocks", "seconds": "training, seconds"}
@@ -124,6 +126,9 @@ def figure(found: dict, path: Path) -> None:
                 axes.scatter([row[axis]] * len(row["tests"]), row["tests"], s=26, color=color, marker=marker)
             axes.plot([], [], style, color=color, label=family)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("e+", "e"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(name)
         axes.grid(alpha=0.25, which="both")
     drawn.axes[0].set_ylabel("test loss, nats a byte")

@@ -12,6 +12,7 @@ from nplex.checkpoint import read_json, write_json
 from nplex.cli import app
 from nplex.nn import LearnedRule, Linear
 from nplex.recipes.language import language
+from nplex.report import identified
 from nplex.report.read import Told
 from nplex.report.tables import LEVELS, MOST_BYTES, packed
 from nplex.train import rules
@@ -43,13 +44,29 @@ def call(*arguments):
 def page(compared, tmp_path_factory):
     pytest.importorskip("plotly")
     place = tmp_path_factory.mktemp("page") / "report.html"
-    done = call("report", compared, "--out", place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identified, "MOST", 1)  # a second each
+        done = call("report", compared, "--out", place)
     assert done.exit_code == 0, done.output
     return place
 
 
 def data_of(page):
     return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text())[1])
+
+
+def test_a_page_tells_which_algebras_the_first_layers_found(page):
+    for run in data_of(page)["rules"]:
+        first, *others = run["layers"]
+        assert len(first["identified"]) == 2
+        assert all("distance" in verdict or "nearest" in verdict for verdict in first["identified"])
+        assert not any("identified" in layer for layer in others)
+
+
+def test_a_page_without_identifying(compared, tmp_path):
+    assert call("report", compared, "--out", tmp_path / "page.html", "--no-identify").exit_code == 0
+    layers = [layer for run in data_of(tmp_path / "page.html")["rules"] for layer in run["layers"]]
+    assert not any("identified" in layer for layer in layers)
 
 
 def test_rules_are_kept_before_the_first_step_and_after_each_epoch(compared):
