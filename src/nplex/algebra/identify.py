@@ -151,7 +151,7 @@ def _identification(
     n = target.shape[0]
     best = rows[0] if rows else None
     if best is None or best.distance > NEAR or best.plausibility < LEAST_CONFIDENCE:
-        share = 1.0 if best is None or best.distance > NEAR else nothing
+        share = 1.0 if best is None else max(nothing, 1.0 - best.plausibility) if best.distance <= NEAR else 1.0
         return Identification(n, None, share, _nameless(n, rows), None, tuple(rows), invariants(target))
     orbit = next(orbit for orbit in candidates if orbit.name == best.name)
     facts = invariants(target, max(EXACT, 2 * best.distance))

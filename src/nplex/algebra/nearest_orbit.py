@@ -18,13 +18,14 @@ from nplex.algebra.unital import random_isomorphisms, unital_isotopes
 Table = Float[Tensor, "n n n"]
 
 # (how many go on, steps): after the first, the better ones.
-SMALL = ((24, 12), (8, 20), (3, 30))
+SMALL = ((32, 12), (12, 20), (4, 30))
 LARGE = ((24, 12), (8, 20), (2, 30))
 POLISH = 40
 RIGID = ((16, 12), (3, 30))
-# How much the sides are evened before a search, one after the other: most tables like the second, nilpotent ones
-# (whose sides cannot be evened) the first.
-EVENED = (1, 4, 2)
+# How much the sides are evened before a search, by wave: algebras without nilpotents like much of it, those with (whose
+# sides cannot be evened) little; small noisy tables are sometimes found only without.
+EVENED_SMALL = (1, 0, 4)
+EVENED_LARGE = (1, 4, 2)
 FLOOR = 1e-3
 # Isotopes with a unit that starts are made from, and the share of starts that are not.
 ISOTOPES = 4
@@ -52,8 +53,8 @@ def nearest(algebra: Table, target: Table, generator: torch.Generator, wave: int
     its isotopes with a unit would be; the last descent is towards the target as it is, so that noise counts as it
     came.
     """
-    even, evening = evened(target, EVENED[wave % len(EVENED)], FLOOR)
-    stages = SMALL if target.shape[0] <= 4 else LARGE
+    stages, rounds = (SMALL, EVENED_SMALL) if target.shape[0] <= 4 else (LARGE, EVENED_LARGE)
+    even, evening = evened(target, rounds[wave % len(rounds)], FLOOR)
     found = _staged(algebra, even, _starts(algebra, even, stages[0][0], generator), stages, orthogonal=False)
     back = _scaled(algebra, target, bounded(torch.linalg.inv(evening) @ found.bases, MOST_CONDITION / 2))
     return _best(descend(algebra, target, back, POLISH, bounded=True), target)
