@@ -52,6 +52,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/find.py
 	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/rules.py
 
 .venv-peers/.ready: pyproject.toml constraints.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

@@ -44,18 +44,29 @@
     };
   }
 
+  const WINDOWS = 12;  // the loss of single steps is noisy: each point is the mean of a 12th of them, around it
+
+  function smooth(values) {
+    const reach = Math.floor(values.length / WINDOWS / 2);
+    return values.map((_, at) => {
+      const near = values.slice(Math.max(0, at - reach), at + reach + 1).filter((value) => value !== null);
+      return near.length ? near.reduce((sum, value) => sum + value, 0) / near.length : null;
+    });
+  }
+
   function drawCurves() {
     const key = Object.keys(data.curves[0].history[0] || {}).find((name) => name !== "epoch" && name !== "loss");
     const epochs = (run) => run.history.map((entry) => entry.epoch);
     const bySteps = data.curves.every((run) => run.steps.length > 1);
     const losses = data.curves.map((run) => (bySteps
-      ? curve(run, run.steps, run.losses)
+      ? curve(run, run.steps, smooth(run.losses))
       : curve(run, epochs(run), run.history.map((entry) => entry.loss))));
     const titled = (text) => ({ title: { text } });
     const longest = Math.max(...data.curves.map((run) => run.history.length));
     const whole = longest <= 12 ? { dtick: 1 } : {};
     const legend = { showlegend: data.curves.length <= 8 };
     Plotly.react("loss", losses, layout({ ...legend, xaxis: titled(bySteps ? "step" : "epoch"), yaxis: titled("loss, nats") }), OPTIONS);
+    get("loss-caption").textContent = bySteps ? "Training loss, a running mean over steps." : "Training loss of each epoch.";
     const dev = data.curves.map((run) => curve(run, epochs(run), run.history.map((entry) => entry[key])));
     Plotly.react("dev", dev, layout({ ...legend, xaxis: { ...titled("epoch"), ...whole }, yaxis: titled(key) }), OPTIONS);
     get("dev-caption").textContent = `${key} on the dev part, after each epoch. Colours are rules, dashes seeds.`;
