@@ -142,7 +142,7 @@ def test_many_tables_are_thinned_to_what_a_page_may_hold():
 def test_a_single_run_has_a_page_in_its_own_folder(compared, tmp_path):
     pytest.importorskip("plotly")
     shutil.copytree(compared / "2-3-seed1", tmp_path / "run")
-    assert call("report", tmp_path / "run").exit_code == 0
+    assert call("report", tmp_path / "run", "--no-identify").exit_code == 0
     assert [run["run"] for run in data_of(tmp_path / "run" / "report.html")["rules"]] == ["n = 2, rank 3, seed 1"]
 
 
@@ -152,7 +152,7 @@ def test_what_a_file_says_cannot_leave_its_place(compared, tmp_path):
     result = read_json(tmp_path / "run" / "result.json")
     result["recipe"]["rule"] = "</script><script>alert(1)</script>"
     write_json(tmp_path / "run" / "result.json", result)
-    assert call("report", tmp_path / "run").exit_code == 0
+    assert call("report", tmp_path / "run", "--no-identify").exit_code == 0
     assert "<script>alert" not in (tmp_path / "run" / "report.html").read_text()
 
 
@@ -177,7 +177,7 @@ def test_a_run_that_diverged_has_its_page(compared, tmp_path):
     result = read_json(tmp_path / "run" / "result.json")
     result["history"][-1]["loss"] = float("nan")
     (tmp_path / "run" / "result.json").write_text(json.dumps(result))
-    assert call("report", tmp_path / "run").exit_code == 0
+    assert call("report", tmp_path / "run", "--no-identify").exit_code == 0
     assert data_of(tmp_path / "run" / "report.html")["curves"][0]["history"][-1]["loss"] is None
 
 
