@@ -1,6 +1,7 @@
 """Rules read from files, printed and drawn."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -91,6 +92,32 @@ def test_rules_of_a_run_before_and_after(tmp_path):
     torch.testing.assert_close(
         found["0.rule, epoch 2"] - found["0.rule, epoch 0"], torch.full((2, 2, 2), 2.0).double()
     )
+
+
+def test_the_rules_that_were_learned_from_examples(tmp_path):
+    assert call("rule", "learn", "complex", "--seed", 3, "--out", tmp_path / "learned")[0] == 0
+    found = stored_rules(tmp_path / "learned" / "rule.safetensors")
+    first, last = found
+    assert first == "seed 3, step 0"
+    assert last.startswith("seed 3, step ")
+    torch.testing.assert_close(found[last], algebra.complex_.table)
+    assert not torch.allclose(found[first], algebra.complex_.table)
+
+
+def test_identify_prints_the_verdict_of_one_and_a_line_for_each_of_several(tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps(algebra.dual.table.tolist()))
+    code, out, _ = call("rule", "identify", tmp_path / "own.json")
+    assert code == 0
+    assert out.startswith("dual (= clifford(0,0,1)")
+    code, out, _ = call("rule", "identify", tmp_path / "own.json", "--json")
+    assert json.loads(out)["own"]["name"] == "dual"
+    nplex.save(
+        nn.Sequential(Linear(8, 8, rule=algebra.dual), Linear(8, 8, rule=algebra.complex_)),
+        tmp_path / "m.safetensors",
+    )
+    code, out, _ = call("rule", "identify", tmp_path / "m.safetensors")
+    assert code == 0
+    assert re.search(r"0\.rule +2 +dual .*1\.rule +2 +complex", out, re.DOTALL)
 
 
 @pytest.mark.parametrize("whole", [True, False])

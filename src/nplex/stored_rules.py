@@ -15,6 +15,7 @@ from nplex.place import MODEL
 
 Rule = Float[Tensor, "n n n"] | BilinearAlgorithm
 FACTORS = BilinearAlgorithm._fields
+LEARNED = "table over training"  # what nplex rule learn writes into its file's header
 
 
 def stored_rules(path: Path) -> dict[str, Rule]:
@@ -22,7 +23,8 @@ def stored_rules(path: Path) -> dict[str, Rule]:
 
     Args:
         path: a .safetensors file: of a model that nplex or transformers saved, or the rules.safetensors of a run, of
-            which the tables before the first step and after the last pass are given; a folder with such a model; or
+            which the tables before the first step and after the last pass are given, or the rule.safetensors that
+            nplex rule learn wrote; a folder with such a model; or
             a .json file with n x n x n numbers, or with an object that has them as `table`.
 
     Raises:
@@ -63,9 +65,13 @@ def _tensors(path: Path) -> dict[str, Rule]:
         with safe_open(path, "pt") as file:
             names = [name for name in file.keys() if _is_of_rule(name)]  # noqa: SIM118
             found = {name: file.get_tensor(name).double() for name in names}
+            learned = LEARNED in (file.metadata() or {}).get("nplex", "")
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file or a .json with a table: {error}") from None
-    rules = _of_run(found) if found and all("/" in name for name in found) else _of_model(found)
+    if learned:
+        rules = _of_learning(found)
+    else:
+        rules = _of_run(found) if found and all("/" in name for name in found) else _of_model(found)
     if not rules:
         raise ValueError(f"{path} holds no rule: none of its tensors is called ...rule.table or ...rule.decode")
     for name, rule in rules.items():
@@ -86,6 +92,16 @@ def _of_run(tensors: dict[str, Tensor]) -> dict[str, Rule]:
     layers = sorted({name.partition("/")[2] for name in tensors})
     wanted = {f"{layer}, epoch {epoch}": f"{epoch}/{layer}" for layer in layers for epoch in (epochs[0], epochs[-1])}
     return {shown: tensors[name] for shown, name in wanted.items() if name in tensors}
+
+
+def _of_learning(tensors: dict[str, Tensor]) -> dict[str, Rule]:
+    """The tables before the first step and after the last one, of each seed."""
+    steps: dict[int, list[int]] = {}
+    for name in tensors:
+        seed, _, step = name.partition("/")
+        steps.setdefault(int(seed), []).append(int(step))
+    ends = [(seed, step) for seed, found in sorted(steps.items()) for step in (min(found), max(found))]
+    return {f"seed {seed}, step {step}": tensors[f"{seed}/{step}"] for seed, step in ends}
 
 
 def _of_model(tensors: dict[str, Tensor]) -> dict[str, Any]:

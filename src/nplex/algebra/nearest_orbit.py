@@ -22,8 +22,8 @@ SMALL = ((32, 12), (12, 20), (4, 30))
 LARGE = ((24, 12), (8, 20), (2, 30))
 POLISH = 40
 RIGID = ((16, 12), (3, 30))
-# How much the sides are evened before a search, by wave: algebras without nilpotents like much of it, those with (whose
-# sides cannot be evened) little; small noisy tables are sometimes found only without.
+# How much the sides are evened before a search, by wave: algebras without nilpotents like much of it, those with,
+# whose sides cannot be evened, little; small noisy tables are sometimes found only without.
 EVENED_SMALL = (1, 0, 4)
 EVENED_LARGE = (1, 4, 2)
 FLOOR = 1e-3

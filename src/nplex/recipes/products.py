@@ -11,9 +11,9 @@ from torch import Tensor
 
 from nplex.algebra import Algebra, matrices, named, quaternion
 from nplex.checkpoint import read_json, read_tensors
+from nplex.stored_rules import LEARNED
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
-TABLES = "table over training"
 FILES = (".json", ".safetensors")
 
 
@@ -130,7 +130,7 @@ def _last_table(path: Path) -> Float[Tensor, "n n n"]:
         steps = {name: (-int(name.partition("/")[0]), int(name.partition("/")[2])) for name in tensors}
     except ValueError:
         raise ValueError(foreign) from None
-    if header.get("holds") != TABLES or not steps:
+    if header.get("holds") != LEARNED or not steps:
         raise ValueError(foreign)
     try:
         return Algebra.from_table(tensors[max(steps, key=lambda name: steps[name])].double()).table

@@ -11,11 +11,11 @@ from nplex.checkpoint import write_json, write_tensors, write_text
 from nplex.environment import environment
 from nplex.place import LEARNED_CURVE, LEARNED_PAGE, LEARNED_TABLES, LEARNED_VIDEO, RESULT, SETTINGS
 from nplex.plot import new_figure
-from nplex.recipes.products import TABLES
 from nplex.recipes.rule_figures import animation, curves, shown
 from nplex.recipes.rule_learned import Learned
 from nplex.recipes.rule_text import algorithm, beside, explained, rows
 from nplex.recipes.rules import RuleLearning
+from nplex.stored_rules import LEARNED
 
 
 def check_figures() -> None:
@@ -41,7 +41,7 @@ def write(folder: Path, recipe: RuleLearning, learned: Sequence[Learned]) -> Non
         ImportError: matplotlib is not installed; names the command.
     """
     tables = {f"{one.seed}/{m.step}": m.table for one in learned for m in shown(one.trail)}
-    write_tensors(folder / LEARNED_TABLES, tables, {"holds": TABLES, "product": recipe.product})
+    write_tensors(folder / LEARNED_TABLES, tables, {"holds": LEARNED, "product": recipe.product})
     curves(learned, folder / LEARNED_CURVE)
     animation(learned[0], folder / LEARNED_VIDEO)
     write_text(folder / LEARNED_PAGE, page(recipe, learned))
