@@ -84,8 +84,12 @@ def interruptible(advice: str) -> Iterator[None]:
 
 @contextmanager
 def progress() -> Iterator["Report"]:
-    """A bar for each run where stderr is a terminal, else a line for each epoch."""
+    """A bar for each run where stderr is a terminal, else a line for each epoch; of several processes the first's."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from nplex.train import main_process
+
+    shows = main_process()
 
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -95,7 +99,7 @@ def progress() -> Iterator["Report"]:
         TimeRemainingColumn(),
     )
     bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=messages, disable=not messages.is_terminal) as shown:
+    with Progress(*columns, console=messages, disable=not (shows and messages.is_terminal)) as shown:
 
         def report(label: str, state, steps: int) -> None:
             note = f"{state.tokens / max(state.seconds, 1e-9):,.0f} tokens/s"
@@ -106,7 +110,7 @@ def progress() -> Iterator["Report"]:
             if label not in bars:
                 bars[label] = shown.add_task(label, total=steps, note=note)
             shown.update(bars[label], completed=state.step, note=note)
-            if not messages.is_terminal and state.batch == 0:
+            if shows and not messages.is_terminal and state.batch == 0:
                 messages.print(f"{label}: epoch {state.epoch}, {note}", soft_wrap=True)
 
         yield report
