@@ -52,7 +52,7 @@ class Identification:
     Attributes:
         n: The dimension.
         name: The algebra, or None.
-        confidence: Of the verdict, from 0 to 1: its share of all explanations.
+        confidence: Of the verdict, from 0 to 1: its share of all explanations; a score, not calibrated.
         verdict: A sentence for a person.
         rank: How many products the named algebra needs, where that is known; else None.
         distances: To each known algebra of this size, the nearest explanation first.
