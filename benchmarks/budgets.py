@@ -1,7 +1,7 @@
 """Is a wider hypercomplex model better than a dense one of the same parameters, or of the same training FLOPs?
 
-    python benchmarks/budgets.py           # about an hour and a half on one thread
-    python benchmarks/budgets.py --base 64 # two thirds of an hour
+    python benchmarks/budgets.py           # not run to its end yet
+    python benchmarks/budgets.py --base 64 # an hour and a half beside other programs
     python benchmarks/budgets.py --quick   # tiny models and three steps, to see that it runs; writes no results
 
 The language recipe on bytes, its blocks of each family: dense; learned rules of rank n and of the generic rank; low

@@ -16,6 +16,7 @@ from nplex.recipes.rule_learned import Learned
 from nplex.recipes.rule_text import algorithm, beside, explained, rows
 from nplex.recipes.rules import RuleLearning
 from nplex.stored_rules import LEARNED
+from nplex.summary import markdown_table
 
 
 def check_figures() -> None:
@@ -53,10 +54,9 @@ def write(folder: Path, recipe: RuleLearning, learned: Sequence[Learned]) -> Non
 def page(recipe: RuleLearning, learned: Sequence[Learned]) -> str:
     """The result as Markdown."""
     first = learned[0]
-    titles, *lines = rows(learned)
     parts = [
         f"# {headline(recipe, first)}",
-        "\n".join(_row(cells) for cells in (titles, ["---"] * len(titles), *lines)),
+        markdown_table(rows(learned)),
         explained(first),
         f"```text\n{beside(first)}\n```",
     ]
@@ -103,7 +103,3 @@ def _fractions(exact: ExactAlgorithm) -> dict[str, Any]:
 
     names = ("encode_component", "encode_input", "decode")
     return {name: columns(getattr(exact, name)) for name in names} | {"formulas": formulas(exact).splitlines()}
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

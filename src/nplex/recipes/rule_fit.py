@@ -122,10 +122,10 @@ class LeastSquares(NamedTuple):
 
 
 def fit(
-    learner: Learner, examples: Examples, steps: Steps, generator: torch.Generator, report: Report
-) -> list[Moment]:
-    """Trains the learner in place; the moments of its training."""
-    whole = LeastSquares.of(examples)
+    learner: Learner, examples: Examples, whole: LeastSquares, steps: Steps, generator: torch.Generator,
+    report: Report,
+) -> list[Moment]:  # fmt: skip
+    """Trains the learner in place; the moments of its training. `whole` is the examples' own."""
     trail: list[Moment] = []
 
     def note(step: int) -> None:

@@ -156,8 +156,6 @@ def _verdict(product: Product, training: Training, exact: ExactAlgorithm | None)
     if training.arrived:
         return f"learned with {rule.rank} products; near it no exact algorithm in small numbers was found"
     bound = lower_bound(training.true / training.true.norm(), 1e-9)
-    needed = f"at least {bound.rank} are needed: {bound.why}"
+    proved = "proved impossible," if rule.rank < bound.rank else "proved is only that"
     failed = f"not learned: {training.starts} starts with {rule.rank} products all fail"
-    return f"{failed}; {'proved impossible' if rule.rank < bound.rank else 'proved is only that'} {needed}".replace(
-        "impossible at", "impossible, at"
-    )
+    return f"{failed}; {proved} at least {bound.rank} are needed: {bound.why}"

@@ -112,7 +112,7 @@ def learn(recipe: RuleLearning, seed: int = 0, report: Callable[[int, int, float
     goal = _goal(examples, whole)
     for start in range(_starts(recipe, product)):
         learner = _start(recipe, true.shape[0], seed * 1000 + start)
-        trail = fit(learner, examples, recipe.steps, generator, lambda *at, start=start: report(start, *at))
+        trail = fit(learner, examples, whole, recipe.steps, generator, lambda *at, start=start: report(start, *at))
         tried.append((trail, learner))
         if recipe.rank is not None and float(whole.excess(trail[-1].table)) <= goal:
             break
