@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
+from refusals import refused
 from typer.testing import CliRunner
 
 from nplex.checkpoint import read_json, read_tensors
@@ -49,15 +50,6 @@ def train(data, out, *more, verb="run", rule=("4",), epochs=1):
 def ok(result):
     assert result.exit_code == 0, result.output
     return result
-
-
-def refused(result, *parts):
-    """Exit code 2 and one line on stderr that holds these parts."""
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    (only,) = result.stderr.splitlines()
-    assert only.startswith("nplex: ")
-    assert [part for part in parts if str(part) not in only] == []
 
 
 @pytest.fixture(scope="module")

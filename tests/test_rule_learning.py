@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -32,15 +33,6 @@ ALGORITHMS = {"complex": 3, "matrices(2)": 7, "quaternion": 8}
 
 def call(*arguments):
     return CliRunner().invoke(app, spread(["rule", "learn", *map(str, arguments)]), prog_name="nplex")
-
-
-def refused(result, *parts):
-    """Exit code 2 and one line on stderr that holds these parts."""
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    (only,) = result.stderr.splitlines()
-    assert only.startswith("nplex: ")
-    assert [part for part in parts if str(part) not in only] == []
 
 
 @pytest.mark.parametrize("name", PRODUCTS)

@@ -76,3 +76,15 @@ def generic_rank(n: int) -> int:
 def as_table(rule: Tensor | BilinearAlgorithm) -> Float[Tensor, "n n n"]:
     """The table `[k, i, j]` of a rule that is held as a table or as factors."""
     return rule if isinstance(rule, Tensor) else rule.table()
+
+
+def check_cube(what: str, table: Tensor) -> None:
+    """Refuses a table that is no cube of real numbers.
+
+    Raises:
+        ValueError: names it by `what`.
+    """
+    if table.ndim != 3 or len(set(table.shape)) != 1 or table.shape[0] == 0:
+        raise ValueError(f"{what} must be a cube n x n x n, got shape {tuple(table.shape)}; pad it with zeros")
+    if table.is_complex():
+        raise ValueError(f"{what} must be real, got {table.dtype}; write complex numbers as pairs of reals")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.algebra.bilinear import BilinearAlgorithm, check_cube
 from nplex.algebra.invariants import Invariants, invariants
 from nplex.algebra.nearest_orbit import Nearest, nearest, nearest_rigid
 from nplex.algebra.orbits import LARGEST, Orbit, orbits
@@ -208,10 +208,7 @@ def _checked(rule: Tensor | Algebra | BilinearAlgorithm) -> Float[Tensor, "n n n
         rule = rule.to(torch.float64, "cpu").table()
     if not isinstance(rule, Tensor):
         raise TypeError(f"the rule must be a tensor, an Algebra or a BilinearAlgorithm, got {type(rule).__name__}")
-    if rule.ndim != 3 or len(set(rule.shape)) != 1 or rule.shape[0] == 0:
-        raise ValueError(f"the rule must be a cube n x n x n, got shape {tuple(rule.shape)}")
-    if rule.is_complex():
-        raise ValueError(f"the rule must be real, got {rule.dtype}; write complex numbers as pairs of reals")
+    check_cube("the rule", rule)
     if rule.is_meta:
         raise ValueError("the rule must have numbers, got a tensor on the meta device; load its weights first")
     table = rule.detach().to("cpu", torch.float64)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra.bilinear import BilinearAlgorithm, generic_rank
+from nplex.algebra.bilinear import BilinearAlgorithm, check_cube, generic_rank
 from nplex.algebra.lower_bound import LowerBound, lower_bound
 from nplex.algebra.smallest_rank import Attempt, Result, Task, at_rank, smallest
 from nplex.algebra.warm_start import check_start, near_factors
@@ -107,10 +107,7 @@ def _checked_table(table: Tensor) -> Float[Tensor, "n n n"]:
     """A detached float64 copy on the CPU of a table that can be searched."""
     if not isinstance(table, Tensor):
         raise TypeError(f"the table must be a tensor, got {type(table).__name__}; give algebra.table")
-    if table.ndim != 3 or len(set(table.shape)) != 1 or table.shape[0] == 0:
-        raise ValueError(f"the table must be a cube n x n x n, got shape {tuple(table.shape)}; pad it with zeros")
-    if table.is_complex():
-        raise ValueError(f"the table must be real, got {table.dtype}; write complex numbers as pairs of reals")
+    check_cube("the table", table)
     exact = table.detach().to("cpu", torch.float64)
     if bad := int((~exact.isfinite()).sum()):
         raise ValueError(f"the table must be finite, got {bad} NaN or infinite entries; mend what made them")
