@@ -35,7 +35,7 @@ def stored_rules(path: Path) -> dict[str, Rule]:
         path = _model_in(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder, and no algebra that is known by that name")
-    return _numbers(path) if path.suffix == ".json" else _tensors(path)
+    return {path.stem: table_of_json(path)} if path.suffix == ".json" else _tensors(path)
 
 
 def _model_in(folder: Path) -> Path:
@@ -44,17 +44,21 @@ def _model_in(folder: Path) -> Path:
     raise FileNotFoundError(f"{folder} holds no {MODEL}; name a file, or the folder of a run that is finished")
 
 
-def _numbers(path: Path) -> dict[str, Rule]:
-    """The table of a JSON file."""
+def table_of_json(path: Path) -> Float[Tensor, "n n n"]:
+    """The table of a JSON file, `[k][i][j]` as nested lists, alone or under "table".
+
+    Raises:
+        ValueError: the file is no JSON, or holds no cube of finite numbers.
+    """
     try:
         value = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON with n x n x n numbers: {error}") from None
+        raise ValueError(f"{path} is damaged, expected JSON with n x n x n numbers: {error}") from None
     table = value.get("table") if isinstance(value, dict) else value
     if not isinstance(table, list):
-        raise ValueError(f"{path}: expected n x n x n numbers, or an object with them as table")
+        raise ValueError(f'{path}: expected n x n x n numbers as nested lists, alone or under "table"')
     try:
-        return {path.stem: Algebra.from_table(table).table}
+        return Algebra.from_table(table).table
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -69,7 +73,7 @@ def _tensors(path: Path) -> dict[str, Rule]:
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file or a .json with a table: {error}") from None
     if learned:
-        rules = _of_learning(found)
+        rules = learning_ends(found)
     else:
         rules = _of_run(found) if found and all("/" in name for name in found) else _of_model(found)
     if not rules:
@@ -94,8 +98,12 @@ def _of_run(tensors: dict[str, Tensor]) -> dict[str, Rule]:
     return {shown: tensors[name] for shown, name in wanted.items() if name in tensors}
 
 
-def _of_learning(tensors: dict[str, Tensor]) -> dict[str, Rule]:
-    """The tables before the first step and after the last one, of each seed."""
+def learning_ends(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tables before the first step and after the last one, of each seed in a file of nplex rule learn.
+
+    Raises:
+        ValueError: a name is not `seed/step`.
+    """
     steps: dict[int, list[int]] = {}
     for name in tensors:
         seed, _, step = name.partition("/")

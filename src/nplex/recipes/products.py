@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra import Algebra, matrices, named, quaternion
-from nplex.checkpoint import read_json, read_tensors
-from nplex.stored_rules import LEARNED
+from nplex.checkpoint import read_tensors
+from nplex.stored_rules import LEARNED, learning_ends, table_of_json
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 FILES = (".json", ".safetensors")
@@ -90,12 +90,7 @@ def read_table(path: Path) -> Float[Tensor, "n n n"]:
         raise FileNotFoundError(
             f"there is no file {path}; a product is named as quaternion, or by a file that exists"
         )
-    if path.suffix == ".safetensors":
-        return _last_table(path)
-    try:
-        return Algebra.from_table(_entries(path)).table
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    return _last_table(path) if path.suffix == ".safetensors" else table_of_json(path)
 
 
 def examples_of(product: Product, count: int, block: int, noise: float, generator: torch.Generator) -> Examples:
@@ -127,33 +122,17 @@ def _last_table(path: Path) -> Float[Tensor, "n n n"]:
     foreign = f"{path} is damaged, or was not written by nplex rule learn --out; name such a file, or a .json file"
     try:
         tensors, header = read_tensors(path)
-        steps = {name: (-int(name.partition("/")[0]), int(name.partition("/")[2])) for name in tensors}
+        ends = list(learning_ends(tensors).items())
     except ValueError:
         raise ValueError(foreign) from None
-    if header.get("holds") != LEARNED or not steps:
+    if header.get("holds") != LEARNED or not ends:
         raise ValueError(foreign)
+    seed, comma, _ = ends[0][0].partition(",")
+    last = [table for name, table in ends if name.startswith(seed + comma)][-1]
     try:
-        return Algebra.from_table(tensors[max(steps, key=lambda name: steps[name])].double()).table
+        return Algebra.from_table(last.double()).table
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _entries(path: Path) -> list:
-    """The nested lists of a JSON file."""
-    text = path.read_text("utf-8", errors="replace").lstrip()
-    value = read_json(path).get("table") if text.startswith("{") else _json_list(path, text)
-    if not isinstance(value, list):
-        raise ValueError('expected n x n x n nested lists, alone or under "table"')
-    return value
-
-
-def _json_list(path: Path, text: str) -> object:
-    import json
-
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError("expected JSON, as [[[1, 0], [0, -1]], [[0, 1], [1, 0]]]") from None
 
 
 def _random(n: int) -> Algebra:
