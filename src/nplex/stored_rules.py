@@ -73,7 +73,7 @@ def _tensors(path: Path) -> dict[str, Rule]:
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file or a .json with a table: {error}") from None
     if learned:
-        rules = learning_ends(found)
+        rules: dict[str, Any] = dict(learning_ends(found))
     else:
         rules = _of_run(found) if found and all("/" in name for name in found) else _of_model(found)
     if not rules:
