@@ -1,16 +1,21 @@
 """How often nplex.algebra.identify names hidden algebras rightly, and random tables wrongly, and how long it takes.
 
-    python benchmarks/identify.py            # hours; writes benchmarks/results/identify.*
-    python benchmarks/identify.py --quick    # one small table of each kind, to see that it runs; writes nothing
+    python benchmarks/identify.py --workers 2        # hours; writes benchmarks/results/identify.*
+    python benchmarks/identify.py --resume           # goes on where it was stopped
+    python benchmarks/identify.py --quick            # one small table of each kind; writes nothing
 
-One thread. Each known algebra is hidden by three matrices of normal numbers, each drawn anew until its condition is
+Each known algebra is hidden by three matrices of normal numbers, each drawn anew until its condition is
 at most 30; then noise of normal numbers is added, of that share of the table's norm. `identify` is told that share
 (0.0001 for none), which it uses at n = 2 only.
 """
 
+import json
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import typer
@@ -19,7 +24,7 @@ from rich.progress import track
 
 from nplex.algebra import identify
 from nplex.algebra.isotopy import random_bases, transformed
-from nplex.algebra.orbits import Orbit, orbits
+from nplex.algebra.orbits import orbits
 from nplex.checkpoint import write_json
 from nplex.environment import environment
 
@@ -31,35 +36,50 @@ RESULTS = Path(__file__).parent / "results"
 
 def main(
     quick: bool = typer.Option(False, help="A smoke test: few small tables, nothing written."),
-    count: int = typer.Option(
-        100, help="How often each algebra is hidden, at n = 2, 3 and 4; random tables of each."
-    ),
-    count_8: int = typer.Option(100, help="The same at n = 8."),
+    size: Annotated[
+        list[int] | None, typer.Option(help="Which n; several times for several; all if left out.")
+    ] = None,
+    count: int = typer.Option(100, min=1, help="How often each algebra is hidden, and random tables of each size."),
+    first_seed: int = typer.Option(2000, help="The first seed; the others follow."),
+    workers: int = typer.Option(1, min=1, help="Processes, of one thread each."),
+    resume: bool = typer.Option(False, help="Keep what the file has, of the same code, and do what is missing."),
 ) -> None:
-    """Hide, identify, print the table, and write it with all figures as JSON."""
-    torch.set_num_threads(1)
+    """Hide, identify, print the table, and write it with all figures as JSON, after each algebra."""
     console = Console(stderr=True)
-    jobs = [(n, 1 if quick else count_8 if n == 8 else count) for n in (SIZES[:2] if quick else SIZES)]
-    hidden, random = [], []
-    for n, times in jobs:
-        for orbit in track(orbits(n), f"n = {n}", console=console):
-            hidden += [found(orbit, noise, seed) for noise in NOISES for seed in range(times)]
-        random += [unknown(n, seed) for seed in track(range(times), "random", console=console)]
-        if not quick:
-            write(hidden, random)
+    kept = json.loads((RESULTS / "identify.json").read_text("utf-8")) if resume else {"hidden": [], "random": []}
+    hidden, random = kept["hidden"], kept["random"]
+    seeds = range(first_seed, first_seed + (1 if quick else count))
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for n in SIZES[:2] if quick else size or SIZES:
+            for orbit in track(orbits(n), f"n = {n}", console=console):
+                jobs = [(n, orbit.name, noise, seed) for noise in NOISES for seed in seeds]
+                hidden += pool.map(found, missing(jobs, hidden), chunksize=4)
+                write(hidden, random, quick)
+            jobs = [(n, None, 0.0, seed) for seed in seeds]
+            random += pool.map(unknown, missing(jobs, random), chunksize=4)
+            write(hidden, random, quick)
     print(text_of(hidden, random))
 
 
-def found(orbit: Orbit, noise: float, seed: int) -> dict:
+def missing(jobs: list[tuple], rows: list[dict]) -> list[tuple]:
+    """The jobs (n, algebra, noise, seed) that no row is of."""
+    done = {(row["n"], row["truth"], row["noise"], row["seed"]) for row in rows}
+    return [job for job in jobs if job not in done]
+
+
+def found(job: tuple[int, str, float, int]) -> dict:
     """One hidden algebra; the seed gives the same bases at every noise."""
-    generator, n = torch.Generator().manual_seed(seed), orbit.algebra.shape[0]
+    n, name, noise, seed = job
+    generator = torch.Generator().manual_seed(seed)
+    orbit = next(orbit for orbit in orbits(n) if orbit.name == name)
     table = transformed(random_bases(n, CONDITION, generator), orbit.algebra)
     added = torch.randn(n, n, n, generator=generator, dtype=torch.float64)
     return timed(table / table.norm() + noise * added / added.norm(), orbit.name, noise, seed)
 
 
-def unknown(n: int, seed: int) -> dict:
+def unknown(job: tuple[int, None, float, int]) -> dict:
     """One table of normal numbers."""
+    n, _, _, seed = job
     generator = torch.Generator().manual_seed(seed)
     return timed(torch.randn(n, n, n, generator=generator, dtype=torch.float64), None, 0.0, seed)
 
@@ -77,11 +97,13 @@ def timed(table: torch.Tensor, truth: str | None, noise: float, seed: int) -> di
     }  # fmt: skip
 
 
-def write(hidden: list[dict], random: list[dict]) -> None:
-    """The results so far."""
+def write(hidden: list[dict], random: list[dict], quick: bool) -> None:
+    """The results so far, but of a smoke test."""
+    if quick:
+        return
     env = environment()
     write_json(RESULTS / "identify.json", {"environment": env, "hidden": hidden, "random": random})
-    head = f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, 1 thread, {env['date']}"
+    head = f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, 1 thread each, {env['date']}"
     (RESULTS / "identify.md").write_text(f"{head}\n\n{text_of(hidden, random)}\n", "utf-8")
 
 

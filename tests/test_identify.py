@@ -9,9 +9,11 @@ from nplex.algebra import cyclic, direct, dual, find, identify, named, octonion,
 from nplex.algebra.identify import NEAR
 from nplex.algebra.invariants import hyperdeterminant, invariants
 from nplex.algebra.isotopy import bounded, condition, evened, orthogonal_bases, random_bases, transformed
-from nplex.algebra.orbit_descent import descend, normal_matrix, orbit_dimension
+from nplex.algebra.nearest_orbit import Nearest
+from nplex.algebra.orbit_descent import descend, normal_matrix
 from nplex.algebra.orbits import orbits
 from nplex.algebra.plausible import evidence, plausibilities
+from nplex.algebra.stabilizer import best_conditioned, stabilizer
 from nplex.algebra.unital import random_isomorphisms, unital_isotopes
 from nplex.identify import identify as identify_rule
 from nplex.identify import identify_model
@@ -187,17 +189,32 @@ def test_the_normal_matrix_is_the_jacobians():
     assert torch.allclose(normal_matrix(table)[0], jacobian.mT @ jacobian)
 
 
-def test_dimensions_of_orbits():
-    """All bases less those that leave the table as it is: 4 for complex, 11 for quaternions, 30 for octonions."""
-    assert orbit_dimension(named("complex").table) == 12 - 4
-    assert orbit_dimension(quaternion.table) == 48 - 11
-    assert orbit_dimension(octonion.table) == 192 - 30
+def test_what_leaves_a_table_as_it_is():
+    """Its dimension: 4 for complex numbers, 11 for quaternions, 30 for octonions."""
+    for table, dimension in ((named("complex").table, 4), (quaternion.table, 11), (octonion.table, 30)):
+        fixing = stabilizer(table)
+        assert fixing.shape == (dimension, 3, table.shape[0], table.shape[0])
+        size = torch.randn(dimension, 1, 1, 1, generator=generator(), dtype=torch.float64)
+        assert torch.allclose(transformed(torch.linalg.matrix_exp((size * fixing).sum(0)), table), table)
+
+
+def test_equal_bases_come_to_the_same_condition():
+    """From bases of a table, and from those moved far along what leaves it as it is."""
+    for name in ("matrices(2)", "direct(4)", "clifford(0,0,2)"):
+        orbit = next(orbit for orbit in orbits(4) if orbit.name == name)
+        bases, fixing = random_bases(4, 30.0, generator())[None], orbit.stabilizer[None]
+        size = torch.randn(fixing.shape[1], 1, 1, 1, generator=generator(1), dtype=torch.float64)
+        moved = bases @ torch.linalg.matrix_exp((2 * size * fixing[0]).sum(0))
+        best, other = best_conditioned(bases, fixing), best_conditioned(moved, fixing)
+        assert condition(moved) > 2 * condition(bases) > 2 * condition(best) - 1e-9
+        assert torch.allclose(condition(other), condition(best), rtol=1e-2)
+        assert torch.allclose(transformed(other[0], orbit.algebra), transformed(bases[0], orbit.algebra))
 
 
 def test_bases_stay_orthogonal_or_bounded():
     starts, target = orthogonal_bases(4, 3, generator()), torch.randn(3, 3, 3, generator=generator(1)).double()
     table = direct(3).table
-    rigid = descend(table, target, starts, 10, orthogonal=True)
+    rigid = descend(table.expand(4, 3, 3, 3), target, starts, 10, orthogonal=True)
     assert torch.allclose(condition(rigid.bases), torch.ones(4, dtype=torch.float64))
     assert torch.allclose(
         (target - transformed(rigid.bases, table.expand(4, 3, 3, 3))).flatten(1).norm(dim=1), rigid.error
@@ -223,7 +240,9 @@ def test_evened_sides_and_isotopes_with_a_unit():
 def test_evidence_prefers_the_smaller_orbit():
     complex_, _, dual_ = orbits(2)
     assert evidence(dual_, 1e-3) > evidence(complex_, 0.0) > evidence(dual_, 0.05)
-    shares, nothing = plausibilities(orbits(4), [0.5] * len(orbits(4)))
+    assert evidence(dual_, 1e-3) > evidence(dual_, 1e-3, condition=300.0)
+    far = Nearest(0.5, 1.0, orthogonal_bases(1, 4, generator())[0])
+    shares, nothing = plausibilities(orbits(4), [far] * len(orbits(4)))
     assert nothing > 0.9
     assert abs(sum(shares) + nothing - 1) < 1e-9
     assert plausibilities((), []) == ([], 1.0)

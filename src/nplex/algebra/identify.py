@@ -113,11 +113,9 @@ def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0, *, noise
     candidates = orbits(target.shape[0])
     generator = torch.Generator("cpu").manual_seed(seed)
     found = _nearest(candidates, target, generator)
-    shares, nothing = plausibilities(candidates, [near.distance for near in found], noise)
-    rigid = [
-        nearest_rigid(orbit.algebra, target, near.bases, generator)
-        for orbit, near in zip(candidates, found, strict=True)
-    ]
+    shares, nothing = plausibilities(candidates, found, noise)
+    bases = [near.bases for near in found]
+    rigid = nearest_rigid(list(candidates), target, torch.stack(bases), generator) if found else []
     rows = [
         Distance(orbit.name, orbit.aliases, near.distance, near.condition, max(near.distance, turned.distance), share)
         for orbit, near, turned, share in zip(candidates, found, rigid, shares, strict=True)
@@ -130,17 +128,16 @@ def _nearest(candidates: tuple[Orbit, ...], target: Tensor, generator: torch.Gen
     """The nearest of each, in waves: after the first only for those that may still be it and have not met their
     least distance twice.
     """
-    found = [nearest(orbit.algebra, target, generator) for orbit in candidates]
+    found = nearest(list(candidates), target, generator) if candidates else []
     done: set[int] = set()
     for wave in range(1, WAVES):
-        distances = [near.distance for near in found]
-        going = [i for i in open_(candidates, distances, wave) if i not in done]
-        for i in going:
-            again = nearest(candidates[i].algebra, target, generator, wave)
-            done |= {i} if abs(again.distance - found[i].distance) <= SAME * found[i].distance else set()
-            found[i] = min(found[i], again, key=lambda near: near.distance)
+        going = [i for i in open_(candidates, found, wave) if i not in done]
         if not going:
             break
+        more = nearest([candidates[i] for i in going], target, generator, wave)
+        for i, again in zip(going, more, strict=True):
+            done |= {i} if abs(again.distance - found[i].distance) <= SAME * found[i].distance else set()
+            found[i] = min(found[i], again, key=lambda near: near.distance)
     return found
 
 

@@ -9,27 +9,29 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nplex.algebra import laws
 from nplex.algebra.isotopy import bounded, condition, evened, orthogonal_bases, transformed
 from nplex.algebra.orbit_descent import MOST_CONDITION, Nearby, descend
-from nplex.algebra.unital import random_isomorphisms, unital_isotopes
+from nplex.algebra.orbits import Orbit
+from nplex.algebra.stabilizer import best_conditioned
+from nplex.algebra.unital import Unital, random_isomorphisms, unital_isotopes
 
 Table = Float[Tensor, "n n n"]
 
-# (how many go on, steps): after the first, the better ones.
-SMALL = ((32, 12), (12, 20), (4, 30))
-LARGE = ((24, 12), (8, 20), (2, 30))
+# (how many go on, steps): after the first, the better ones. The first wave, and all later ones.
+SMALL = ((16, 12), (5, 20), (2, 30)), ((32, 12), (12, 20), (4, 30))
+LARGE = ((16, 12), (4, 20), (2, 30)), ((24, 12), (8, 20), (2, 30))
 POLISH = 40
-RIGID = ((16, 12), (3, 30))
+RIGID = ((12, 12), (3, 30))
 # How much the sides are evened before a search, by wave: algebras without nilpotents like much of it, those with,
 # whose sides cannot be evened, little; small noisy tables are sometimes found only without.
 EVENED_SMALL = (1, 0, 4)
 EVENED_LARGE = (1, 4, 2)
 FLOOR = 1e-3
-# Isotopes with a unit that starts are made from, and the share of starts that are not.
+# Isotopes with a unit that starts are made from.
 ISOTOPES = 4
-FREE = 4
 
 
 class Nearest(NamedTuple):
@@ -46,63 +48,89 @@ class Nearest(NamedTuple):
     bases: Tensor
 
 
-def nearest(algebra: Table, target: Table, generator: torch.Generator, wave: int = 0) -> Nearest:
-    """The best of one wave of starts under all invertible matrices; waves differ in how the target is prepared.
+def nearest(orbits: list[Orbit], target: Table, generator: torch.Generator, wave: int = 0) -> list[Nearest]:
+    """For each algebra the best of one wave of starts under all invertible matrices.
 
-    Starts are made where the target's sides are even (nplex.algebra.isotopy.evened) and mostly as isomorphisms of
-    its isotopes with a unit would be; the last descent is towards the target as it is, so that noise counts as it
-    came.
+    Waves differ in how the target is prepared. Starts are made where the target's sides are even
+    (nplex.algebra.isotopy.evened) and as isomorphisms of its isotopes with a unit would be, where both have one, else
+    orthogonal; the last descent is towards the target as it is, so that noise counts as it came. Before and after it
+    the best conditioned of equal bases are taken.
     """
-    stages, rounds = (SMALL, EVENED_SMALL) if target.shape[0] <= 4 else (LARGE, EVENED_LARGE)
+    plans, rounds = (SMALL, EVENED_SMALL) if target.shape[0] <= 4 else (LARGE, EVENED_LARGE)
+    stages = plans[min(wave, 1)]
     even, evening = evened(target, rounds[wave % len(rounds)], FLOOR)
-    found = _staged(algebra, even, _starts(algebra, even, stages[0][0], generator), stages, orthogonal=False)
-    back = _scaled(algebra, target, bounded(torch.linalg.inv(evening) @ found.bases, MOST_CONDITION / 2))
-    return _best(descend(algebra, target, back, POLISH, bounded=True), target)
+    isotopes = unital_isotopes(even, ISOTOPES, generator)
+    starts = torch.stack([_starts(orbit.algebra, isotopes, stages[0][0], generator) for orbit in orbits])
+    tables = torch.stack([orbit.algebra for orbit in orbits])
+    found = _staged(tables, even, _scaled(tables, even, starts), stages, orthogonal=False)
+    back = bounded(_conditioned(orbits, torch.linalg.inv(evening) @ found.bases), MOST_CONDITION / 2)
+    polished = _descended(tables, target, _scaled(tables, target, back), POLISH, bounded=True)
+    return _best(Nearby(_conditioned(orbits, polished.bases), polished.error), target)
 
 
 def nearest_rigid(
-    algebra: Table, target: Table, bases: Float[Tensor, "3 n n"], generator: torch.Generator
-) -> Nearest:
+    orbits: list[Orbit], target: Table, bases: Float[Tensor, "a 3 n n"], generator: torch.Generator
+) -> list[Nearest]:
     """The best of several starts under orthogonal matrices and a scale; one is what is orthogonal in `bases`."""
-    count, n = RIGID[0][0], target.shape[0]
+    count, n, tables = RIGID[0][0], target.shape[0], torch.stack([orbit.algebra for orbit in orbits])
     u, _, v = torch.linalg.svd(bases)
-    starts = torch.cat([(u @ v)[None], orthogonal_bases(count - 1, n, generator)])
-    return _best(_staged(algebra, target, _scaled(algebra, target, starts), RIGID, orthogonal=True), target)
+    random = orthogonal_bases(len(orbits) * (count - 1), n, generator).unflatten(0, (len(orbits), -1))
+    starts = torch.cat([(u @ v)[:, None], random], dim=1)
+    return _best(_staged(tables, target, _scaled(tables, target, starts), RIGID, orthogonal=True), target)
 
 
-def _starts(algebra: Table, even: Table, count: int, generator: torch.Generator) -> Float[Tensor, "count 3 n n"]:
-    """Three quarters by way of isotopes with a unit, where both have one; the others orthogonal."""
+def _starts(
+    algebra: Table, isotopes: list[Unital], count: int, generator: torch.Generator
+) -> Float[Tensor, "count 3 n n"]:
+    """As many from each isotope with a unit, where there are such and the algebra has a unit; else orthogonal."""
     unit = laws.unit(algebra)
-    isotopes = [] if unit is None else unital_isotopes(even, ISOTOPES, generator)
-    each = 0 if not isotopes else (count - count // FREE) // len(isotopes)
-    made = [random_isomorphisms(isotope, unit, each, generator) for isotope in isotopes if unit is not None]
-    free = orthogonal_bases(count - each * len(isotopes), even.shape[0], generator)
-    return _scaled(algebra, even, torch.cat([*made, free]))
+    if unit is None or not isotopes:
+        return orthogonal_bases(count, algebra.shape[0], generator)
+    each = -(-count // len(isotopes))
+    return torch.cat([random_isomorphisms(isotope, unit, each, generator) for isotope in isotopes])[:count]
 
 
 def _staged(
-    algebra: Table, target: Table, starts: Float[Tensor, "b 3 n n"], stages: tuple, *, orthogonal: bool
-) -> Nearby:
-    """Descents in stages, after each of which only the better ones go on."""
-    found = Nearby(starts, torch.zeros(len(starts)))
+    tables: Float[Tensor, "a n n n"], target: Table, starts: Float[Tensor, "a b 3 n n"], stages: tuple, *,
+    orthogonal: bool,
+) -> Nearby:  # fmt: skip
+    """Descents in stages, after each of which only the better ones of each algebra go on."""
+    found = Nearby(starts, torch.zeros(starts.shape[:2]))
     for keep, steps in stages:
-        kept = found.bases[found.error.argsort()[:keep]]
-        found = descend(algebra, target, kept, steps, orthogonal=orthogonal)
+        order = found.error.argsort(dim=1)[:, :keep, None, None, None]
+        found = _descended(tables, target, found.bases.take_along_dim(order, 1), steps, orthogonal=orthogonal)
     return found
 
 
-def _scaled(algebra: Table, target: Table, bases: Float[Tensor, "b 3 n n"]) -> Float[Tensor, "b 3 n n"]:
+def _descended(
+    tables: Float[Tensor, "a n n n"], target: Table, starts: Float[Tensor, "a b 3 n n"], steps: int, **how: bool
+) -> Nearby:
+    """All starts of all algebras in one batch; bases a x b x 3 x n x n, errors a x b."""
+    found = descend(tables.repeat_interleave(starts.shape[1], 0), target, starts.flatten(0, 1), steps, **how)
+    return Nearby(*(values.unflatten(0, starts.shape[:2]) for values in found))
+
+
+def _conditioned(orbits: list[Orbit], bases: Float[Tensor, "a b 3 n n"]) -> Float[Tensor, "a b 3 n n"]:
+    """The best conditioned bases that give the same tables."""
+    padded = pad_sequence([orbit.stabilizer for orbit in orbits], batch_first=True)
+    fixing = padded.repeat_interleave(bases.shape[1], 0)
+    return best_conditioned(bases.flatten(0, 1), fixing).unflatten(0, bases.shape[:2])
+
+
+def _scaled(
+    tables: Float[Tensor, "a n n n"], target: Table, bases: Float[Tensor, "a b 3 n n"]
+) -> Float[Tensor, "a b 3 n n"]:
     """The bases with the scale that is best for each; with a small one where the best is near zero."""
-    made = transformed(bases, algebra.expand(len(bases), *algebra.shape))
-    size = made.flatten(1).square().sum(dim=1)
-    scale = (made * target).flatten(1).sum(dim=1) / size
+    made = transformed(bases, tables[:, None].expand(*bases.shape[:2], *tables.shape[1:])).flatten(2)
+    size = made.square().sum(dim=2)
+    scale = (made @ target.flatten()) / size
     least = 0.1 * target.norm() / size.sqrt()
     scale = torch.where(scale.abs() < least, least, scale)
-    return torch.cat([bases[:, :1] * scale[:, None, None, None], bases[:, 1:]], dim=1)
+    return torch.cat([bases[:, :, :1] * scale[..., None, None, None], bases[:, :, 1:]], dim=2)
 
 
-def _best(found: Nearby, target: Table) -> Nearest:
-    """The nearest of a batch, the distance relative."""
-    first = int(found.error.argmin())
-    bases = found.bases[first]
-    return Nearest(float(found.error[first] / target.norm()), float(condition(bases)), bases)
+def _best(found: Nearby, target: Table) -> list[Nearest]:
+    """The nearest of each algebra's, the distance relative."""
+    first = found.error.argmin(dim=1).tolist()
+    kept = [(float(found.error[a, b] / target.norm()), found.bases[a, b]) for a, b in enumerate(first)]
+    return [Nearest(distance, float(condition(bases)), bases) for distance, bases in kept]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra import known
-from nplex.algebra.orbit_descent import orbit_dimension
+from nplex.algebra.stabilizer import stabilizer
 from nplex.algebra.table import Algebra
 
 # Sizes at which distances are measured.
@@ -23,15 +23,20 @@ class Orbit(NamedTuple):
         name: of its first.
         aliases: others that are the same up to changes of basis.
         algebra: its table, of norm 1.
-        dimension: of the set of all tables it becomes.
+        stabilizer: what leaves it as it is, m x 3 x n x n (nplex.algebra.stabilizer).
         rank: how many products it needs, where that is known, else None.
     """
 
     name: str
     aliases: tuple[str, ...]
     algebra: Tensor
-    dimension: int
+    stabilizer: Tensor
     rank: int | None
+
+    @property
+    def dimension(self) -> int:
+        """Of the set of all tables it becomes: of all bases less the ones that leave it as it is."""
+        return 3 * self.algebra.shape[0] ** 2 - len(self.stabilizer)
 
     @property
     def codimension(self) -> int:
@@ -54,7 +59,7 @@ def orbits(n: int) -> tuple[Orbit, ...]:
     found = []
     for name, aliases, table, rank in listed():
         scaled = table / table.norm()
-        found.append(Orbit(name, aliases, scaled, orbit_dimension(scaled), rank))
+        found.append(Orbit(name, aliases, scaled, stabilizer(scaled), rank))
     return tuple(found)
 
 

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from nplex.algebra.nearest_orbit import Nearest
 from nplex.algebra.orbits import Orbit
 
 # Farther than this nothing is named.
@@ -18,18 +19,23 @@ LEAST = 1e-6
 NOISE = 0.01
 # Farther than this from everything after a first wave of starts, no more are tried.
 HOPELESS = 0.35
-# Explanations this many times better than chance settle who it is, but for its limits.
+# Explanations this many times better than chance, by bases of this condition at most, settle who it is, but for its
+# limits.
 SETTLED = 1e3
+DOUBTFUL = 100.0
+# Bases of a higher condition are as rare as among random matrices: the inverse of it, for each of three.
+USUAL_CONDITION = 30.0
 
 
-def evidence(orbit: Orbit, distance: float, noise: float = NOISE) -> float:
+def evidence(orbit: Orbit, distance: float, condition: float = 1.0, noise: float = NOISE) -> float:
     """The logarithm of `B(c / 2, d / 2) r^-c / 130`: how much likelier a table at r is near the orbit than by chance.
 
     A table of N = n^3 random numbers of one variance has a part d / N of its squared norm within a linear space of
     dimension d; one that lies there up to noise of any size (each decade as likely) is at distance r this many times
     as often, c = N - d. The orbit is curved and not linear, so this is a measure, not a probability; the factor
-    130 keeps names off random tables. An orbit of full dimension explains each table in it as well as chance
-    does, and one at r with this noise; at n = 2 the factor is `1.3 / noise`.
+    130 keeps names off random tables. Bases of a condition k above 30 count `(30 / k)^3`: random matrices have them
+    that seldom, and what an algebra only comes near to it reaches with such. An orbit of full dimension explains each
+    table in it as well as chance does, and one at r with this noise; at n = 2 the factor is `1.3 / noise`.
     """
     codimension, r = orbit.codimension, max(distance, LEAST)
     if codimension == 0:
@@ -38,11 +44,11 @@ def evidence(orbit: Orbit, distance: float, noise: float = NOISE) -> float:
     c, d = torch.tensor([codimension / 2, orbit.dimension / 2], dtype=torch.float64)
     beta = float(torch.lgamma(c) + torch.lgamma(d) - torch.lgamma(c + d))
     prior = PRIOR * NOISE / noise if orbit.algebra.shape[0] == 2 else PRIOR
-    return beta - codimension * math.log(r) - math.log(prior)
+    return beta - codimension * math.log(r) - math.log(prior) - 3 * math.log(max(1.0, condition / USUAL_CONDITION))
 
 
 def plausibilities(
-    orbits: tuple[Orbit, ...], distances: list[float], noise: float = NOISE
+    orbits: tuple[Orbit, ...], found: list[Nearest], noise: float = NOISE
 ) -> tuple[list[float], float]:
     """The share of each explanation, and that of nothing known; they sum to 1.
 
@@ -53,7 +59,9 @@ def plausibilities(
     """
     if not orbits:
         return [], 1.0
-    values = [evidence(orbit, distance, noise) for orbit, distance in zip(orbits, distances, strict=True)]
+    values = [
+        evidence(orbit, near.distance, near.condition, noise) for orbit, near in zip(orbits, found, strict=True)
+    ]
     filled = any(orbit.codimension == 0 for orbit in orbits)
     logs = torch.tensor(values, dtype=torch.float64)
     some = 1.0 if filled else float(torch.sigmoid(logs.max()))
@@ -62,7 +70,7 @@ def plausibilities(
     return shares.tolist(), 1.0 - some
 
 
-def open_(orbits: tuple[Orbit, ...], distances: list[float], wave: int) -> list[int]:
+def open_(orbits: tuple[Orbit, ...], found: list[Nearest], wave: int) -> list[int]:
     """Which may still turn out to be the name after more starts.
 
     None when all are far, as from random tables. Else for two waves all, then those that are near; and, once an
@@ -71,9 +79,11 @@ def open_(orbits: tuple[Orbit, ...], distances: list[float], wave: int) -> list[
     """
     if not orbits:
         return []
-    values = [evidence(orbit, distance) for orbit, distance in zip(orbits, distances, strict=True)]
+    distances = [near.distance for near in found]
+    values = [evidence(orbit, near.distance, near.condition) for orbit, near in zip(orbits, found, strict=True)]
     first = max(range(len(values)), key=values.__getitem__)
-    settled = values[first] > math.log(SETTLED) and distances[first] <= NEAR
+    near_enough = distances[first] <= NEAR and found[first].condition <= DOUBTFUL
+    settled = values[first] > math.log(SETTLED) and near_enough
     if settled and distances[first] <= LEAST:
         return []
     if not settled and min(distances) >= HOPELESS:
