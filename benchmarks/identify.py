@@ -12,15 +12,12 @@ at most 30; then noise of normal numbers is added, of that share of the table's 
 import json
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import track
+from studies import all_done
 
 from nplex.algebra import identify
 from nplex.algebra.isotopy import random_bases, transformed
@@ -45,43 +42,49 @@ def main(
     resume: bool = typer.Option(False, help="Keep what the file has, of the same code, and do what is missing."),
 ) -> None:
     """Hide, identify, print the table, and write it with all figures as JSON, after each algebra."""
-    console = Console(stderr=True)
-    kept = json.loads((RESULTS / "identify.json").read_text("utf-8")) if resume else {"hidden": [], "random": []}
+    torch.set_num_threads(1)
+    file = RESULTS / "identify.json"
+    kept = json.loads(file.read_text("utf-8")) if resume and file.exists() else {"hidden": [], "random": []}
     hidden, random = kept["hidden"], kept["random"]
     seeds = range(first_seed, first_seed + (1 if quick else count))
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for n in SIZES[:2] if quick else size or SIZES:
-            for orbit in track(orbits(n), f"n = {n}", console=console):
-                jobs = [(n, orbit.name, noise, seed) for noise in NOISES for seed in seeds]
-                hidden += pool.map(found, missing(jobs, hidden), chunksize=4)
-                write(hidden, random, quick)
-            jobs = [(n, None, 0.0, seed) for seed in seeds]
-            random += pool.map(unknown, missing(jobs, random), chunksize=4)
-            write(hidden, random, quick)
+    for n in SIZES[:2] if quick else size or SIZES:
+        for orbit in orbits(n):
+            jobs = [(n, orbit.name, noise, seed) for noise in NOISES for seed in seeds]
+            hidden += rows_of(missing(jobs, hidden), workers)
+            if not quick:
+                write(hidden, random)
+        random += rows_of(missing([(n, None, 0.0, seed) for seed in seeds], random), workers)
+        if not quick:
+            write(hidden, random)
     print(text_of(hidden, random))
 
 
-def missing(jobs: list[tuple], rows: list[dict]) -> list[tuple]:
-    """The jobs (n, algebra, noise, seed) that no row is of."""
+Job = tuple[int, str | None, float, int]
+
+
+def missing(jobs: list[Job], rows: list[dict]) -> list[Job]:
+    """The jobs (n, algebra or None, noise, seed) that no row is of."""
     done = {(row["n"], row["truth"], row["noise"], row["seed"]) for row in rows}
     return [job for job in jobs if job not in done]
 
 
-def found(job: tuple[int, str, float, int]) -> dict:
-    """One hidden algebra; the seed gives the same bases at every noise."""
-    n, name, noise, seed = job
+def rows_of(jobs: list[Job], workers: int) -> list[dict]:
+    """A row for each, in their order."""
+    label = f"n = {jobs[0][0]}, {jobs[0][1] or 'random'}" if jobs else ""
+    rows = dict(all_done(one, None, jobs, workers, label)) if jobs else {}
+    return [rows[job] for job in jobs]
+
+
+def one(_: None, job: Job) -> dict:
+    """A hidden algebra, by the same bases at every noise, or a table of normal numbers."""
+    n, truth, noise, seed = job
     generator = torch.Generator().manual_seed(seed)
-    orbit = next(orbit for orbit in orbits(n) if orbit.name == name)
+    if truth is None:
+        return timed(torch.randn(n, n, n, generator=generator, dtype=torch.float64), truth, noise, seed)
+    orbit = next(orbit for orbit in orbits(n) if orbit.name == truth)
     table = transformed(random_bases(n, CONDITION, generator), orbit.algebra)
     added = torch.randn(n, n, n, generator=generator, dtype=torch.float64)
-    return timed(table / table.norm() + noise * added / added.norm(), orbit.name, noise, seed)
-
-
-def unknown(job: tuple[int, None, float, int]) -> dict:
-    """One table of normal numbers."""
-    n, _, _, seed = job
-    generator = torch.Generator().manual_seed(seed)
-    return timed(torch.randn(n, n, n, generator=generator, dtype=torch.float64), None, 0.0, seed)
+    return timed(table / table.norm() + noise * added / added.norm(), truth, noise, seed)
 
 
 def timed(table: torch.Tensor, truth: str | None, noise: float, seed: int) -> dict:
@@ -97,10 +100,8 @@ def timed(table: torch.Tensor, truth: str | None, noise: float, seed: int) -> di
     }  # fmt: skip
 
 
-def write(hidden: list[dict], random: list[dict], quick: bool) -> None:
-    """The results so far, but of a smoke test."""
-    if quick:
-        return
+def write(hidden: list[dict], random: list[dict]) -> None:
+    """The results so far."""
     env = environment()
     write_json(RESULTS / "identify.json", {"environment": env, "hidden": hidden, "random": random})
     head = f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, 1 thread each, {env['date']}"

@@ -189,6 +189,38 @@ def test_the_normal_matrix_is_the_jacobians():
     assert torch.allclose(normal_matrix(table)[0], jacobian.mT @ jacobian)
 
 
+def skew_moves(n):
+    """A column for each (p, q, r) with one entry of one side above the diagonal and its negative below; the scale."""
+    columns = []
+    for side in range(3):
+        for a, b in torch.triu_indices(n, n, 1).mT.tolist():
+            move = torch.zeros(3, n, n, dtype=torch.float64)
+            move[side, a, b], move[side, b, a] = 0.5**0.5, -(0.5**0.5)
+            columns.append(move.flatten())
+    scale = torch.zeros(3, n, n, dtype=torch.float64)
+    scale[0] = torch.eye(n) / n**0.5
+    return torch.stack([*columns, scale.flatten()], dim=1)
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_a_step_solves_the_normal_equations(orthogonal):
+    """Elimination by sides against all unknowns at once."""
+    n, start = 4, orthogonal_bases(1, 4, generator())
+    target = transformed(start[0], quaternion.table) + 0.1 * torch.randn(4, 4, 4, generator=generator(1)).double()
+    here = transformed(start, quaternion.table[None])
+    moves = skew_moves(n) if orthogonal else torch.eye(48, dtype=torch.float64)
+    sides = ("kij,aij->ka", "kij,kaj->ia", "kij,kia->ja")
+    gradient = torch.stack([torch.einsum(form, target - here[0], here[0]) for form in sides]).flatten()
+    matrix = moves.mT @ normal_matrix(here)[0] @ moves
+    weight = 1e-2 * here.square().sum() / n
+    change = moves @ torch.linalg.solve(matrix + weight * torch.eye(len(matrix)), moves.mT @ gradient)
+    change = change.reshape(3, n, n)
+    moved = torch.linalg.matrix_exp(change) if orthogonal else change + torch.eye(n)
+    stepped = descend(quaternion.table[None], target, start, 1, orthogonal=orthogonal)
+    assert stepped.error < (target - here[0]).norm()
+    assert torch.allclose(stepped.bases[0], moved @ start[0])
+
+
 def test_what_leaves_a_table_as_it_is():
     """Its dimension: 4 for complex numbers, 11 for quaternions, 30 for octonions."""
     for table, dimension in ((named("complex").table, 4), (quaternion.table, 11), (octonion.table, 30)):

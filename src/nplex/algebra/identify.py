@@ -115,7 +115,7 @@ def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0, *, noise
     found = _nearest(candidates, target, generator)
     shares, nothing = plausibilities(candidates, found, noise)
     bases = [near.bases for near in found]
-    rigid = nearest_rigid(list(candidates), target, torch.stack(bases), generator) if found else []
+    rigid = nearest_rigid(candidates, target, torch.stack(bases), generator) if found else []
     rows = [
         Distance(orbit.name, orbit.aliases, near.distance, near.condition, max(near.distance, turned.distance), share)
         for orbit, near, turned, share in zip(candidates, found, rigid, shares, strict=True)
@@ -128,7 +128,7 @@ def _nearest(candidates: tuple[Orbit, ...], target: Tensor, generator: torch.Gen
     """The nearest of each, in waves: after the first only for those that may still be it and have not met their
     least distance twice.
     """
-    found = nearest(list(candidates), target, generator) if candidates else []
+    found = nearest(candidates, target, generator) if candidates else []
     done: set[int] = set()
     for wave in range(1, WAVES):
         going = [i for i in open_(candidates, found, wave) if i not in done]

@@ -4,6 +4,7 @@
 a scale. Many short descents from random starts; the better ones go on.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ class Nearest(NamedTuple):
     bases: Tensor
 
 
-def nearest(orbits: list[Orbit], target: Table, generator: torch.Generator, wave: int = 0) -> list[Nearest]:
+def nearest(orbits: Sequence[Orbit], target: Table, generator: torch.Generator, wave: int = 0) -> list[Nearest]:
     """For each algebra the best of one wave of starts under all invertible matrices.
 
     Waves differ in how the target is prepared. Starts are made where the target's sides are even
@@ -69,7 +70,7 @@ def nearest(orbits: list[Orbit], target: Table, generator: torch.Generator, wave
 
 
 def nearest_rigid(
-    orbits: list[Orbit], target: Table, bases: Float[Tensor, "a 3 n n"], generator: torch.Generator
+    orbits: Sequence[Orbit], target: Table, bases: Float[Tensor, "a 3 n n"], generator: torch.Generator
 ) -> list[Nearest]:
     """The best of several starts under orthogonal matrices and a scale; one is what is orthogonal in `bases`."""
     count, n, tables = RIGID[0][0], target.shape[0], torch.stack([orbit.algebra for orbit in orbits])
@@ -110,7 +111,7 @@ def _descended(
     return Nearby(*(values.unflatten(0, starts.shape[:2]) for values in found))
 
 
-def _conditioned(orbits: list[Orbit], bases: Float[Tensor, "a b 3 n n"]) -> Float[Tensor, "a b 3 n n"]:
+def _conditioned(orbits: Sequence[Orbit], bases: Float[Tensor, "a b 3 n n"]) -> Float[Tensor, "a b 3 n n"]:
     """The best conditioned bases that give the same tables."""
     padded = pad_sequence([orbit.stabilizer for orbit in orbits], batch_first=True)
     fixing = padded.repeat_interleave(bases.shape[1], 0)

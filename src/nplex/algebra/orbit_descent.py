@@ -181,16 +181,16 @@ def _move(
     normal, gradient = _normal(here), _gradient(here, residual)
     damped = normal.grams + _weight(here, damping)[:, None, None, None] * torch.eye(here.shape[-1]).to(here)
     pq, pr, qr = normal.couplings
-    gp, gq, gr = gradient.flatten(2).unbind(1)
+    gp, gq, gr = gradient.flatten(2)[..., None].unbind(1)
     over_r = torch.linalg.inv_ex(damped[:, 2]).inverse
     zp, zq = ((block.unflatten(2, gradient.shape[2:]) @ over_r[:, None]).flatten(2) for block in (pr, qr))
     lp, failed = torch.linalg.cholesky_ex(_blocked(damped[:, 0]) - zp @ pr.mT)
     coupling = torch.linalg.solve_triangular(lp, pq - zp @ qr.mT, upper=False)
     lq, failed_too = torch.linalg.cholesky_ex(_blocked(damped[:, 1]) - zq @ qr.mT - coupling.mT @ coupling)
-    half = torch.linalg.solve_triangular(lp, (gp - _times(zp, gr))[..., None], upper=False)
-    q = torch.cholesky_solve((gq - _times(zq, gr))[..., None] - coupling.mT @ half, lq)
+    half = torch.linalg.solve_triangular(lp, gp - zp @ gr, upper=False)
+    q = torch.cholesky_solve(gq - zq @ gr - coupling.mT @ half, lq)
     p = torch.linalg.solve_triangular(lp.mT, half - coupling @ q, upper=True)
-    r = (gr[..., None] - pr.mT @ p - qr.mT @ q).reshape(gradient[:, 2].shape) @ over_r
+    r = (gr - pr.mT @ p - qr.mT @ q).reshape(gradient[:, 2].shape) @ over_r
     change = torch.stack([p.reshape(r.shape), q.reshape(r.shape), r], dim=1)
     return torch.where((failed + failed_too == 0)[:, None, None, None], change, 0.0)
 
@@ -235,7 +235,3 @@ def _gradient(here: Float[Tensor, "b n n n"], residual: Float[Tensor, "b n n n"]
 def _weight(here: Float[Tensor, "b n n n"], damping: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
     """The damping in the units of the normal matrix."""
     return damping * here.flatten(1).square().sum(dim=1) / here.shape[-1]
-
-
-def _times(matrix: Float[Tensor, "b m k"], vector: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
-    return (matrix @ vector[..., None])[..., 0]
