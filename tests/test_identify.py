@@ -48,6 +48,7 @@ def test_noisy_tables_are_named(name, noise):
     assert found.name == name
     assert 0.1 * noise < found.distances[0].distance < noise
     assert found.confidence > 0.9
+    assert max(row.condition for row in found.distances) <= 1000
 
 
 @pytest.mark.parametrize("n", [3, 4])

@@ -112,10 +112,11 @@ def _descended(
 
 
 def _conditioned(orbits: Sequence[Orbit], bases: Float[Tensor, "a b 3 n n"]) -> Float[Tensor, "a b 3 n n"]:
-    """The best conditioned bases that give the same tables."""
+    """The best conditioned bases that give the same tables; as they are where the largest condition would rise."""
     padded = pad_sequence([orbit.stabilizer for orbit in orbits], batch_first=True)
     fixing = padded.repeat_interleave(bases.shape[1], 0)
-    return best_conditioned(bases.flatten(0, 1), fixing).unflatten(0, bases.shape[:2])
+    best = best_conditioned(bases.flatten(0, 1), fixing).unflatten(0, bases.shape[:2])
+    return torch.where((condition(best) < condition(bases))[..., None, None, None], best, bases)
 
 
 def _scaled(
