@@ -265,8 +265,12 @@ def test_evened_sides_and_isotopes_with_a_unit():
     eye = torch.eye(4, dtype=torch.float64)
     assert torch.allclose(torch.einsum("k,kij->ij", isotope.unit, isotope.table), eye)
     assert torch.allclose(torch.einsum("kij,j->ik", isotope.table, isotope.unit), eye)
+    assert torch.allclose(transformed(isotope.sides, isotope.table), even)
     bases = random_isomorphisms(isotope, quaternion.unit, 3, generator())
     assert torch.allclose(bases[:, 1] @ quaternion.unit, isotope.unit.expand(3, 4))
+    g = bases[:, 1]
+    isomorphic = transformed(torch.stack([g.mT, torch.linalg.inv(g), g.mT], dim=1), isotope.table.expand(3, 4, 4, 4))
+    assert torch.allclose(transformed(bases, isomorphic), even.expand(3, 4, 4, 4))
     assert unital_isotopes(orbits(3)[-1].algebra, 2, generator()) == []
 
 

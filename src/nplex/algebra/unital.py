@@ -14,20 +14,18 @@ SINGULAR = 1e6
 
 
 class Unital(NamedTuple):
-    """`x o y = T(right x, left y)`, with `right = R_v^-1` and `left = L_u^-1`: its unit is `T(u, v)`.
+    """`x o y = T(R_v^-1 x, L_u^-1 y)`, with `R_v x = T(x, v)` and `L_u y = T(u, y)`: its unit is `T(u, v)`.
 
     Attributes:
         table: n x n x n, of x o y.
         unit: n.
-        left: n x n, the inverse of `y -> T(u, y)`.
-        right: n x n, the inverse of `x -> T(x, v)`.
-        condition: the larger one of those two matrices.
+        sides: 3 x n x n, the bases `(R_v^T, 1, L_u^T)` that take the table back to T.
+        condition: the larger one of R_v and L_u.
     """
 
     table: Tensor
     unit: Tensor
-    left: Tensor
-    right: Tensor
+    sides: Tensor
     condition: float
 
 
@@ -53,14 +51,15 @@ def unital_isotopes(table: Table, count: int, generator: torch.Generator) -> lis
         if worse < SINGULAR:
             over_left, over_right = torch.linalg.inv(left[a]), torch.linalg.inv(right[b])
             product = torch.einsum("kij,ka,jb->aib", table, over_right, over_left)
-            found.append(Unital(product, left[a] @ v[b], over_left, over_right, worse))
+            sides = torch.stack([right[b].mT, torch.eye(n).to(table), left[a].mT])
+            found.append(Unital(product, left[a] @ v[b], sides, worse))
     return found
 
 
 def random_isomorphisms(
     unital: Unital, unit: Float[Tensor, "n"], count: int, generator: torch.Generator
 ) -> Float[Tensor, "count 3 n n"]:
-    """Bases `(right g, g, left g)`, with g orthogonal up to its scale and `g unit = unital.unit`.
+    """Bases `(R_v^T g^-T, g, L_u^T g^-T)`, with g orthogonal up to its scale and `g unit = unital.unit`.
 
     If g were an isomorphism, these would take the algebra with that unit to T exactly.
     """
@@ -70,8 +69,8 @@ def random_isomorphisms(
         frames[:, :, 0] = first
     q, r = torch.linalg.qr(drawn)
     q[..., 0] *= r[..., 0, 0].sign()[..., None]
-    g = q[1] @ q[0].mT * (unital.unit.norm() / unit.norm())
-    return torch.stack([unital.right @ g, g, unital.left @ g], dim=1)
+    g, scale = q[1] @ q[0].mT, unital.unit.norm() / unit.norm()
+    return unital.sides @ torch.stack([g / scale, g * scale, g / scale], dim=1)
 
 
 def _condition(matrices: Float[Tensor, "z n n"]) -> Float[Tensor, "z"]:
