@@ -28,7 +28,9 @@ from nplex.environment import environment
 CONDITION = 30.0
 NOISES = (0.0, 0.01, 0.05)
 SIZES = (2, 3, 4, 8)
-RESULTS = Path(__file__).parent / "results"
+FILE = Path(__file__).parent / "results" / "identify.json"
+# How many are done between two writings.
+BETWEEN = 100
 
 
 def main(
@@ -36,43 +38,55 @@ def main(
     size: Annotated[
         list[int] | None, typer.Option(help="Which n; several times for several; all if left out.")
     ] = None,
-    count: int = typer.Option(100, min=1, help="How often each algebra is hidden, and random tables of each size."),
+    count: int = typer.Option(100, min=1, help="How often each algebra is hidden."),
+    tables: int = typer.Option(1000, min=0, help="Random tables of each size."),
     first_seed: int = typer.Option(2000, help="The first seed; the others follow."),
     workers: int = typer.Option(1, min=1, help="Processes, of one thread each."),
     resume: bool = typer.Option(False, help="Keep what the file has, of the same code, and do what is missing."),
 ) -> None:
-    """Hide, identify, print the table, and write it with all figures as JSON, after each algebra."""
+    """Hide, identify, print the table, and write it with all figures as JSON, now and then and at the end."""
     torch.set_num_threads(1)
-    file = RESULTS / "identify.json"
-    kept = json.loads(file.read_text("utf-8")) if resume and file.exists() else {"hidden": [], "random": []}
-    hidden, random = kept["hidden"], kept["random"]
-    seeds = range(first_seed, first_seed + (1 if quick else count))
+    if quick:
+        count, tables = 1, 1
+    kept = json.loads(FILE.read_text("utf-8")) if resume and FILE.exists() else {"environments": [], "rows": []}
+    environments = with_this(kept["environments"])
+    rows = {job_of(row): row for row in kept["rows"]}
     for n in SIZES[:2] if quick else size or SIZES:
-        for orbit in orbits(n):
-            jobs = [(n, orbit.name, noise, seed) for noise in NOISES for seed in seeds]
-            hidden += rows_of(missing(jobs, hidden), workers)
-            if not quick:
-                write(hidden, random)
-        random += rows_of(missing([(n, None, 0.0, seed) for seed in seeds], random), workers)
-        if not quick:
-            write(hidden, random)
-    print(text_of(hidden, random))
+        jobs: list[Job] = [
+            (n, orbit.name, noise, first_seed + k) for orbit in orbits(n) for noise in NOISES for k in range(count)
+        ]
+        jobs += [(n, None, 0.0, first_seed + k) for k in range(tables)]
+        missing = [job for job in jobs if job not in rows]
+        for done, (job, row) in enumerate(all_done(one, None, missing, workers, f"n = {n}"), 1):
+            rows[job] = row
+            if not quick and (done % BETWEEN == 0 or done == len(missing)):
+                write(environments, rows)
+    print(text_of(ordered(rows)))
 
 
 Job = tuple[int, str | None, float, int]
 
 
-def missing(jobs: list[Job], rows: list[dict]) -> list[Job]:
-    """The jobs (n, algebra or None, noise, seed) that no row is of."""
-    done = {(row["n"], row["truth"], row["noise"], row["seed"]) for row in rows}
-    return [job for job in jobs if job not in done]
+def job_of(row: dict) -> Job:
+    """What a row is of: n, algebra or None, noise, seed."""
+    return row["n"], row["truth"], row["noise"], row["seed"]
 
 
-def rows_of(jobs: list[Job], workers: int) -> list[dict]:
-    """A row for each, in their order."""
-    label = f"n = {jobs[0][0]}, {jobs[0][1] or 'random'}" if jobs else ""
-    rows = dict(all_done(one, None, jobs, workers, label)) if jobs else {}
-    return [rows[job] for job in jobs]
+def ordered(rows: dict[Job, dict]) -> list[dict]:
+    """By n, algebras as they are listed and then random tables, noise, seed."""
+    names = {n: [orbit.name for orbit in orbits(n)] for n in {job[0] for job in rows}}
+
+    def place(job: Job) -> tuple[int, int, float, int]:
+        n, truth, noise, seed = job
+        return n, len(names[n]) if truth is None else names[n].index(truth), noise, seed
+
+    return [rows[job] for job in sorted(rows, key=place)]
+
+
+def with_this(environments: list[dict]) -> list[dict]:
+    """And this machine, unless it is there already with the same commit."""
+    here, alike = environment(), ("commit", "torch", "processor")
+    return environments if any(all(e[k] == here[k] for k in alike) for e in environments) else [*environments, here]
 
 
 def one(_: None, job: Job) -> dict:
@@ -100,16 +114,17 @@ def timed(table: torch.Tensor, truth: str | None, noise: float, seed: int) -> di
     }  # fmt: skip
 
 
-def write(hidden: list[dict], random: list[dict]) -> None:
+def write(environments: list[dict], rows: dict[Job, dict]) -> None:
     """The results so far."""
-    env = environment()
-    write_json(RESULTS / "identify.json", {"environment": env, "hidden": hidden, "random": random})
-    head = f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, 1 thread each, {env['date']}"
-    (RESULTS / "identify.md").write_text(f"{head}\n\n{text_of(hidden, random)}\n", "utf-8")
+    write_json(FILE, {"environments": environments, "rows": ordered(rows)})
+    heads = [f"nplex {e['commit']}, torch {e['torch']}, {e['processor']}, {e['date']}" for e in environments]
+    text = "\n\n".join(["; ".join(heads) + "; 1 thread each", text_of(ordered(rows))])
+    FILE.with_suffix(".md").write_text(text + "\n", "utf-8")
 
 
-def text_of(hidden: list[dict], random: list[dict]) -> str:
+def text_of(rows: list[dict]) -> str:
     """A row for each algebra, one for all of a size, and the random tables."""
+    hidden, random = ([row for row in rows if (row["truth"] is None) == none] for none in (False, True))
     heads = "".join(f" right at {noise:.0%} |" for noise in NOISES)
     lines = [f"| n | algebra |{heads} median s | largest s |", "|---" * (len(NOISES) + 4) + "|"]
     for n in dict.fromkeys(row["n"] for row in hidden):
@@ -119,13 +134,11 @@ def text_of(hidden: list[dict], random: list[dict]) -> str:
         lines.append(_row(n, "all", of_size))
     lines += ["", "| n | random tables | named | nearest | median s | largest s |", "|---|---|---|---|---|---|"]
     for n in dict.fromkeys(row["n"] for row in random):
-        rows = [row for row in random if row["n"] == n]
-        seconds = [row["seconds"] for row in rows]
-        named = sum(row["name"] is not None for row in rows)
-        nearest = min(row["nearest"] for row in rows)
-        lines.append(
-            f"| {n} | {len(rows)} | {named} | {nearest:.2f} | {statistics.median(seconds):.2f} | {max(seconds):.2f} |"
-        )
+        of_size = [row for row in random if row["n"] == n]
+        seconds = [row["seconds"] for row in of_size]
+        named = sum(row["name"] is not None for row in of_size)
+        nearest, median = min(row["nearest"] for row in of_size), statistics.median(seconds)
+        lines.append(f"| {n} | {len(of_size)} | {named} | {nearest:.2f} | {median:.2f} | {max(seconds):.2f} |")
     return "\n".join(lines)
 
 

@@ -266,9 +266,12 @@ def test_evened_sides_and_isotopes_with_a_unit():
     assert torch.allclose(torch.einsum("k,kij->ij", isotope.unit, isotope.table), eye)
     assert torch.allclose(torch.einsum("kij,j->ik", isotope.table, isotope.unit), eye)
     assert torch.allclose(transformed(isotope.sides, isotope.table), even)
-    bases = random_isomorphisms(isotope, quaternion.unit, 3, generator())
-    assert torch.allclose(bases[:, 1] @ quaternion.unit, isotope.unit.expand(3, 4))
+    algebra = named("cyclic(4)")
+    bases = random_isomorphisms(isotope, algebra.table, algebra.unit, 3, generator())
     g = bases[:, 1]
+    assert torch.allclose(g @ algebra.unit, isotope.unit.expand(3, 4))
+    ours, theirs = (torch.einsum("kii->k", table) for table in (algebra.table, isotope.table))
+    assert torch.allclose(theirs @ g, ours.expand(3, 4))
     isomorphic = transformed(torch.stack([g.mT, torch.linalg.inv(g), g.mT], dim=1), isotope.table.expand(3, 4, 4, 4))
     assert torch.allclose(transformed(bases, isomorphic), even.expand(3, 4, 4, 4))
     assert unital_isotopes(orbits(3)[-1].algebra, 2, generator()) == []

@@ -55,9 +55,13 @@ def random_bases(n: int, most: float, generator: torch.Generator) -> Bases:
 
 
 def orthogonal_bases(count: int, n: int, generator: torch.Generator) -> Float[Tensor, "count 3 n n"]:
+    """Three random orthogonal matrices each."""
+    return random_orthogonal(3 * count, n, generator).unflatten(0, (count, 3))
+
+
+def random_orthogonal(count: int, n: int, generator: torch.Generator) -> Float[Tensor, "count n n"]:
     """Random orthogonal matrices, equally likely everywhere: the Q of normal numbers, its signs made random."""
-    drawn = torch.randn(count, 3, n, n, generator=generator, dtype=torch.float64, device="cpu")
-    q, r = torch.linalg.qr(drawn)
+    q, r = torch.linalg.qr(torch.randn(count, n, n, generator=generator, dtype=torch.float64, device="cpu"))
     return q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
 
 

@@ -21,15 +21,22 @@ from nplex.algebra.unital import Unital, random_isomorphisms, unital_isotopes
 
 Table = Float[Tensor, "n n n"]
 
-# (how many go on, steps): after the first, the better ones. The first wave, and all later ones.
-SMALL = ((16, 12), (5, 20), (2, 30)), ((32, 12), (12, 20), (4, 30))
+# For each wave: (how many go on, steps), after the first the better ones. The last plan is for all later waves, which
+# few algebras come to.
+SMALL = (
+    ((16, 12), (5, 20), (2, 30)),
+    ((48, 12), (12, 20), (4, 30)),
+    ((48, 12), (12, 20), (4, 30)),
+    ((192, 12), (48, 20), (4, 30)),
+)
 LARGE = ((16, 12), (4, 20), (2, 30)), ((24, 12), (8, 20), (2, 30))
 POLISH = 40
-RIGID = ((12, 12), (3, 30))
+RIGID_SMALL = ((12, 12), (3, 30))
+RIGID_LARGE = ((4, 12), (2, 30))
 # How much the sides are evened before a search, by wave: algebras without nilpotents like much of it, those with,
 # whose sides cannot be evened, little; small noisy tables are sometimes found only without.
-EVENED_SMALL = (1, 0, 4)
-EVENED_LARGE = (1, 4, 2)
+EVENED_SMALL = (1, 0, 4, 0, 1)
+EVENED_LARGE = (1, 2, 4, 1, 2)
 FLOOR = 1e-3
 # Isotopes with a unit that starts are made from.
 ISOTOPES = 4
@@ -58,7 +65,7 @@ def nearest(orbits: Sequence[Orbit], target: Table, generator: torch.Generator, 
     the best conditioned of equal bases are taken.
     """
     plans, rounds = (SMALL, EVENED_SMALL) if target.shape[0] <= 4 else (LARGE, EVENED_LARGE)
-    stages = plans[min(wave, 1)]
+    stages = plans[min(wave, len(plans) - 1)]
     even, evening = evened(target, rounds[wave % len(rounds)], FLOOR)
     isotopes = unital_isotopes(even, ISOTOPES, generator)
     starts = torch.stack([_starts(orbit.algebra, isotopes, stages[0][0], generator) for orbit in orbits])
@@ -73,11 +80,12 @@ def nearest_rigid(
     orbits: Sequence[Orbit], target: Table, bases: Float[Tensor, "a 3 n n"], generator: torch.Generator
 ) -> list[Nearest]:
     """The best of several starts under orthogonal matrices and a scale; one is what is orthogonal in `bases`."""
-    count, n, tables = RIGID[0][0], target.shape[0], torch.stack([orbit.algebra for orbit in orbits])
+    n, tables = target.shape[0], torch.stack([orbit.algebra for orbit in orbits])
+    stages = RIGID_SMALL if n <= 4 else RIGID_LARGE
     u, _, v = torch.linalg.svd(bases)
-    random = orthogonal_bases(len(orbits) * (count - 1), n, generator).unflatten(0, (len(orbits), -1))
+    random = orthogonal_bases(len(orbits) * (stages[0][0] - 1), n, generator).unflatten(0, (len(orbits), -1))
     starts = torch.cat([(u @ v)[:, None], random], dim=1)
-    return _best(_staged(tables, target, _scaled(tables, target, starts), RIGID, orthogonal=True), target)
+    return _best(_staged(tables, target, _scaled(tables, target, starts), stages, orthogonal=True), target)
 
 
 def _starts(
@@ -88,7 +96,7 @@ def _starts(
     if unit is None or not isotopes:
         return orthogonal_bases(count, algebra.shape[0], generator)
     each = -(-count // len(isotopes))
-    return torch.cat([random_isomorphisms(isotope, unit, each, generator) for isotope in isotopes])[:count]
+    return torch.cat([random_isomorphisms(isotope, algebra, unit, each, generator) for isotope in isotopes])[:count]
 
 
 def _staged(

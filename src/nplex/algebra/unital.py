@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nplex.algebra.isotopy import random_orthogonal
+
 Table = Float[Tensor, "n n n"]
 
 TRIES = 64
@@ -57,20 +59,28 @@ def unital_isotopes(table: Table, count: int, generator: torch.Generator) -> lis
 
 
 def random_isomorphisms(
-    unital: Unital, unit: Float[Tensor, "n"], count: int, generator: torch.Generator
+    unital: Unital, algebra: Table, unit: Float[Tensor, "n"], count: int, generator: torch.Generator
 ) -> Float[Tensor, "count 3 n n"]:
-    """Bases `(R_v^T g^-T, g, L_u^T g^-T)`, with g orthogonal up to its scale and `g unit = unital.unit`.
+    """Bases `(R_v^T g^-T, g, L_u^T g^-T)`, with g from the algebra with that unit to the isotope.
 
-    If g were an isomorphism, these would take the algebra with that unit to T exactly.
+    As every isomorphism does, g takes the unit to the unit, and what has no trace, `tr L_x = 0`, to what has none;
+    there it is orthogonal up to its scale. An isomorphism's bases would take the algebra to T exactly.
     """
-    n = unit.shape[0]
-    drawn = torch.randn(2, count, n, n, generator=generator, dtype=torch.float64, device="cpu")
-    for frames, first in zip(drawn, (unit, unital.unit), strict=True):
-        frames[:, :, 0] = first
-    q, r = torch.linalg.qr(drawn)
-    q[..., 0] *= r[..., 0, 0].sign()[..., None]
-    g, scale = q[1] @ q[0].mT, unital.unit.norm() / unit.norm()
-    return unital.sides @ torch.stack([g / scale, g * scale, g / scale], dim=1)
+    ours, theirs = (_frames(*of, count, generator) for of in ((algebra, unit), (unital.table, unital.unit)))
+    theirs[..., 1:] *= unital.unit.norm() / unit.norm()
+    g = theirs @ torch.linalg.inv(ours)
+    over = torch.linalg.inv(g).mT
+    return unital.sides @ torch.stack([over, g, over], dim=1)
+
+
+def _frames(
+    table: Table, unit: Float[Tensor, "n"], count: int, generator: torch.Generator
+) -> Float[Tensor, "count n n"]:
+    """In columns the unit and random orthonormal vectors without trace; of both orientations."""
+    trace = torch.einsum("kii->k", table)
+    traceless = torch.linalg.svd(trace[None])[2][1:].mT
+    turned = traceless @ random_orthogonal(count, len(unit) - 1, generator)
+    return torch.cat([unit.expand(count, -1)[..., None], turned], dim=2)
 
 
 def _condition(matrices: Float[Tensor, "z n n"]) -> Float[Tensor, "z"]:
