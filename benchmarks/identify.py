@@ -42,7 +42,7 @@ def main(
     tables: int = typer.Option(1000, min=0, help="Random tables of each size."),
     first_seed: int = typer.Option(2000, help="The first seed; the others follow."),
     workers: int = typer.Option(1, min=1, help="Processes, of one thread each."),
-    resume: bool = typer.Option(False, help="Keep what the file has, of the same code, and do what is missing."),
+    resume: bool = typer.Option(False, help="Keep what the file has, of whatever commit, and do what is missing."),
 ) -> None:
     """Hide, identify, print the table, and write it with all figures as JSON, now and then and at the end."""
     torch.set_num_threads(1)

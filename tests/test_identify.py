@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from nplex.algebra import cyclic, direct, dual, find, identify, named, octonion, quaternion
+from nplex.algebra import BilinearAlgorithm, cyclic, direct, dual, find, identify, laws, named, octonion, quaternion
 from nplex.algebra.identify import NEAR
 from nplex.algebra.invariants import hyperdeterminant, invariants
 from nplex.algebra.isotopy import bounded, condition, evened, orthogonal_bases, random_bases, transformed
+from nplex.algebra.multilinear import smaller
 from nplex.algebra.nearest_orbit import Nearest
 from nplex.algebra.orbit_descent import descend, normal_matrix
 from nplex.algebra.orbits import orbits
@@ -49,6 +50,46 @@ def test_noisy_tables_are_named(name, noise):
     assert 0.1 * noise < found.distances[0].distance < noise
     assert found.confidence > 0.9
     assert max(row.condition for row in found.distances) <= 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [4, 8])
+def test_all_classes_are_named(n):
+    for orbit in orbits(n):
+        assert identify(hidden(orbit.algebra, 0.01, most=10.0)).name == orbit.name
+
+
+@pytest.mark.parametrize(("name", "n"), [("complex", 3), ("split_complex", 3), ("cyclic(3)", 4)])
+def test_what_uses_fewer_dimensions_has_no_name(name, n):
+    """All known ones come as near to it as one likes."""
+    part = named(name)
+    table = torch.zeros(n, n, n, dtype=torch.float64)
+    table[: part.n, : part.n, : part.n] = part.table
+    for noise in (0.0, 1e-3):
+        found = identify(hidden(table, noise))
+        assert found.name is None
+        assert found.confidence > 0.9
+        assert f"uses only {part.n} x {part.n} x {part.n} of its dimensions" in found.verdict
+        assert found.invariants.multilinear_ranks == (part.n,) * 3
+
+
+def test_the_distance_to_tables_of_fewer_dimensions():
+    """Of a table with noise on one, against the table itself; and by how many equations they are cut out."""
+    table = torch.zeros(4, 4, 4, dtype=torch.float64)
+    table[:2, :3, :2] = torch.randn(2, 3, 2, generator=generator(), dtype=torch.float64)
+    added = torch.randn(4, 4, 4, generator=generator(1), dtype=torch.float64)
+    noisy = table / table.norm() + 1e-3 * added / added.norm()
+    found = {each.ranks: each for each in smaller(noisy)}
+    assert found[2, 3, 2].distance < 3**0.5 * 1e-3 < 0.1 < found[2, 2, 2].distance
+    assert found[2, 3, 2].codimension == 64 - (12 + 2 * 2 + 3 * 1 + 2 * 2)
+    assert (1, 1, 3) not in found
+    assert (4, 4, 4) not in found
+
+
+def test_no_distance_is_above_the_orthogonal_one():
+    rows = identify(direct(4)).distances
+    assert all(row.distance <= row.orthogonal for row in rows)
+    assert max(row.orthogonal - row.distance for row in rows) > 0.1
 
 
 @pytest.mark.parametrize("n", [3, 4])
@@ -96,6 +137,7 @@ def test_factors_and_algebras_are_taken():
     algorithm = find(direct(3).table, 3).algorithm
     assert identify(algorithm).name == identify(direct(3)).name == "direct(3)"
     assert identify(algorithm).rank == 3
+    assert identify(quaternion).invariants.rank_at_least == 6
 
 
 def test_sizes_without_a_list_of_their_own():
@@ -128,11 +170,23 @@ def test_rules_of_a_model_are_identified():
         (torch.full((2, 2, 2), float("nan")), "must be finite, got 8 NaN"),
         (torch.ones(2, 2, 2, dtype=torch.complex64), "must be real"),
         (torch.ones(2, 2, 2, device="meta"), "meta device"),
+        (BilinearAlgorithm(*torch.ones(3, 3, 4, device="meta")), "meta device"),
+        (BilinearAlgorithm(*torch.ones(3, 3, 4, dtype=torch.complex128)), "must be real"),
+        (
+            BilinearAlgorithm(torch.ones(3, 4), torch.ones(2, 4), torch.ones(3, 4)),
+            "three n x R matrices of one shape",
+        ),
     ],
 )
-def test_bad_tables_are_refused(bad, message):
+def test_bad_tables_are_refused(bad, message, unchecked):
     with pytest.raises(ValueError, match=message):
         identify(bad)
+
+
+def test_any_scale_layout_and_default_device():
+    assert identify(quaternion.table * 1e308).name == identify(quaternion.table.to_sparse()).name == "quaternion"
+    with torch.device("meta"):
+        assert identify(dual).name == "dual"
 
 
 def test_noise_decides_at_n_2():
@@ -149,7 +203,7 @@ def test_what_is_no_rule_is_refused(unchecked):
         identify("quaternion")
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module"):
         identify_model("model")
-    with pytest.raises(ValueError, match="2 or more"):
+    with pytest.raises(ValueError, match="too rare among 2 x 2 matrices"):
         random_bases(2, 1.0, generator())
 
 
@@ -173,9 +227,11 @@ def test_the_hyperdeterminant_at_n_2():
         assert (
             torch.where(hyperdeterminant(table).abs() < 1e-12, 0, hyperdeterminant(table).sign()) == signs[orbit.name]
         )
-    assert invariants(named("complex").table).signature == (2, 0)
-    assert invariants(named("split_complex").table).signature == (1, 1)
-    assert invariants(dual.table).signature == (1, 0)
+    mirror = torch.eye(2, dtype=torch.float64).repeat(3, 1, 1)
+    mirror[1, 1, 1] = -1.0
+    for name, signature in (("complex", (2, 0)), ("split_complex", (1, 1)), ("dual", (1, 0))):
+        for table in (named(name).table, transformed(mirror, named(name).table), hidden(named(name).table, most=5.0)):
+            assert invariants(table).signature == signature
 
 
 def test_the_normal_matrix_is_the_jacobians():
@@ -256,25 +312,39 @@ def test_bases_stay_orthogonal_or_bounded():
     assert torch.allclose(condition(bounded(wild, 100.0)), torch.tensor(100.0, dtype=torch.float64))
 
 
-def test_evened_sides_and_isotopes_with_a_unit():
+def test_evened_sides():
     even, bases = evened(hidden(quaternion.table), 30, 0.0)
     assert torch.allclose(transformed(bases, hidden(quaternion.table)), even)
     gram = even.reshape(4, 16) @ even.reshape(4, 16).mT
     assert torch.allclose(gram, torch.eye(4, dtype=torch.float64) / 4, atol=1e-8)
-    isotope = unital_isotopes(even, 2, generator())[0]
-    eye = torch.eye(4, dtype=torch.float64)
+
+
+def test_isotopes_with_a_unit():
+    table = hidden(next(orbit for orbit in orbits(3) if orbit.name == "triangular 2 x 2 matrices").algebra)
+    isotope = unital_isotopes(table, 2, generator())[0]
+    eye = torch.eye(3, dtype=torch.float64)
     assert torch.allclose(torch.einsum("k,kij->ij", isotope.unit, isotope.table), eye)
     assert torch.allclose(torch.einsum("kij,j->ik", isotope.table, isotope.unit), eye)
-    assert torch.allclose(transformed(isotope.sides, isotope.table), even)
-    algebra = named("cyclic(4)")
-    bases = random_isomorphisms(isotope, algebra.table, algebra.unit, 3, generator())
-    g = bases[:, 1]
-    assert torch.allclose(g @ algebra.unit, isotope.unit.expand(3, 4))
-    ours, theirs = (torch.einsum("kii->k", table) for table in (algebra.table, isotope.table))
-    assert torch.allclose(theirs @ g, ours.expand(3, 4))
-    isomorphic = transformed(torch.stack([g.mT, torch.linalg.inv(g), g.mT], dim=1), isotope.table.expand(3, 4, 4, 4))
-    assert torch.allclose(transformed(bases, isomorphic), even.expand(3, 4, 4, 4))
+    assert torch.allclose(transformed(isotope.sides, isotope.table), table)
     assert unital_isotopes(orbits(3)[-1].algebra, 2, generator()) == []
+
+
+def test_starts_keep_the_unit_and_the_trace():
+    """On tables whose traceless vectors are not orthogonal to the unit."""
+    algebra = next(orbit for orbit in orbits(3) if orbit.name == "triangular 2 x 2 matrices").algebra
+    table, unit = hidden(algebra), laws.unit(algebra)
+    isotope = unital_isotopes(table, 2, generator())[0]
+    bases = random_isomorphisms(isotope, algebra, unit, 20, generator())
+    g = bases[:, 1]
+    isomorphic = transformed(torch.stack([g.mT, torch.linalg.inv(g), g.mT], dim=1), isotope.table.expand(20, 3, 3, 3))
+    assert torch.allclose(transformed(bases, isomorphic), table.expand(20, 3, 3, 3))
+    assert torch.allclose(g @ unit, isotope.unit.expand(20, 3))
+    ours, theirs = (torch.einsum("kii->k", each) for each in (algebra, isotope.table))
+    assert torch.allclose(theirs @ g, ours.expand(20, 3))
+    traceless = torch.linalg.svd(ours[None])[2][1:]
+    grams = traceless @ g.mT @ g @ traceless.mT
+    assert torch.allclose(grams, grams[:, :1, :1] * torch.eye(2, dtype=torch.float64))
+    assert set(torch.linalg.det(g).sign().tolist()) == {-1.0, 1.0}
 
 
 def test_evidence_prefers_the_smaller_orbit():
@@ -282,7 +352,18 @@ def test_evidence_prefers_the_smaller_orbit():
     assert evidence(dual_, 1e-3) > evidence(complex_, 0.0) > evidence(dual_, 0.05)
     assert evidence(dual_, 1e-3) > evidence(dual_, 1e-3, condition=300.0)
     far = Nearest(0.5, 1.0, orthogonal_bases(1, 4, generator())[0])
-    shares, nothing = plausibilities(orbits(4), [far] * len(orbits(4)))
+    shares, _, nothing = plausibilities(orbits(4), [far] * len(orbits(4)), [])
     assert nothing > 0.9
     assert abs(sum(shares) + nothing - 1) < 1e-9
-    assert plausibilities((), []) == ([], 1.0)
+    assert plausibilities((), [], []) == ([], [], 1.0)
+
+
+def test_a_limit_that_is_a_little_farther_is_not_named():
+    """High condition brings algebras near to their limits more often than chance: evidence alone would name it."""
+    candidates = [orbit for orbit in orbits(3) if orbit.name in ("direct(3)", "real + dual")]
+    bases = orthogonal_bases(1, 3, generator())[0]
+    found = [Nearest(distance, 10.0, bases) for distance in (0.05, 0.06)]
+    one, limit = (evidence(orbit, near.distance) for orbit, near in zip(candidates, found, strict=True))
+    shares = plausibilities(tuple(candidates), found, []).orbits
+    assert limit > one
+    assert shares[0] > shares[1]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm, check_cube
 from nplex.algebra.invariants import Invariants, invariants
+from nplex.algebra.multilinear import Smaller, smaller
 from nplex.algebra.nearest_orbit import Nearest, nearest, nearest_rigid
 from nplex.algebra.orbits import LARGEST, Orbit, orbits
 from nplex.algebra.plausible import NEAR, NOISE, open_, plausibilities
@@ -21,7 +22,8 @@ SAME = 0.02
 # Below this no name is given; between the two the verdict says "probably".
 LEAST_CONFIDENCE = 0.5
 SURE = 0.95
-EXACT = 1e-6
+# Distances below it are rounding in float64.
+EXACT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Identification:
     Attributes:
         n: The dimension.
         name: The algebra, or None.
-        confidence: Of the verdict, from 0 to 1: its share of all explanations; a score, not calibrated.
+        confidence: Of the verdict, from 0 to 1: its share of all explanations; 1 where everything is farther than .1,
+            by the rule that nothing is named there. A score, not calibrated.
         verdict: A sentence for a person.
         rank: How many products the named algebra needs, where that is known; else None.
         distances: To each known algebra of this size, the nearest explanation first.
@@ -84,9 +87,10 @@ def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0, *, noise
 
     Each algebra of the size is compared by descents from many starts, first all, then the ones that may still turn
     out to be it. A name is given to the algebra that explains the table best: near, and the nearer the fewer tables
-    that algebra reaches; never beyond a distance of .1. Of an algebra and its limits (dual numbers are one of complex
-    numbers, at infinite condition) the limit is named if the distance cannot tell them apart. At n = 2 almost every
-    table is complex or split_complex, so these names say little there, and the verdict says so.
+    that algebra reaches; never beyond a distance of .1. A table that uses fewer dimensions than it has gets none,
+    though algebras come near to it by bases of high condition. Of an algebra and its limits (dual numbers are one of
+    complex numbers, at infinite condition) the limit is named if the distance cannot tell them apart. At n = 2 almost
+    every table is complex or split_complex, so these names say little there, and the verdict says so.
 
     Args:
         rule: n x n x n, real, of any type on any device; an algebra; or factors. From n = 10 on only its invariants
@@ -106,22 +110,33 @@ def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0, *, noise
         >>> identify(split_quaternion).name
         'matrices(2)'
     """
-    table = _checked(rule)
+    with torch.device("cpu"):
+        return _identified(_checked(rule), seed, noise)
+
+
+def _identified(table: Float[Tensor, "n n n"], seed: int, noise: float) -> Identification:
+    """Of a checked table; the nearest of all bases is the orthogonal one where that search came nearer."""
     if not 1e-4 <= noise <= NEAR:
         raise ValueError(f"noise must be from 0.0001 to {NEAR}, a share of the table's norm, got {noise!r}")
     target = table / table.norm()
     candidates = orbits(target.shape[0])
     generator = torch.Generator("cpu").manual_seed(seed)
     found = _nearest(candidates, target, generator)
-    shares, nothing = plausibilities(candidates, found, noise)
     bases = [near.bases for near in found]
     rigid = nearest_rigid(candidates, target, torch.stack(bases), generator) if found else []
+    found = [min(pair, key=lambda near: near.distance) for pair in zip(found, rigid, strict=True)]
+    fewer = smaller(target)
+    shares = plausibilities(candidates, found, fewer, noise)
     rows = [
-        Distance(orbit.name, orbit.aliases, near.distance, near.condition, max(near.distance, turned.distance), share)
-        for orbit, near, turned, share in zip(candidates, found, rigid, shares, strict=True)
+        Distance(orbit.name, orbit.aliases, near.distance, near.condition, turned.distance, share)
+        for orbit, near, turned, share in zip(candidates, found, rigid, shares.orbits, strict=True)
     ]
     rows.sort(key=lambda row: (-row.plausibility, row.distance))
-    return _identification(target, candidates, rows, nothing)
+    if fewer and sum(shares.smaller) >= LEAST_CONFIDENCE:
+        least = max(zip(shares.smaller, fewer, strict=True))[1]
+        if least.distance <= NEAR:
+            return _of_fewer(target, least, sum(shares.smaller), rows)
+    return _identification(target, candidates, rows)
 
 
 def _nearest(candidates: tuple[Orbit, ...], target: Tensor, generator: torch.Generator) -> list[Nearest]:
@@ -142,17 +157,26 @@ def _nearest(candidates: tuple[Orbit, ...], target: Tensor, generator: torch.Gen
 
 
 def _identification(
-    target: Float[Tensor, "n n n"], candidates: tuple[Orbit, ...], rows: list[Distance], nothing: float
+    target: Float[Tensor, "n n n"], candidates: tuple[Orbit, ...], rows: list[Distance]
 ) -> Identification:
     """The verdict in words, and what it rests on."""
     n = target.shape[0]
     best = rows[0] if rows else None
     if best is None or best.distance > NEAR or best.plausibility < LEAST_CONFIDENCE:
-        share = 1.0 if best is None else max(nothing, 1.0 - best.plausibility) if best.distance <= NEAR else 1.0
+        share = 1.0 if best is None or best.distance > NEAR else 1.0 - best.plausibility
         return Identification(n, None, share, _nameless(n, rows), None, tuple(rows), invariants(target))
     orbit = next(orbit for orbit in candidates if orbit.name == best.name)
     facts = invariants(target, max(EXACT, 2 * best.distance))
     return Identification(n, best.name, best.plausibility, _named(best, rows, orbit), orbit.rank, tuple(rows), facts)
+
+
+def _of_fewer(target: Float[Tensor, "n n n"], least: Smaller, share: float, rows: list[Distance]) -> Identification:
+    """`no known algebra: it uses only 2 x 2 x 2 of its dimensions (component x result x input), ...`."""
+    ranks = " x ".join(map(str, least.ranks))
+    verdict = f"no known algebra: it uses only {ranks} of its dimensions (component x result x input), "
+    verdict += f"relative distance {least.distance:.1g}"
+    facts = invariants(target, max(EXACT, 2 * least.distance))
+    return Identification(target.shape[0], None, share, verdict, None, tuple(rows), facts)
 
 
 def _named(best: Distance, rows: list[Distance], orbit: Orbit) -> str:
@@ -185,11 +209,11 @@ def _facts(facts: Invariants) -> list[str]:
     ranks = " x ".join(map(str, facts.multilinear_ranks))
     lines = [f"multilinear ranks {ranks}; at least {facts.rank_at_least} products"]
     if facts.commutator is None:
-        lines.append("no isotope has a unit: no factor can be divided by")
+        lines.append("no isotope has a unit: not both factors can be divided by")
     else:
         lines.append(
-            f"with a unit: commutator {facts.commutator:.1g}, associator {facts.associator:.1g}, "
-            f"alternator {facts.alternator:.1g} (0 where the law holds)"
+            f"its isotopes with a unit: commutator {facts.commutator:.1g}, associator {facts.associator:.1g}, "
+            f"alternator {facts.alternator:.1g} (0 where the law holds in them)"
         )
     if facts.hyperdeterminant is not None and facts.signature is not None:
         plus, minus = facts.signature
@@ -198,20 +222,26 @@ def _facts(facts: Invariants) -> list[str]:
 
 
 def _checked(rule: Tensor | Algebra | BilinearAlgorithm) -> Float[Tensor, "n n n"]:
-    """A detached float64 table on the CPU."""
+    """A detached float64 table on the CPU, its largest entry from 1/2 to 2."""
     if isinstance(rule, Algebra):
         rule = rule.table
-    if isinstance(rule, BilinearAlgorithm):
-        rule = rule.to(torch.float64, "cpu").table()
-    if not isinstance(rule, Tensor):
+    if not isinstance(rule, Tensor | BilinearAlgorithm):
         raise TypeError(f"the rule must be a tensor, an Algebra or a BilinearAlgorithm, got {type(rule).__name__}")
+    for part in (rule,) if isinstance(rule, Tensor) else rule:
+        if part.is_complex():
+            raise ValueError(f"the rule must be real, got {part.dtype}; write complex numbers as pairs of reals")
+        if part.is_meta:
+            raise ValueError("the rule must have numbers, got a tensor on the meta device; load its weights first")
+    if isinstance(rule, BilinearAlgorithm):
+        shapes = [tuple(factor.shape) for factor in rule]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+            raise ValueError(f"the rule's factors must be three n x R matrices of one shape, got {shapes}")
+        rule = rule.to(torch.float64, "cpu").table()
     check_cube("the rule", rule)
-    if rule.is_meta:
-        raise ValueError("the rule must have numbers, got a tensor on the meta device; load its weights first")
-    table = rule.detach().to("cpu", torch.float64)
+    table = rule.detach().to_dense().to("cpu", torch.float64)
     if bad := int((~table.isfinite()).sum()):
         raise ValueError(f"the rule must be finite, got {bad} NaN or infinite entries")
     largest = float(table.abs().max())
     if not largest > 0:
         raise ValueError("the rule must not be all zeros: the zero product is no algebra's")
-    return table / math.ldexp(1.0, math.frexp(largest)[1])
+    return table / math.ldexp(1.0, math.frexp(largest)[1] - 1)

@@ -28,18 +28,19 @@ class Invariants:
             and input: in the bases it came in.
         unit: The smallest `|| L_e - 1 ||^2 + || R_e - 1 ||^2` over all e, its root, relative to sqrt(2 n): in the
             bases it came in.
-        division: The condition of the best pair of factors u, v that it was normalised with; infinite where no
-            factor can be divided by, so that no isotope has a unit.
-        commutator: `|| x o y - y o x ||` over all units, relative, in isotopes with a unit; None without any.
-        associator: `|| (x o y) o z - x o (y o z) ||` likewise.
+        division: The condition of the best pair of factors u, v that it was normalised with; infinite where not both
+            can be divided by, so that no isotope has a unit.
+        commutator: `|| x o y - y o x ||` over all units, relative, in isotopes with a unit; None without any. Its
+            size depends on the bases, and so may, where the isotope is not associative, whether it is 0.
+        associator: `|| (x o y) o z - x o (y o z) ||` likewise; 0 in all bases or in none.
         alternator: the part of it that alternative algebras (octonions) lack.
         hyperdeterminant: at n = 2 Cayley's, which is negative for complex numbers, positive for split ones, 0 for
             dual ones; else None.
-        signature: at n = 2 of the quadratic form `x -> det(sum_k x_k T[k])`: how many of its two squares are
-            positive and negative; else None.
+        signature: at n = 2 of the quadratic form `x -> det(sum_k x_k T[k])`, up to its sign, which bases change: how
+            many of its two squares have one sign and the other, the larger first; else None.
 
     Source: Albert, Non-associative algebras I (1942), for what isotopes share; de Silva and Lim, Tensor rank and the
-    ill-posedness of the best low-rank approximation problem (2008), section 5, for the hyperdeterminant.
+    ill-posedness of the best low-rank approximation problem (2008), for the hyperdeterminant.
     """
 
     rank_at_least: int
@@ -102,7 +103,8 @@ def _signature(table: Table, tolerance: float) -> tuple[int, int]:
     a, b, c = _determinant_form(table)
     values = torch.linalg.eigvalsh(torch.stack([a, b / 2, b / 2, c]).reshape(2, 2))
     small = tolerance * max(float(values.abs().max()), tolerance)
-    return int((values > small).sum()), int((values < -small).sum())
+    fewer, more = sorted((int((values > small).sum()), int((values < -small).sum())))
+    return more, fewer
 
 
 def _rank(matrix: Tensor, tolerance: float) -> int:
@@ -114,7 +116,7 @@ def _unit_defect(table: Table) -> float:
     """How far the best e is from a unit."""
     n = table.shape[0]
     equations = torch.cat([table.reshape(n, n * n).mT, table.permute(1, 0, 2).reshape(n * n, n)])
-    wanted = torch.eye(n, dtype=table.dtype).reshape(-1).repeat(2)
+    wanted = torch.eye(n, dtype=table.dtype, device=table.device).reshape(-1).repeat(2)
     found = torch.linalg.lstsq(equations, wanted[:, None], driver="gelsd").solution[:, 0]
     return float((equations @ found - wanted).norm() / (2 * n) ** 0.5)
 

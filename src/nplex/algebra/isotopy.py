@@ -10,6 +10,8 @@ from torch import Tensor
 Table = Float[Tensor, "n n n"]
 Bases = Float[Tensor, "3 n n"]
 
+DRAWS = 10_000
+
 
 def transformed(bases: Float[Tensor, "*batch 3 n n"], table: Float[Tensor, "*batch n n n"]) -> Tensor:
     """`T'[k, i, j] = sum_abc P[k, a] Q[i, b] R[j, c] T[a, b, c]`, one table for each of a batch of bases.
@@ -29,7 +31,7 @@ def transformed(bases: Float[Tensor, "*batch 3 n n"], table: Float[Tensor, "*bat
 def condition(bases: Float[Tensor, "*batch 3 n n"]) -> Float[Tensor, "*batch"]:
     """`max(|M| |M^-1|)` over the three matrices, in the spectral norm; infinite for what cannot be inverted."""
     values = torch.linalg.svdvals(bases)
-    return (values[..., 0] / values[..., -1]).nan_to_num(torch.inf).amax(dim=-1)
+    return (values[..., 0] / values[..., -1]).nan_to_num(torch.inf, torch.inf).amax(dim=-1)
 
 
 def bounded(bases: Float[Tensor, "*batch 3 n n"], most: float) -> Float[Tensor, "*batch 3 n n"]:
@@ -42,16 +44,19 @@ def random_bases(n: int, most: float, generator: torch.Generator) -> Bases:
     """Three matrices of normal numbers, each drawn anew until its condition is at most `most`.
 
     Raises:
-        ValueError: `most` is below 2, which normal numbers reach too seldom.
+        ValueError: Of 10,000 draws fewer than three have such a condition.
     """
-    if not most >= 2:
-        raise ValueError(f"the condition must be allowed to be 2 or more, got {most}; orthogonal_bases have 1")
     found = []
-    while len(found) < 3:
+    for _ in range(DRAWS):
         drawn = torch.randn(n, n, generator=generator, dtype=torch.float64, device="cpu")
         if torch.linalg.cond(drawn) <= most:
             found.append(drawn)
-    return torch.stack(found)
+        if len(found) == 3:
+            return torch.stack(found)
+    raise ValueError(
+        f"a condition of {most} at most is too rare among {n} x {n} matrices of normal numbers; "
+        "allow more, or take orthogonal_bases, which have 1"
+    )
 
 
 def orthogonal_bases(count: int, n: int, generator: torch.Generator) -> Float[Tensor, "count 3 n n"]:
@@ -69,13 +74,13 @@ def evened(table: Table, rounds: int, floor: float) -> tuple[Table, Bases]:
     """The table after making its three sides' Gram matrices even, one after the other, and the bases that did it.
 
     A round multiplies each side by `(n G / trace G + floor)^(-1/2)`, `G[k, l] = sum_ij T[k, i, j] T[l, i, j]`. For
-    most tables it ends where all three are the identity, and bases between two such tables are orthogonal. `floor`
-    bounds how far noise in a weak direction is amplified.
+    most tables it ends where all three are `1 / n` times the identity, and where there are bases between two such
+    tables, there are orthogonal ones. `floor` bounds how far noise in a weak direction is amplified.
 
     Source: Kempf and Ness, The length of vectors in representation spaces (1979), for what it ends at.
     """
     n = table.shape[0]
-    eye = torch.eye(n, dtype=table.dtype)
+    eye = torch.eye(n, dtype=table.dtype, device=table.device)
     bases = [eye, eye, eye]
     for _ in range(rounds):
         for side in range(3):

@@ -13,7 +13,7 @@ def unit(table: Table) -> Float[Tensor, "n"] | None:
     equations = torch.cat([table.reshape(n, n * n).mT, table.permute(1, 0, 2).reshape(n * n, n)])
     wanted = torch.eye(n, dtype=table.dtype, device=table.device).reshape(-1).repeat(2)
     found = torch.linalg.lstsq(equations, wanted[:, None], driver="gelsd").solution[:, 0]
-    found = torch.where(found.abs() < 1e-12, 0.0, found)
+    found = torch.where(found.abs() < 1e-12 * found.abs().max(), 0.0, found)
     return found if _zero(equations @ found - wanted) else None
 
 

@@ -48,10 +48,11 @@ class Orbit(NamedTuple):
 def orbits(n: int) -> tuple[Orbit, ...]:
     """Every class that has a table in nplex.algebra.known, and a few sums and products of those; none above n = 9.
 
-    Ranks: 2 n less the number of irreducible factors for algebras R[x]/f (Winograd, Some bilinear forms whose
-    multiplicative complexity depends on the field of constants, 1977); 8 for quaternions (Howell and Lafon, The
+    Ranks: 2 n less the number of distinct irreducible factors for algebras R[x]/f (Winograd, Some bilinear forms
+    whose multiplicative complexity depends on the field of constants, 1977); 8 for quaternions (Howell and Lafon, The
     complexity of the quaternion product, 1975); 7 for 2 x 2 matrices (Winograd, On multiplication of 2 x 2 matrices,
-    1971).
+    1971); where nplex.algebra.find reaches 2 n less the number of maximal two-sided ideals, that (Alder and Strassen,
+    On the algorithmic complexity of associative algebras, 1981).
     """
     listed = {
         1: _one, 2: _two, 3: _three, 4: _four, 8: _eight,
@@ -83,7 +84,7 @@ def _three() -> list[_Row]:
         *_families(3),
         ("real + dual", (), _sum(known.real, known.dual), 4),
         ("R[x]/x^3", (), _truncated(3), 5),
-        ("triangular 2 x 2 matrices", (), _triangular(), None),
+        ("triangular 2 x 2 matrices", (), _triangular(), 4),
         ("cross product", ("so(3)",), _cross_product(), None),
     ]
 
@@ -95,12 +96,12 @@ def _four() -> list[_Row]:
         ("direct(4)", (), known.direct(4).table, 4),
         ("cyclic(4)", ("real + real + complex",), known.cyclic(4).table, 5),
         ("complex + complex", ("bicomplex",), _sum(known.complex_, known.complex_), 6),
-        ("complex x dual", (), _product(known.complex_, known.dual), None),
+        ("complex x dual", (), _product(known.complex_, known.dual), 7),
         ("dual + dual", ("split_complex x dual",), _sum(known.dual, known.dual), 6),
-        ("clifford(1,0,1)", (), known.clifford(1, 0, 1).table, None),
+        ("clifford(1,0,1)", (), known.clifford(1, 0, 1).table, 6),
         ("clifford(0,1,1)", (), known.clifford(0, 1, 1).table, None),
         ("clifford(0,0,2)", ("exterior algebra of 2",), known.clifford(0, 0, 2).table, None),
-        ("dual x dual", (), _product(known.dual, known.dual), None),
+        ("dual x dual", (), _product(known.dual, known.dual), 7),
         ("R[x]/x^4", (), _truncated(4), 7),
     ]
 

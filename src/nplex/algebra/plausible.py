@@ -1,9 +1,9 @@
 """From distances to names: how well each algebra explains a table, beside the explanation that it is none of them."""
 
 import math
+from typing import NamedTuple
 
-import torch
-
+from nplex.algebra.multilinear import Smaller
 from nplex.algebra.nearest_orbit import Nearest
 from nplex.algebra.orbits import Orbit
 
@@ -15,7 +15,7 @@ PRIOR = 130.0
 LIMITS = 0.1
 # Distances below it are rounding.
 LEAST = 1e-6
-# At n = 2, where a table's own numbers do not show its noise: dual numbers are named within .77 of it.
+# At n = 2, where a table's own numbers do not show its noise: dual numbers are named within .75 of it.
 NOISE = 0.01
 # Farther than this from everything after a first wave of starts, no more are tried.
 HOPELESS = 0.35
@@ -25,6 +25,20 @@ SETTLED = 1e3
 DOUBTFUL = 100.0
 # Bases of a higher condition are as rare as among random matrices: the inverse of it, for each of three.
 USUAL_CONDITION = 30.0
+
+
+class Shares(NamedTuple):
+    """How plausible each explanation of a table is; they sum to 1.
+
+    Attributes:
+        orbits: Of each algebra.
+        smaller: Of each kind of table that uses fewer dimensions than it has.
+        nothing: That it is nothing of this.
+    """
+
+    orbits: list[float]
+    smaller: list[float]
+    nothing: float
 
 
 def evidence(orbit: Orbit, distance: float, condition: float = 1.0, noise: float = NOISE) -> float:
@@ -37,37 +51,44 @@ def evidence(orbit: Orbit, distance: float, condition: float = 1.0, noise: float
     that seldom, and what an algebra only comes near to it reaches with such. An orbit of full dimension explains each
     table in it as well as chance does, and one at r with this noise; at n = 2 the factor is `1.3 / noise`.
     """
-    codimension, r = orbit.codimension, max(distance, LEAST)
-    if codimension == 0:
+    if orbit.codimension == 0:
         beyond = 0.0 if distance <= LEAST else distance * math.sqrt(orbit.dimension) / noise
         return math.log(max(math.erfc(beyond / 2**0.5), 1e-300))
-    c, d = torch.tensor([codimension / 2, orbit.dimension / 2], dtype=torch.float64)
-    beta = float(torch.lgamma(c) + torch.lgamma(d) - torch.lgamma(c + d))
-    prior = PRIOR * NOISE / noise if orbit.algebra.shape[0] == 2 else PRIOR
-    return beta - codimension * math.log(r) - math.log(prior) - 3 * math.log(max(1.0, condition / USUAL_CONDITION))
+    rare = 3 * math.log(max(1.0, condition / USUAL_CONDITION))
+    return _near(orbit.codimension, orbit.algebra.shape[0], distance, noise) - rare
+
+
+def _near(codimension: int, n: int, distance: float, noise: float) -> float:
+    """The same of any set of tables of this codimension, above 0."""
+    c, d = codimension / 2, (n**3 - codimension) / 2
+    beta = math.lgamma(c) + math.lgamma(d) - math.lgamma(c + d)
+    prior = PRIOR * NOISE / noise if n == 2 else PRIOR
+    return beta - codimension * math.log(max(distance, LEAST)) - math.log(prior)
 
 
 def plausibilities(
-    orbits: tuple[Orbit, ...], found: list[Nearest], noise: float = NOISE
-) -> tuple[list[float], float]:
-    """The share of each explanation, and that of nothing known; they sum to 1.
+    orbits: tuple[Orbit, ...], found: list[Nearest], fewer: list[Smaller], noise: float = NOISE
+) -> Shares:
+    """The share of each explanation: one of the algebras, a table of fewer dimensions, or nothing known.
 
-    First whether it is one of them at all: the best `exp(evidence)` against 1. Then which: `exp(evidence) .1^c`, c
-    the codimension, because bases of high condition bring an algebra near to its limits (smaller orbits) far more
-    often than chance would; .1 is how near they typically come. At n = 1 and 2 there is nothing else than the listed
-    algebras, but for a set of no volume.
+    First whether it is anything known at all: the best `exp(evidence)` against 1. Then which: `exp(evidence) .1^c`, c
+    the codimension, because bases of high condition bring an algebra near to its limits (smaller orbits, and all that
+    uses fewer dimensions) far more often than chance would; .1 is how near they typically come. At n = 1 and 2 there
+    is nothing else than these, but for a set of no volume.
     """
     if not orbits:
-        return [], 1.0
+        return Shares([], [0.0] * len(fewer), 1.0)
+    n, filled = orbits[0].algebra.shape[0], any(orbit.codimension == 0 for orbit in orbits)
     values = [
         evidence(orbit, near.distance, near.condition, noise) for orbit, near in zip(orbits, found, strict=True)
     ]
-    filled = any(orbit.codimension == 0 for orbit in orbits)
-    logs = torch.tensor(values, dtype=torch.float64)
-    some = 1.0 if filled else float(torch.sigmoid(logs.max()))
-    shift = torch.tensor([0 if filled else orbit.codimension for orbit in orbits], dtype=torch.float64)
-    shares = torch.softmax(logs + shift * math.log(LIMITS), dim=0) * some
-    return shares.tolist(), 1.0 - some
+    values += [_near(less.codimension, n, less.distance, noise) for less in fewer]
+    codimensions = [each.codimension for each in (*orbits, *fewer)]
+    some = 1.0 if filled else 1.0 / (1.0 + math.exp(-min(max(values), 700.0)))
+    scores = [v + (0.0 if filled else c * math.log(LIMITS)) for v, c in zip(values, codimensions, strict=True)]
+    weights = [math.exp(score - max(scores)) for score in scores]
+    shares = [some * weight / sum(weights) for weight in weights]
+    return Shares(shares[: len(orbits)], shares[len(orbits) :], 1.0 - some)
 
 
 def open_(orbits: tuple[Orbit, ...], found: list[Nearest], wave: int) -> list[int]:

@@ -23,8 +23,9 @@ def best_conditioned(
 ) -> Float[Tensor, "b 3 n n"]:
     """The `(P exp p, Q exp q, R exp r)` with the least `sum log(|M| |M^-1|)` over the three, in the Frobenius norm.
 
-    All of these take the table to the same one. The norms are convex along such curves of symmetric p, q, r, so a
-    damped Newton descent finds the least.
+    All of these take the table to the same one. The norms are convex along such curves of symmetric p, q, r: a damped
+    Newton descent of 20 steps, which comes near to the least. Where p, q, r are nilpotent it is slow; conditions from
+    equal bases may differ by 1.4 there.
 
     Args:
         bases: A batch of bases.
@@ -52,7 +53,7 @@ def _size(bases: Float[Tensor, "b 3 n n"]) -> Float[Tensor, "b"]:
     """`sum log(|M| |M^-1|)`; infinite for what cannot be inverted."""
     inverse = torch.linalg.inv_ex(bases).inverse
     sizes = bases.flatten(2).norm(dim=2).log() + inverse.flatten(2).norm(dim=2).log()
-    return sizes.sum(dim=1).nan_to_num(torch.inf)
+    return sizes.sum(dim=1).nan_to_num(torch.inf, torch.inf)
 
 
 def _slopes(

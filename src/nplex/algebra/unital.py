@@ -35,9 +35,9 @@ def unital_isotopes(table: Table, count: int, generator: torch.Generator) -> lis
     """The best conditioned of many: the i-th best u with the i-th best v among random ones; fewer if none divides.
 
     All of these are isomorphic to each other, and to every algebra with a unit that T is isotopic to, if that
-    algebra is associative. So what is measured here does not depend on the bases of T.
+    algebra is associative. So what they satisfy does not depend on the bases of such a T; of others it may.
 
-    Source: Albert, Non-associative algebras I (1942), theorem 12, for the isomorphism; the isotope is Kaplansky's.
+    Source: Albert, Non-associative algebras I (1942), for the isomorphism; the isotope is Kaplansky's.
     """
     n = table.shape[0]
     u, v = torch.nn.functional.normalize(
@@ -53,7 +53,7 @@ def unital_isotopes(table: Table, count: int, generator: torch.Generator) -> lis
         if worse < SINGULAR:
             over_left, over_right = torch.linalg.inv(left[a]), torch.linalg.inv(right[b])
             product = torch.einsum("kij,ka,jb->aib", table, over_right, over_left)
-            sides = torch.stack([right[b].mT, torch.eye(n).to(table), left[a].mT])
+            sides = torch.stack([right[b].mT, torch.eye(n, dtype=table.dtype, device=table.device), left[a].mT])
             found.append(Unital(product, left[a] @ v[b], sides, worse))
     return found
 
@@ -85,4 +85,4 @@ def _frames(
 
 def _condition(matrices: Float[Tensor, "z n n"]) -> Float[Tensor, "z"]:
     values = torch.linalg.svdvals(matrices)
-    return (values[:, 0] / values[:, -1]).nan_to_num(torch.inf)
+    return (values[:, 0] / values[:, -1]).nan_to_num(torch.inf, torch.inf)
