@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from PIL import Image
 from refusals import refused
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -80,7 +81,22 @@ def test_quaternions_with_7_products_fail():
     assert one.exact is None
     assert one.starts == 2
     assert one.error > 0.3
-    assert one.verdict.startswith("not learned: 2 starts with 7 products all fail; proved is only that at least 6")
+    assert one.verdict.startswith("not learned: 2 starts with 7 products all fail; proved impossible, at least 8")
+
+
+def test_a_rank_that_only_noise_allows_is_not_learned():
+    one = learn(RuleLearning("quaternion", rank=2, noise=10.0, starts=3))
+    assert one.verdict.startswith("2 products fit the examples within their noise, but at least 8 are needed")
+    one = learn(RuleLearning("quaternion", rank=8, examples=10, starts=1, steps=Steps(epochs=5, finish=40)))
+    assert "they determine only 40 of 64 numbers" in one.verdict
+
+
+def test_what_is_rounded_is_the_learned_table(tmp_path):
+    """So an exact algorithm may be one of another table, which the noise hides, and the verdict says so."""
+    (tmp_path / "own.json").write_text(json.dumps((1.001 * complex_.table).tolist()))
+    one = learn(RuleLearning(str(tmp_path / "own.json"), rank=3, noise=0.05))
+    assert one.exact.wrong_entries(complex_.entries) == 0
+    assert "3 products of another table that fits the examples as well, checked in fractions" in one.verdict
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -121,6 +137,21 @@ def test_blocks_are_those_of_a_layer():
     assert one.error < 1e-5
     examples = examples_of(product_named("quaternion"), 5, 3, 0.0, torch.Generator().manual_seed(0))
     assert examples.features.shape == (15, 16)
+
+
+def test_rotations_turn_the_right_way():
+    """A quarter turn about (1, 2, 2) / 3 takes v to u (u v) + u x v."""
+    u, v = torch.tensor([1.0, 2.0, 2.0]).double() / 3, torch.tensor([3.0, -1.0, 2.0]).double()
+    turned = product_named("rotation-axis").algebra.multiply(torch.tensor([0.0, 1.0, 1.0]).double(), v)
+    torch.testing.assert_close(turned, u * (u @ v) + torch.linalg.cross(u, v))
+
+
+def test_noise_is_a_share_of_the_results():
+    clean, noisy = (
+        examples_of(product_named("octonion"), 4000, 1, noise, torch.Generator().manual_seed(0)).results
+        for noise in (0.0, 0.2)
+    )
+    assert 0.195 < float((noisy - clean).norm() / clean.norm()) < 0.205
 
 
 @pytest.mark.parametrize("name", ROTATIONS)
@@ -168,6 +199,10 @@ def test_rounding_knows_when_there_is_nothing():
     table = torch.randn(2, 2, 2, dtype=torch.float64)
     assert round_off(find(table).algorithm, table) is None
     assert round_off(find(quaternion.table, 8).algorithm, matrices(2).table) is None
+    thirds = named("cyclic(3)").table  # its algorithms of 4 products need thirds
+    assert round_off(find(thirds, 4).algorithm, thirds) is None
+    many = torch.zeros(16, 100, dtype=torch.float64)
+    assert round_off(BilinearAlgorithm(many, many, many), torch.zeros(16, 16, 16)) is None
     with pytest.raises(ValueError, match="n = 2, the table n = 4"):
         round_off(known_algorithm(complex_), quaternion.table)
 
@@ -207,6 +242,21 @@ def test_command_writes_all_files(tmp_path):
     again = call(out / "rule.safetensors")
     assert again.exit_code == 0, again.output
     assert "rule.safetensors, n = 2" in again.stdout
+    last = product_named(str(out / "rule.safetensors")).algebra.table
+    torch.testing.assert_close(last, complex_.table, atol=1e-5, rtol=0)
+    exact = written["seeds"][0]["exact"]
+    columns = {
+        name: tuple(tuple(map(Fraction, column)) for column in exact[name]) for name in BilinearAlgorithm._fields
+    }
+    assert ExactAlgorithm(**columns).wrong_entries(complex_.entries) == 0
+    check_formulas("\n".join(exact["formulas"]), complex_)
+    with Image.open(out / "tables.gif") as video:
+        first = video.convert("RGB").tobytes()
+        video.seek(video.n_frames - 1)
+        assert video.convert("RGB").tobytes() != first
+    shown = CliRunner().invoke(app, ["rule", "show", str(out)])
+    assert shown.exit_code == 0, shown.output
+    assert "seed 0, step 0: n = 2" in shown.stdout
     refused(CliRunner().invoke(app, ["report", str(out)]), "is no folder of nplex run or nplex compare")
     (out / "x.txt").write_text("x")
     refused(call("complex", "--out", out, "--force"), "x.txt was not written by a run")
@@ -227,6 +277,10 @@ def test_command_learns_a_table_of_a_file(tmp_path):
         ("other.json", '{"a": 1}', 'alone or under "table"'),
         ("broken.json", '{"table": [[[1', "damaged"),
         ("zero.json", "[[[0]]]", "nothing to learn"),
+        ("tiny.json", "[[[1e-200]]]", "the largest number of a table must be from 1e-06 to 1e+06, got 1e-200"),
+        ("huge.json", "[[[1e308]]]", "the largest number of a table must be"),
+        ("digits.json", f"[[[{'1' * 400}]]]", "must be a finite number"),
+        ("true.json", "[[[true]]]", "must be a finite number, got True"),
         ("bytes.safetensors", "xx", "not written by nplex rule learn"),
         ("table.csv", "1,2", "ends in .json or .safetensors"),
     ],

@@ -26,8 +26,11 @@ def new_figure(width: float = 6.4, height: float = 4.0) -> "Figure":
 def save(figure: "Figure", path: Path) -> None:
     """Writes a PNG beside and renames it."""
     part = path.with_name(path.name + ".part")
-    figure.savefig(part, dpi=150, format="png")
-    part.replace(path)
+    try:
+        figure.savefig(part, dpi=150, format="png")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def comparison(summary: Summary, path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nplex.algebra import Algebra, BilinearAlgorithm
-from nplex.place import MODEL
+from nplex.place import LEARNED_TABLES, MODEL
 
 Rule = Float[Tensor, "n n n"] | BilinearAlgorithm
 FACTORS = BilinearAlgorithm._fields
@@ -24,7 +24,7 @@ def stored_rules(path: Path) -> dict[str, Rule]:
     Args:
         path: a .safetensors file: of a model that nplex or transformers saved, or the rules.safetensors of a run, of
             which the tables before the first step and after the last pass are given, or the rule.safetensors that
-            nplex rule learn wrote; a folder with such a model; or
+            nplex rule learn wrote; a folder with such a model or tables; or
             a .json file with n x n x n numbers, or with an object that has them as `table`.
 
     Raises:
@@ -39,8 +39,9 @@ def stored_rules(path: Path) -> dict[str, Rule]:
 
 
 def _model_in(folder: Path) -> Path:
-    if (folder / MODEL).exists():
-        return folder / MODEL
+    for name in (MODEL, LEARNED_TABLES):
+        if (folder / name).exists():
+            return folder / name
     raise FileNotFoundError(f"{folder} holds no {MODEL}; name a file, or the folder of a run that is finished")
 
 
@@ -68,12 +69,15 @@ def _tensors(path: Path) -> dict[str, Rule]:
     try:
         with safe_open(path, "pt") as file:
             names = [name for name in file.keys() if _is_of_rule(name)]  # noqa: SIM118
-            found = {name: file.get_tensor(name).double() for name in names}
+            found = {name: _double(f"{path}: {name}", file.get_tensor(name)) for name in names}
             learned = LEARNED in (file.metadata() or {}).get("nplex", "")
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file or a .json with a table: {error}") from None
     if learned:
-        rules: dict[str, Any] = dict(learning_ends(found))
+        try:
+            rules: dict[str, Any] = dict(learning_ends(found))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
     else:
         rules = _of_run(found) if found and all("/" in name for name in found) else _of_model(found)
     if not rules:
@@ -81,6 +85,19 @@ def _tensors(path: Path) -> dict[str, Rule]:
     for name, rule in rules.items():
         _check(f"{path}: {name}", rule)
     return rules
+
+
+def _double(name: str, tensor: Tensor) -> Tensor:
+    """As float64.
+
+    Raises:
+        ValueError: it is complex.
+    """
+    if tensor.is_complex():
+        raise ValueError(
+            f"{name}: expected real numbers, got {tensor.dtype}; write complex numbers as pairs of reals"
+        )
+    return tensor.double()
 
 
 def _is_of_rule(name: str) -> bool:
@@ -107,6 +124,8 @@ def learning_ends(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     steps: dict[int, list[int]] = {}
     for name in tensors:
         seed, _, step = name.partition("/")
+        if not (seed.isdecimal() and step.isdecimal()):
+            raise ValueError(f"expected tables called seed/step, got {name}")
         steps.setdefault(int(seed), []).append(int(step))
     ends = [(seed, step) for seed, found in sorted(steps.items()) for step in (min(found), max(found))]
     return {f"seed {seed}, step {step}": tensors[f"{seed}/{step}"] for seed, step in ends}

@@ -18,8 +18,8 @@ THERE, EXACT, RUNAWAY = 1e-9, 1e-10, 30.0
 SHAKE = 0.05
 # Further than this from the table no algorithm is near that could be rounded.
 FAR = 0.2
-# Entries that one try may hold or refuse, and cubed unknowns of all equations solved in all tries: about a minute.
-# At n = 4 those that succeed hold fewer than 20.
+# Entries that one try may hold or refuse, and cubed unknowns of all equations that are solved for it in all tries:
+# about a minute. At n = 4 those that succeed hold fewer than 20. Above a tenth of it in one step nothing is tried.
 PATIENCE, WORK = 200, 1e11
 # Products of three such numbers are whole multiples of 1/64; with other tables there is nothing to look for.
 GRAIN = 64
@@ -34,7 +34,8 @@ def round_off(
     The factors given may be off by some per cent: they are first brought to the table. Then they are moved to where
     many entries are zero, the largest entry of each encoder's column is made 1, and entries are held at the nearest
     small number one by one, zeros first, while the others give way (Gauss-Newton). What cannot be held is left to
-    its own. The result is checked in fractions, so it is exact or not given.
+    its own. The result is checked in fractions, so it is exact or not given. Factors of more than 2,154 numbers are
+    not tried: a step takes seconds there.
 
     Args:
         algorithm: factors near the table, of any type.
@@ -57,10 +58,12 @@ def round_off(
     exact = algorithm.to(torch.float64, "cpu")
     first = evened(torch.stack([exact.encode_component, exact.decode, exact.encode_input]))
     generator = torch.Generator("cpu").manual_seed(seed)
-    grains = target * GRAIN
+    grains, step = target * GRAIN, first.numel() ** 3
+    if step > WORK / 10:
+        return None
     if not bool(first.isfinite().all()) or exact.error(target) > FAR or not torch.equal(grains, grains.round()):
         return None
-    most = max(1, int(WORK / first.numel() ** 3))
+    most = max(1, int(WORK / step))
     for number in range(min(tries, max(1, most // PATIENCE))):
         noise = torch.randn(first.shape, generator=generator, dtype=torch.float64, device="cpu")
         factors, error = sparsify(target, first + number * SHAKE * noise)

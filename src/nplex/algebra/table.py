@@ -24,6 +24,9 @@ class Array(Protocol):
 
 Nested = Sequence[Sequence[Sequence[float | int]]]
 
+# Laws are tensors of n^4 numbers; in larger algebras they are not part of what is printed.
+LAWFUL = 64
+
 
 @dataclass(frozen=True, repr=False)
 class Algebra:
@@ -160,7 +163,9 @@ class Algebra:
 
     def __str__(self) -> str:
         unit = self.unit
-        kept = ", ".join(self.laws) or "none of the usual laws"
+        kept = f"laws are not looked at above n = {LAWFUL}"
+        if self.n <= LAWFUL:
+            kept = ", ".join(self.laws) or "none of the usual laws"
         with_unit = "no unit" if unit is None else f"unit {element(unit.tolist(), self.units)}"
         return f"{self.name} (n = {self.n}): {kept}; {with_unit}\n{self.multiplication_table()}"
 
@@ -204,8 +209,18 @@ def _check_cube(entries: Nested, n: int) -> None:
             if not hasattr(row, "__len__") or len(row) != n:
                 raise ValueError(f"table must be {n} x {n} x {n}: table[{k}][{i}] must have {n} numbers, got {row!r}")
             for j, entry in enumerate(row):
-                if not isinstance(entry, Real) or not math.isfinite(entry):
+                if not _finite(entry):
                     raise ValueError(f"table[{k}, {i}, {j}] must be a finite number, got {entry!r}")
+
+
+def _finite(entry: object) -> bool:
+    """Whether it is a number that a float can hold; True and False are none."""
+    if not isinstance(entry, Real) or isinstance(entry, bool):
+        return False
+    try:
+        return math.isfinite(entry)
+    except OverflowError:
+        return False
 
 
 def _terms(

@@ -56,6 +56,8 @@ def show(
     """
     with refusing():
         found = rules_named(rule, only)
+        if figures is not None:
+            _check_figures(found, figures)
         for name, value in found.items():
             _print(name, value)
         if figures is not None:
@@ -63,7 +65,7 @@ def show(
 
 
 def rules_named(rule: str, only: list[str] | None) -> dict[str, Any]:
-    """The algebra of that name, or the rules of a file whose names match.
+    """The algebra of that name, or the rules of a file whose names match; a file called as an algebra is ./NAME.
 
     Raises:
         ValueError: there is no such algebra and no rule in the file, or no name matches.
@@ -72,12 +74,15 @@ def rules_named(rule: str, only: list[str] | None) -> dict[str, Any]:
     from nplex.algebra import named
     from nplex.stored_rules import stored_rules
 
-    if not Path(rule).exists():
-        try:
-            return {rule: named(rule)}
-        except ValueError as error:
-            if "/" not in rule and not Path(rule).suffix:
-                raise ValueError(f"{error}; and there is no file {rule}") from None
+    try:
+        algebra = named(rule)
+    except ValueError as error:
+        if not Path(rule).exists() and "/" not in rule and not Path(rule).suffix:
+            raise ValueError(f"{error}; and there is no file {rule}") from None
+    else:
+        if only:
+            raise ValueError(f"--only chooses among the rules of a file, and {rule} is an algebra; leave it out")
+        return {rule: algebra}
     found = stored_rules(Path(rule))
     chosen = {name: value for name, value in found.items() if any(fnmatchcase(name, each) for each in only or ["*"])}
     if not chosen:
@@ -143,13 +148,19 @@ def _ground(share: float) -> str:
     return f"white on rgb({red},{green},{blue})"
 
 
+def _check_figures(found: dict[str, Any], folder: Path) -> None:
+    """Refuses what cannot be drawn, before anything is printed."""
+    if len(found) > 1:
+        refuse(f"figures are of one rule; choose with --only: {', '.join(found)}")
+    if folder.exists() and not folder.is_dir():
+        refuse(f"--figures must be a folder, {folder} is a file")
+
+
 def _draw(found: dict[str, Any], folder: Path) -> None:
     """Figures of one rule, in a folder."""
     from nplex import plot, show
     from nplex.algebra import BilinearAlgorithm
 
-    if len(found) > 1:
-        refuse(f"figures are of one rule; choose with --only: {', '.join(found)}")
     (rule,) = found.values()
     folder.mkdir(parents=True, exist_ok=True)
     plot.save(show.table(rule), folder / "table.png")

@@ -86,8 +86,11 @@ def animation(one: Learned, path: Path) -> None:
         frames.append(picture.convert("P", palette=Image.Palette.ADAPTIVE))
     times = [MILLISECONDS] * (len(frames) - 1) + [LAST_MILLISECONDS]
     part = path.with_name(path.name + ".part")
-    frames[0].save(part, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
-    part.replace(path)
+    try:
+        frames[0].save(part, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def tiled(table: Float[Tensor, "n n n"]) -> "ndarray":

@@ -12,7 +12,7 @@ from nplex.environment import environment
 from nplex.place import LEARNED_CURVE, LEARNED_PAGE, LEARNED_TABLES, LEARNED_VIDEO, RESULT, SETTINGS
 from nplex.plot import new_figure
 from nplex.recipes.rule_figures import animation, curves, shown
-from nplex.recipes.rule_learned import Learned
+from nplex.recipes.rule_learned import Learned, counted
 from nplex.recipes.rule_text import algorithm, beside, explained, rows
 from nplex.recipes.rules import RuleLearning
 from nplex.stored_rules import LEARNED
@@ -68,13 +68,12 @@ def page(recipe: RuleLearning, learned: Sequence[Learned]) -> str:
 
 def headline(recipe: RuleLearning, one: Learned) -> str:
     """What was to be learned, from what, by what."""
-    rank = "" if recipe.rank is None else f", {recipe.rank} products"
+    rank = "" if recipe.rank is None else f", {counted(recipe.rank, 'product')}"
     noise = "no noise" if recipe.noise == 0 else f"noise {recipe.noise:.3g}"
     block = "" if recipe.block == 1 else f" of {recipe.block} x {recipe.block} blocks"
     n = recipe.n or one.product.algebra.n
-    return (
-        f"{one.product.algebra.name}, n = {n}{rank}: {recipe.examples:,} examples{block}, {noise}, {one.product.said}"
-    )
+    examples = f"{counted(recipe.examples, 'example')}{block}"
+    return f"{one.product.algebra.name}, n = {n}{rank}: {examples}, {noise}, {one.product.said}"
 
 
 def as_json(one: Learned) -> dict[str, Any]:

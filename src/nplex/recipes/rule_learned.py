@@ -8,13 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.algebra.lower_bound import lower_bound
+from nplex.algebra.lower_bound import LowerBound, lower_bound
+from nplex.algebra.orbits import orbits
 from nplex.algebra.rounding import round_off
 from nplex.algebra.tucker import smaller_error
 from nplex.algebra.verify import ExactAlgorithm
 from nplex.recipes.products import Product, unknowns
 from nplex.recipes.rule_fit import Learner, LeastSquares, Moment
 
+# Whole numbers, halves, quarters, ...: what the learned table is rounded to, the coarsest that fits the examples.
+GRAINS = (1, 2, 4, 8, 16, 32, 64)
 # Singular values of the examples below this share of the largest count as zero.
 DETERMINED = 1e-9
 
@@ -27,7 +30,7 @@ class Training(NamedTuple):
         true: the product's table, padded with zeros where the rule is larger.
         learner: of the start that was kept.
         trail: of that start.
-        arrived: whether its loss is as low as the true table's may be.
+        goal: the excess of the loss that the true table may be expected to have.
         starts: that were made.
         seconds: that they took.
     """
@@ -36,9 +39,18 @@ class Training(NamedTuple):
     true: Tensor
     learner: Learner
     trail: tuple[Moment, ...]
-    arrived: bool
+    goal: float
     starts: int
     seconds: float
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the loss is as low as the true table's may be."""
+        return self.explains(self.trail[-1].table)
+
+    def explains(self, table: Float[Tensor, "n n n"]) -> bool:
+        """Whether this table fits the examples as well as the true one may be expected to."""
+        return float(self.whole.excess(table)) <= self.goal
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +76,8 @@ class Learned:
         starts: that were made.
         seconds: that learning took, all starts together.
         algorithm: the learned factors of a rule with a rank.
-        exact: the same in small numbers, checked in fractions; None where there is none, or none was found.
+        exact: the same in small numbers, checked in fractions, of the learned table rounded as far as the examples
+            allow; None where there is none, or none was found.
         verdict: one sentence.
     """
 
@@ -101,13 +114,14 @@ class Learned:
 
 def judged(product: Product, seed: int, training: Training) -> Learned:
     """The learned table beside the true one, and a learned algorithm in small numbers."""
-    whole, true, learner, trail, arrived, starts, seconds = training
+    whole, true, learner, trail, _, starts, seconds = training
     table, n = trail[-1].table, product.algebra.n
     used = _determined(whole)
     least = torch.linalg.lstsq(whole.triangle, whole.seen, driver="gelsd").solution
     smaller = len(learner.maps) > 0
     algorithm = learner.factors()
-    exact = round_off(algorithm, true, seed) if algorithm is not None and arrived else None
+    rounded = _rounded(table, training)
+    exact = round_off(algorithm, rounded, seed) if algorithm is not None and rounded is not None else None
     return Learned(
         product, seed, true, table, learner.rule.n,
         error=_relative(used @ unknowns(table), used @ unknowns(true)),
@@ -119,7 +133,7 @@ def judged(product: Product, seed: int, training: Training) -> Learned:
         loss=trail[-1].loss,
         least_loss=whole.rest / whole.scale,
         trail=trail, starts=starts, seconds=seconds, algorithm=algorithm, exact=exact,
-        verdict=_verdict(product, training, exact),
+        verdict=_verdict(product, training, exact, used.shape[0] * true.shape[0]),
     )  # fmt: skip
 
 
@@ -133,6 +147,14 @@ def _relative(found: Tensor, true: Tensor) -> float:
     return float((found - true).norm() / true.norm())
 
 
+def _rounded(table: Float[Tensor, "n n n"], training: Training) -> Tensor | None:
+    """The table in whole numbers, halves, ...: what fits the examples as well, whatever the truth is; None else."""
+    if training.learner.maps or not training.arrived:
+        return None
+    tried = ((table * grain).round() / grain for grain in GRAINS)
+    return next(filter(training.explains, tried), None)
+
+
 def _surplus(table: Float[Tensor, "n n n"], own: int) -> float:
     """The norm of what stands beyond the product's own n."""
     rest = table.clone()
@@ -140,7 +162,7 @@ def _surplus(table: Float[Tensor, "n n n"], own: int) -> float:
     return float(rest.norm())
 
 
-def _verdict(product: Product, training: Training, exact: ExactAlgorithm | None) -> str:
+def _verdict(product: Product, training: Training, exact: ExactAlgorithm | None, determined: int) -> str:
     """What came out, in a sentence."""
     rule, own = training.learner.rule, product.algebra.n
     if rule.n < own:
@@ -151,11 +173,33 @@ def _verdict(product: Product, training: Training, exact: ExactAlgorithm | None)
             if training.arrived
             else "not learned: the least-squares table is still nearer; more examples help"
         )
+    products = counted(rule.rank, "product")
+    if determined < training.true.numel():
+        fits = f"fits the examples with {products}" if training.arrived else f"not learned with {products}"
+        return f"{fits}; they determine only {determined} of {training.true.numel()} numbers: more examples help"
+    bound = _needed(product)
+    if training.arrived and rule.rank < bound.rank:
+        return f"{products} fit the examples within their noise, but at least {bound.rank} are needed: {bound.why}"
     if exact is not None:
-        return f"learned, and exact in small numbers: {rule.rank} products, checked in fractions"
+        true = exact.wrong_entries(training.true.tolist()) == 0
+        of = "" if true else " of another table that fits the examples as well"
+        return f"learned, and exact in small numbers: {products}{of}, checked in fractions"
     if training.arrived:
-        return f"learned with {rule.rank} products; near it no exact algorithm in small numbers was found"
-    bound = lower_bound(training.true / training.true.norm(), 1e-9)
+        return f"learned with {products}; near it no exact algorithm in small numbers was found"
     proved = "proved impossible," if rule.rank < bound.rank else "proved is only that"
-    failed = f"not learned: {training.starts} starts with {rule.rank} products all fail"
+    failed = f"not learned: {training.starts} starts with {products} all fail"
     return f"{failed}; {proved} at least {bound.rank} are needed: {bound.why}"
+
+
+def _needed(product: Product) -> LowerBound:
+    """How many products are needed at least: the rank where it is known, else what can be computed."""
+    algebra = product.algebra
+    known = [orbit.rank for orbit in orbits(algebra.n) if algebra.name in (orbit.name, *orbit.aliases)]
+    if known and known[0] is not None:
+        return LowerBound(known[0], f"the rank of {algebra.name} is known")
+    return lower_bound(algebra.table / algebra.table.norm(), 1e-9)
+
+
+def counted(number: int, what: str) -> str:
+    """`1 product`, `1,000 examples`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

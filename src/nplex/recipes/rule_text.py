@@ -14,6 +14,8 @@ from nplex.recipes.rule_learned import Learned
 WIDEST = 170
 # Digits behind the point of a learned table; what is left out is told beside it.
 DIGITS = 2
+# A share of the true table's norm that counts as zero.
+NOTHING = 1e-2
 TITLES = ["seed", "error", "optimum", "of all entries", "determined", "steps", "starts", "seconds", "outcome"]
 
 
@@ -21,7 +23,7 @@ def rows(learned: Sequence[Learned]) -> list[list[str]]:
     """A table of one row a seed, titles first."""
     return [TITLES, *(
         [
-            str(one.seed), f"{one.error:.1e}", f"{one.optimum:.1e}", f"{one.whole_error:.1e}",
+            str(one.seed), f"{one.error:.1e}", _optimum(one), f"{one.whole_error:.1e}",
             f"{one.determined} of {one.true.numel()}", f"{one.steps:,}", str(one.starts), f"{one.seconds:.1f}",
             one.verdict,
         ]
@@ -29,14 +31,20 @@ def rows(learned: Sequence[Learned]) -> list[list[str]]:
     )]  # fmt: skip
 
 
+def _optimum(one: Learned) -> str:
+    """Of a smaller rule it is known only for all entries, so where all are determined."""
+    return "-" if one.too_small and one.determined < one.true.numel() else f"{one.optimum:.1e}"
+
+
 def explained(one: Learned) -> str:
     """What the numbers of the rows mean here, in a line or two."""
     least = "of the nearest algebra of this n" if one.too_small else "of the least-squares table"
     lines = [f"error: of what the examples determine, relative to the true table; optimum: the error {least}"]
     if one.determined < one.true.numel():
+        left = "was learned as zeros, up to" if one.undetermined < NOTHING else "is arbitrary, and has"
         lines.append(
-            f"the examples determine {one.determined} of the {one.true.numel()} numbers; what they leave open was "
-            f"learned as zeros, up to {one.undetermined:.1e} of the true table's norm"
+            f"the examples determine {one.determined} of the {one.true.numel()} numbers; what they leave open {left} "
+            f"{one.undetermined:.1e} of the true table's norm"
         )
     if one.true.shape[0] > one.product.algebra.n:
         lines.append(

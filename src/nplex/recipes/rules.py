@@ -19,6 +19,8 @@ from nplex.recipes.rule_learned import Learned, Training, judged
 LARGEST = 32
 # Numbers of all examples together, 8 bytes each; several copies are held.
 MOST_NUMBERS = 10**8
+# The largest number of a table is within these; training's steps are made for such.
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-6, 1e6
 # Starts where the rule is too small: no start fails there, but some end in worse places than others.
 STARTS_OF_SMALLER = 5
 # A start with a rank has arrived where its loss is above the least one by a rounding error, or by what noise
@@ -71,8 +73,14 @@ def checked(recipe: RuleLearning) -> Product:
     n = product.algebra.n
     if n > LARGEST or (recipe.n or 1) > LARGEST:
         raise ValueError(f"rules are learned up to n = {LARGEST}, got {max(n, recipe.n or 1)}")
-    if not bool(product.algebra.table.any()):
+    largest = float(product.algebra.table.abs().max())
+    if largest == 0:
         raise ValueError(f"{product.algebra.name} multiplies everything to zero; there is nothing to learn")
+    if not SMALLEST_NUMBER <= largest <= LARGEST_NUMBER:
+        raise ValueError(
+            f"{product.algebra.name}: the largest number of a table must be from {SMALLEST_NUMBER:g} to "
+            f"{LARGEST_NUMBER:g}, got {largest:g}; multiply the table by a number that brings it there"
+        )
     if recipe.n is not None:
         check_positive("n", recipe.n)
     _check_memory(recipe, max(n, recipe.n or 1))
@@ -117,9 +125,8 @@ def learn(recipe: RuleLearning, seed: int = 0, report: Callable[[int, int, float
         if recipe.rank is not None and float(whole.excess(trail[-1].table)) <= goal:
             break
     trail, learner = min(tried, key=lambda each: each[0][-1].loss)
-    arrived = float(whole.excess(trail[-1].table)) <= goal
     took = time.perf_counter() - began
-    return judged(product, seed, Training(whole, true, learner, tuple(trail), arrived, len(tried), took))
+    return judged(product, seed, Training(whole, true, learner, tuple(trail), goal, len(tried), took))
 
 
 def _check_memory(recipe: RuleLearning, n: int) -> None:
