@@ -11,6 +11,9 @@ from nplex.algebra.orbits import Orbit
 NEAR = 0.1
 # An algebra must explain a table this many times as well as chance before it is even with it.
 PRIOR = 130.0
+# That a table uses fewer dimensions must explain it so many times better: usual bases bring algebras near to such by
+# one small singular value, one coincidence and not as many as such a table has equations.
+FEWER = 1e3
 # How near bases of high condition typically bring an algebra to its limits.
 LIMITS = 0.1
 # Distances below it are rounding.
@@ -82,7 +85,7 @@ def plausibilities(
     values = [
         evidence(orbit, near.distance, near.condition, noise) for orbit, near in zip(orbits, found, strict=True)
     ]
-    values += [_near(less.codimension, n, less.distance, noise) for less in fewer]
+    values += [_near(less.codimension, n, less.distance, noise) - math.log(FEWER) for less in fewer]
     codimensions = [each.codimension for each in (*orbits, *fewer)]
     some = 1.0 if filled else 1.0 / (1.0 + math.exp(-min(max(values), 700.0)))
     scores = [v + (0.0 if filled else c * math.log(LIMITS)) for v, c in zip(values, codimensions, strict=True)]

@@ -23,6 +23,7 @@ app = typer.Typer(
 for verb in (preview, convert, fold, count, compare, run, reproduce, tune, report, fetch, plan, measure):
     app.command()(verb)
 app.add_typer(rule.app, name="rule")
+STOPPED = 130
 LISTS = ("--rule", "--seed", "--only", "--all-but", "--n", "--rank", "--algebra", "--goal")
 
 
@@ -64,11 +65,14 @@ def spread(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Runs the command line: code 0, 2 with one line for wrong input, 130 after Ctrl-C."""
     try:
-        sys.exit(app(args=spread(sys.argv[1:]), prog_name="nplex", standalone_mode=False))
+        code = app(args=spread(sys.argv[1:]), prog_name="nplex", standalone_mode=False)
+        if code == STOPPED:  # typer turns Ctrl-C in a verb into its code
+            raise KeyboardInterrupt
+        sys.exit(code)
     except typer.TyperException as error:
         if message := error.format_message():  # without arguments the help was printed
             messages.print(Text.assemble(("nplex:", "red"), f" {message} (see nplex --help)"), soft_wrap=True)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         messages.print("stopped")
-        sys.exit(130)
+        sys.exit(STOPPED)
