@@ -73,6 +73,11 @@ def test_what_uses_fewer_dimensions_has_no_name(name, n):
         assert found.invariants.multilinear_ranks == (part.n,) * 3
 
 
+def test_at_n_2_only_what_is_much_nearer_than_the_noise_uses_fewer_dimensions():
+    assert "uses only 1 x 1 x 1 of its dimensions" in identify(torch.ones(2, 2, 2)).verdict
+    assert identify(hidden(direct(2).table, 0.01, seed=2001), noise=0.01).name is not None
+
+
 def test_the_distance_to_tables_of_fewer_dimensions():
     """Of a table with noise on one, against the table itself; and by how many equations they are cut out."""
     table = torch.zeros(4, 4, 4, dtype=torch.float64)

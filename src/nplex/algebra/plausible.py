@@ -77,7 +77,8 @@ def plausibilities(
     First whether it is anything known at all: the best `exp(evidence)` against 1. Then which: `exp(evidence) .1^c`, c
     the codimension, because bases of high condition bring an algebra near to its limits (smaller orbits, and all that
     uses fewer dimensions) far more often than chance would; .1 is how near they typically come. At n = 1 and 2 there
-    is nothing else than these, but for a set of no volume.
+    is nothing else than these, but for a set of no volume; and tables of fewer dimensions, to which these algebras
+    often come as near as the noise, count only where they are ten times nearer.
     """
     if not orbits:
         return Shares([], [0.0] * len(fewer), 1.0)
@@ -85,6 +86,8 @@ def plausibilities(
     values = [
         evidence(orbit, near.distance, near.condition, noise) for orbit, near in zip(orbits, found, strict=True)
     ]
+    if filled:
+        fewer = [less._replace(distance=math.inf) if less.distance > noise / 10 else less for less in fewer]
     values += [_near(less.codimension, n, less.distance, noise) - math.log(FEWER) for less in fewer]
     codimensions = [each.codimension for each in (*orbits, *fewer)]
     some = 1.0 if filled else 1.0 / (1.0 + math.exp(-min(max(values), 700.0)))
