@@ -192,12 +192,12 @@ def _verdict(product: Product, training: Training, exact: ExactAlgorithm | None,
 
 
 def _needed(product: Product) -> LowerBound:
-    """How many products are needed at least: the rank where it is known, else what can be computed."""
+    """How many products are needed at least: what can be computed, or the rank where it is known to be more."""
     algebra = product.algebra
-    known = [orbit.rank for orbit in orbits(algebra.n) if algebra.name in (orbit.name, *orbit.aliases)]
-    if known and known[0] is not None:
-        return LowerBound(known[0], f"the rank of {algebra.name} is known")
-    return lower_bound(algebra.table / algebra.table.norm(), 1e-9)
+    bound = lower_bound(algebra.table / algebra.table.norm(), 1e-9)
+    ranks = [orbit.rank for orbit in orbits(algebra.n) if algebra.name in (orbit.name, *orbit.aliases)]
+    known = max((rank for rank in ranks if rank is not None), default=0)
+    return LowerBound(known, f"that is the rank of {algebra.name}") if known > bound.rank else bound
 
 
 def counted(number: int, what: str) -> str:
