@@ -22,13 +22,14 @@ from studies import all_done
 from nplex.algebra import identify
 from nplex.algebra.isotopy import random_bases, transformed
 from nplex.algebra.orbits import orbits
-from nplex.checkpoint import write_json
+from nplex.checkpoint import write_text
 from nplex.environment import environment
 
 CONDITION = 30.0
 NOISES = (0.0, 0.01, 0.05)
 SIZES = (2, 3, 4, 8)
 FILE = Path(__file__).parent / "results" / "identify.json"
+KEYS = ("n", "truth", "noise", "seed", "name", "confidence", "nearest", "own", "seconds")
 # How many are done between two writings.
 BETWEEN = 100
 
@@ -48,9 +49,8 @@ def main(
     torch.set_num_threads(1)
     if quick:
         count, tables = 1, 1
-    kept = json.loads(FILE.read_text("utf-8")) if resume and FILE.exists() else {"environments": [], "rows": []}
-    environments = with_this(kept["environments"])
-    rows = {job_of(row): row for row in kept["rows"]}
+    environments, rows = read() if resume else ([], {})
+    environments = with_this(environments)
     for n in SIZES[:2] if quick else size or SIZES:
         jobs: list[Job] = [
             (n, orbit.name, noise, first_seed + k) for orbit in orbits(n) for noise in NOISES for k in range(count)
@@ -107,19 +107,33 @@ def timed(table: torch.Tensor, truth: str | None, noise: float, seed: int) -> di
     result = identify(table, noise=max(noise, 1e-4))
     seconds = time.perf_counter() - began
     own = next((row.distance for row in result.distances if row.name == truth), None)
-    return {
-        "n": result.n, "truth": truth, "noise": noise, "seed": seed, "name": result.name,
-        "confidence": result.confidence, "nearest": min(row.distance for row in result.distances), "own": own,
-        "seconds": seconds,
-    }  # fmt: skip
+    nearest = min(row.distance for row in result.distances)
+    values = (result.n, truth, noise, seed, result.name, result.confidence, nearest, own, seconds)
+    return dict(zip(KEYS, [short(value) for value in values], strict=True))
+
+
+def short(value: object) -> object:
+    """A fraction in four digits."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def write(environments: list[dict], rows: dict[Job, dict]) -> None:
-    """The results so far."""
-    write_json(FILE, {"environments": environments, "rows": ordered(rows)})
+    """The results so far, each written beside and renamed; in the JSON a line for each row, its keys told once."""
+    lines = ",\n".join(json.dumps([row[key] for key in KEYS], separators=(",", ":")) for row in ordered(rows))
+    head = json.dumps({"environments": environments, "keys": KEYS}, indent=1).removesuffix("\n}")
+    write_text(FILE, f'{head},\n "rows": [\n{lines}\n]}}\n')
     heads = [f"nplex {e['commit']}, torch {e['torch']}, {e['processor']}, {e['date']}" for e in environments]
     text = "\n\n".join(["; ".join(heads) + "; 1 thread each", text_of(ordered(rows))])
-    FILE.with_suffix(".md").write_text(text + "\n", "utf-8")
+    write_text(FILE.with_suffix(".md"), text + "\n")
+
+
+def read() -> tuple[list[dict], dict[Job, dict]]:
+    """The environments and rows of the file; none without it."""
+    if not FILE.exists():
+        return [], {}
+    kept = json.loads(FILE.read_text("utf-8"))
+    rows = [dict(zip(kept["keys"], values, strict=True)) for values in kept["rows"]]
+    return kept["environments"], {job_of(row): row for row in rows}
 
 
 def text_of(rows: list[dict]) -> str:
