@@ -16,7 +16,7 @@ OPTIMIZER = "optimizer."
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text."""
-    _replace(path, lambda part: part.write_text(text, "utf-8"))
+    replace_file(path, lambda part: part.write_text(text, "utf-8"))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -42,7 +42,7 @@ def read_json(path: Path) -> dict:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict | None = None) -> None:
     """Writes tensors to a safetensors file, with a JSON object in its header."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace(path, lambda part: save_file(flat, part, {"nplex": json.dumps(header or {})}))
+    replace_file(path, lambda part: save_file(flat, part, {"nplex": json.dumps(header or {})}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -135,7 +135,7 @@ def _damaged(path: Path, why: object) -> ValueError:
     return ValueError(f"{path} is damaged or was not written by nplex ({why}); delete it to start anew")
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes beside and renames: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

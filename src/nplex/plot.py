@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nplex.checkpoint import replace_file
 from nplex.summary import NAMES, Summary
 
 if TYPE_CHECKING:
@@ -25,12 +26,7 @@ def new_figure(width: float = 6.4, height: float = 4.0) -> "Figure":
 
 def save(figure: "Figure", path: Path) -> None:
     """Writes a PNG beside and renames it."""
-    part = path.with_name(path.name + ".part")
-    try:
-        figure.savefig(part, dpi=150, format="png")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    replace_file(path, lambda part: figure.savefig(part, dpi=150, format="png"))
 
 
 def comparison(summary: Summary, path: Path) -> None:

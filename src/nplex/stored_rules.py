@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nplex.algebra import Algebra, BilinearAlgorithm
+from nplex.algebra.bilinear import check_real
 from nplex.place import LEARNED_TABLES, MODEL
 
 Rule = Float[Tensor, "n n n"] | BilinearAlgorithm
@@ -42,7 +43,9 @@ def _model_in(folder: Path) -> Path:
     for name in (MODEL, LEARNED_TABLES):
         if (folder / name).exists():
             return folder / name
-    raise FileNotFoundError(f"{folder} holds no {MODEL}; name a file, or the folder of a run that is finished")
+    raise FileNotFoundError(
+        f"{folder} holds no {MODEL} or {LEARNED_TABLES}; name a file, or the folder of a run that is finished"
+    )
 
 
 def table_of_json(path: Path) -> Float[Tensor, "n n n"]:
@@ -69,10 +72,13 @@ def _tensors(path: Path) -> dict[str, Rule]:
     try:
         with safe_open(path, "pt") as file:
             names = [name for name in file.keys() if _is_of_rule(name)]  # noqa: SIM118
-            found = {name: _double(f"{path}: {name}", file.get_tensor(name)) for name in names}
+            held = {name: file.get_tensor(name) for name in names}
             learned = LEARNED in (file.metadata() or {}).get("nplex", "")
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file or a .json with a table: {error}") from None
+    for name, tensor in held.items():
+        check_real(f"{path}: {name}", tensor)
+    found = {name: tensor.double() for name, tensor in held.items()}
     if learned:
         try:
             rules: dict[str, Any] = dict(learning_ends(found))
@@ -85,19 +91,6 @@ def _tensors(path: Path) -> dict[str, Rule]:
     for name, rule in rules.items():
         _check(f"{path}: {name}", rule)
     return rules
-
-
-def _double(name: str, tensor: Tensor) -> Tensor:
-    """As float64.
-
-    Raises:
-        ValueError: it is complex.
-    """
-    if tensor.is_complex():
-        raise ValueError(
-            f"{name}: expected real numbers, got {tensor.dtype}; write complex numbers as pairs of reals"
-        )
-    return tensor.double()
 
 
 def _is_of_rule(name: str) -> bool:

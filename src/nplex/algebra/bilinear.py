@@ -86,5 +86,14 @@ def check_cube(what: str, table: Tensor) -> None:
     """
     if table.ndim != 3 or len(set(table.shape)) != 1 or table.shape[0] == 0:
         raise ValueError(f"{what} must be a cube n x n x n, got shape {tuple(table.shape)}; pad it with zeros")
-    if table.is_complex():
-        raise ValueError(f"{what} must be real, got {table.dtype}; write complex numbers as pairs of reals")
+    check_real(what, table)
+
+
+def check_real(what: str, numbers: Tensor) -> None:
+    """Refuses complex numbers.
+
+    Raises:
+        ValueError: names them by `what`.
+    """
+    if numbers.is_complex():
+        raise ValueError(f"{what} must be real, got {numbers.dtype}; write complex numbers as pairs of reals")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra.bilinear import BilinearAlgorithm, check_cube
+from nplex.algebra.bilinear import BilinearAlgorithm, check_cube, check_real
 from nplex.algebra.invariants import Invariants, invariants
 from nplex.algebra.multilinear import Smaller, smaller
 from nplex.algebra.nearest_orbit import Nearest, nearest, nearest_rigid
@@ -55,7 +55,7 @@ class Identification:
         n: The dimension.
         name: The algebra, or None.
         confidence: Of the verdict, from 0 to 1: its share of all explanations; 1 where everything is farther than .1,
-            by the rule that nothing is named there. A score, not calibrated.
+            by the rule that nothing is named there. A score; docs/own-rule.md says how often it was right.
         verdict: A sentence for a person.
         rank: How many products the named algebra needs, where that is known; else None.
         distances: To each known algebra of this size, the nearest explanation first.
@@ -125,7 +125,7 @@ def _identified(table: Float[Tensor, "n n n"], seed: int, noise: float) -> Ident
     bases = [near.bases for near in found]
     rigid = nearest_rigid(candidates, target, torch.stack(bases), generator) if found else []
     found = [min(pair, key=lambda near: near.distance) for pair in zip(found, rigid, strict=True)]
-    fewer = smaller(target)
+    fewer = smaller(target) if candidates else []
     shares = plausibilities(candidates, found, fewer, noise)
     rows = [
         Distance(orbit.name, orbit.aliases, near.distance, near.condition, turned.distance, share)
@@ -228,8 +228,7 @@ def _checked(rule: Tensor | Algebra | BilinearAlgorithm) -> Float[Tensor, "n n n
     if not isinstance(rule, Tensor | BilinearAlgorithm):
         raise TypeError(f"the rule must be a tensor, an Algebra or a BilinearAlgorithm, got {type(rule).__name__}")
     for part in (rule,) if isinstance(rule, Tensor) else rule:
-        if part.is_complex():
-            raise ValueError(f"the rule must be real, got {part.dtype}; write complex numbers as pairs of reals")
+        check_real("the rule", part)
         if part.is_meta:
             raise ValueError("the rule must have numbers, got a tensor on the meta device; load its weights first")
     if isinstance(rule, BilinearAlgorithm):

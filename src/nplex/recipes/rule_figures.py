@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nplex.checkpoint import replace_file
 from nplex.plot import new_figure, save
 from nplex.recipes.rule_fit import Moment
 from nplex.recipes.rule_learned import Learned
@@ -85,12 +86,8 @@ def animation(one: Learned, path: Path) -> None:
         picture = Image.frombytes("RGBA", size, bytes(canvas.buffer_rgba())).convert("RGB")
         frames.append(picture.convert("P", palette=Image.Palette.ADAPTIVE))
     times = [MILLISECONDS] * (len(frames) - 1) + [LAST_MILLISECONDS]
-    part = path.with_name(path.name + ".part")
-    try:
-        frames[0].save(part, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    how = {"format": "GIF", "save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
+    replace_file(path, lambda part: frames[0].save(part, **how))
 
 
 def tiled(table: Float[Tensor, "n n n"]) -> "ndarray":

@@ -120,8 +120,8 @@ def judged(product: Product, seed: int, training: Training) -> Learned:
     least = torch.linalg.lstsq(whole.triangle, whole.seen, driver="gelsd").solution
     smaller = len(learner.maps) > 0
     algorithm = learner.factors()
-    rounded = _rounded(table, training)
-    exact = round_off(algorithm, rounded, seed) if algorithm is not None and rounded is not None else None
+    rounded = None if algorithm is None or not training.arrived else _rounded(table, training)
+    exact = None if algorithm is None or rounded is None else round_off(algorithm, rounded, seed)
     return Learned(
         product, seed, true, table, learner.rule.n,
         error=_relative(used @ unknowns(table), used @ unknowns(true)),
@@ -149,8 +149,6 @@ def _relative(found: Tensor, true: Tensor) -> float:
 
 def _rounded(table: Float[Tensor, "n n n"], training: Training) -> Tensor | None:
     """The table in whole numbers, halves, ...: what fits the examples as well, whatever the truth is; None else."""
-    if training.learner.maps or not training.arrived:
-        return None
     tried = ((table * grain).round() / grain for grain in GRAINS)
     return next(filter(training.explains, tried), None)
 
