@@ -2,10 +2,12 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,11 @@ from nplex.cli import app, spread
 from nplex.tune import Budget, Candidate, Goals, Measured, Space, tune
 from nplex.tune.front import front_of, unbeaten
 from nplex.tune.measured import call
-from nplex.tune.records import Record, is_hopeless
+from nplex.tune.records import Record, is_hopeless, records
 from nplex.tune.space import DENSE, rule_text
-from nplex.tune.storage import Storage, release_ended, without_password
+from nplex.tune.storage import Storage, ask_for, release_ended, without_password
+from nplex.tune.turns import wait_for_turn
+from nplex.tune.worker import Job, Worker
 
 pytest.importorskip("optuna", reason="needs nplex[search]")
 
@@ -151,6 +155,64 @@ def test_two_processes_measure_each_rule_once(tmp_path, monkeypatch):
     assert sorted(rules) == sorted(c.rule for c in SMALL.points)
     assert str(os.getpid()) not in workers
     assert front.recommended.candidate.rule == "4"
+
+
+def worker_at(study, folder, calls):
+    def objective(rule):
+        calls.append(rule)
+        return tune_cases.known(rule)
+
+    return Worker(Job(objective, SMALL, Budget(trials=20), TWO, Storage("", ""), folder), study, lambda found: None)
+
+
+def test_a_rule_asked_for_before_is_left_to_who_began_before(tmp_path):
+    """The trial that was asked for has the lower number, but another worker measures the rule by now."""
+    optuna = pytest.importorskip("optuna")
+    with Storage.of(f"sqlite:///{tmp_path / 'tune.db'}", "t", {}).opened(SMALL, TWO) as study:
+        ask_for(study, SMALL, Candidate("8"))
+        attributes = {"rule": "8", "worker": "elsewhere:1", "ticket": 1, "taken": True}
+        study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, user_attrs=attributes))
+        calls = []
+        worker_at(study, tmp_path, calls).run()
+        assert sorted([*calls, "8"]) == sorted(c.rule for c in SMALL.points)
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_who_came_later_waits(tmp_path):
+    with Storage.of(f"sqlite:///{tmp_path / 'tune.db'}", "t", {}).opened(SMALL, TWO) as study:
+        first, second = study.ask(), study.ask()
+        wait_for_turn(study, second, lambda: pytest.fail("nobody is before"))
+        seen = []
+
+        def second_takes():
+            seen.append(1)
+            second.set_user_attr("taken", True)
+
+        wait_for_turn(study, first, second_takes)
+        assert seen == [1]
+        assert [record.ticket for record in records(study)] == [2, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_many_who_choose_at_once_choose_one_after_the_other(tmp_path):
+    """Four threads, each choosing five times: the time between turn and choice belongs to one of them."""
+    inside, most, order = set(), [], random.Random(0)
+    pauses = [[0.004 * order.random() for _ in range(5)] for _ in range(4)]
+
+    def choose(study, own):
+        for pause in own:
+            trial = study.ask()
+            wait_for_turn(study, trial, lambda: None)
+            inside.add(trial.number)
+            most.append(len(inside))
+            time.sleep(pause)
+            inside.remove(trial.number)
+            trial.set_user_attr("taken", True)
+
+    storage = Storage.of(f"sqlite:///{tmp_path / 'tune.db'}", "t", {})
+    with storage.opened(SMALL, TWO) as study, ThreadPoolExecutor(4) as pool:
+        list(pool.map(choose, [study] * 4, pauses))
+    assert most == [1] * 20
 
 
 def test_two_processes_keep_the_number_of_trials(tmp_path):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 RULE, SHARED, HISTORY, MEASURED, ERROR = "rule", "shared", "history", "measured", "error"
 ANSWERED, INTERRUPTED, WORKER = "answered", "interrupted", "worker"
+TICKET, TAKEN = "ticket", "taken"
 TRIES = 3
 PATIENCE = 2
 
@@ -30,6 +31,8 @@ class Record:
         answered: set where an earlier trial gave the answer, or nothing was measured: it counts for nothing.
         interrupted: whether Ctrl-C ended it.
         worker: host and process.
+        ticket: its place among those that choose at the same moment: 0 while it is drawn, None before.
+        taken: whether it has chosen, and measures.
     """
 
     number: int
@@ -41,6 +44,8 @@ class Record:
     answered: bool
     interrupted: bool
     worker: str
+    ticket: int | None = None
+    taken: bool = False
 
     @property
     def finished(self) -> bool:
@@ -70,6 +75,8 @@ def records(study: "Study") -> list[Record]:
                 answered=ANSWERED in attributes,
                 interrupted=INTERRUPTED in attributes,
                 worker=attributes.get(WORKER, ""),
+                ticket=attributes.get(TICKET),
+                taken=TAKEN in attributes,
             )
         )
     return found
@@ -103,21 +110,23 @@ def given_up(found: Sequence[Record]) -> set[Candidate]:
     return {candidate for candidate in ends if ends.count(candidate) >= TRIES}
 
 
-def claimed(found: Sequence[Record], before: int | None = None) -> set[Candidate]:
-    """Rules that are finished or given up, or run in a trial with a lower number than that."""
-    running = {
-        r.candidate
-        for r in found
-        if r.state == "running" and not r.answered and (before is None or r.number < before)
-    }
+def claimed(found: Sequence[Record]) -> set[Candidate]:
+    """Rules that are finished or given up, or run, or are being chosen."""
+    running = {r.candidate for r in found if r.state == "running" and not r.answered}
+    return {candidate for candidate in running if candidate} | taken(found)
+
+
+def taken(found: Sequence[Record]) -> set[Candidate]:
+    """Rules that are finished or given up, or are measured."""
+    running = {r.candidate for r in found if r.state == "running" and r.taken}
     return {candidate for candidate in running if candidate} | results(found).keys() | given_up(found)
 
 
 def untried(found: Sequence[Record], space: Space) -> list[Candidate]:
     """Rules that nobody has claimed or asked for."""
     waiting = {record.candidate for record in found if record.state == "waiting"}
-    taken = claimed(found) | waiting
-    return [candidate for candidate in space.points if candidate not in taken]
+    busy = claimed(found) | waiting
+    return [candidate for candidate in space.points if candidate not in busy]
 
 
 def is_over(found: Sequence[Record], space: Space, budget: Budget) -> bool:

@@ -64,7 +64,7 @@ def tune(
     _note(settings, folder)
     deadline = None if budget.minutes is None else time.time() + 60 * budget.minutes
     kept = Storage.of(storage or f"sqlite:///{folder.resolve() / TUNING_DATABASE}", task, settings)
-    job = Job(objective, space, budget, goals, kept, folder, deadline, alone=processes == 1 and not storage)
+    job = Job(objective, space, budget, goals, kept, folder, deadline)
     began_in = environment()
     with kept.opened(space, goals) as opened:
         release_ended(opened)

@@ -13,15 +13,14 @@ from nplex import checkpoint
 from nplex.train import Interrupted
 from nplex.tune import records as recorded
 from nplex.tune.measured import Budget, Goals, Measured, Pruned, call
-from nplex.tune.records import Record, claimed, is_hopeless, is_over, records, results, untried
+from nplex.tune.records import Record, is_hopeless, is_over, records, results, taken, untried
 from nplex.tune.space import Candidate, Space
 from nplex.tune.storage import Storage, ask_for, recover, worker_name
+from nplex.tune.turns import wait_for_turn
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
-
-SETTLE = 0.1
 
 Tell = Callable[[list[Record]], None]
 
@@ -42,7 +41,6 @@ class Job:
         storage: where trials are kept.
         folder: for what is written about failures.
         deadline: no rule is begun after it, in seconds since the epoch.
-        alone: whether no other process works on the storage.
     """
 
     objective: Callable[..., Any]
@@ -52,7 +50,6 @@ class Job:
     storage: Storage
     folder: Path
     deadline: float | None = None
-    alone: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,10 +98,9 @@ class Worker:
             (recorded.RULE, candidate.rule), (recorded.SHARED, candidate.shared), (recorded.WORKER, worker_name()),
         ):  # fmt: skip
             trial.set_user_attr(name, value)
-        if not self.job.alone:
-            time.sleep(SETTLE)  # so that those who chose the same rule at the same moment see each other
+        wait_for_turn(self.study, trial, self._stop_with_parent)
         found = [record for record in records(self.study) if record.number != trial.number]
-        before = claimed(found, before=trial.number)
+        before = taken(found)
         if candidate in before or len(before) >= self.job.budget.trials:
             trial.set_user_attr(recorded.ANSWERED, True)
             self._ask_for_another(candidate, found)
@@ -112,6 +108,7 @@ class Worker:
             if known is None or known.measured is None:
                 raise TrialPruned
             return self.job.goals.values(known.measured)
+        trial.set_user_attr(recorded.TAKEN, True)
         return self._measure(trial, candidate)
 
     def _ask_for_another(self, candidate: Candidate, found: list[Record]) -> None:
