@@ -485,7 +485,7 @@ ALGEBRAS = {
     "table NaN": ({"table": [[[float("nan")]]], "units": ["1"]}, "must be a finite number"),
     "table text": ({"table": [["a"]], "units": ["1"]}, "must be a finite number"),
     "table object": ({"table": 5, "units": ["1"]}, "n x n x n numbers"),
-    "table big": ({"table": [[[10**400]]], "units": ["1"]}, "damaged"),
+    "table big": ({"table": [[[10**400]]], "units": ["1"]}, "must be a finite number, got 1000.*000$"),
     "conjugation": ({"table": [[[1]]], "units": ["1"], "conjugation": [[1, 2]], "rank": None}, "conjugation"),
     "conjugation text": ({"table": [[[1]]], "units": ["1"], "conjugation": [["a"]], "rank": None}, "could not conv"),
     "zero": ({"table": [[[0]]], "units": ["1"], "rank": None}, "multiplies everything to zero"),

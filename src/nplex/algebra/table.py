@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
+from reprlib import repr as shortened
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -204,13 +205,15 @@ def _check_cube(entries: Nested, n: int) -> None:
         raise ValueError(f"table must be {n} x {n} x {n} for {n} units, got {len(entries)} faces")
     for k, face in enumerate(entries):
         if not hasattr(face, "__len__") or len(face) != n:
-            raise ValueError(f"table must be {n} x {n} x {n}: table[{k}] must have {n} rows, got {face!r}")
+            raise ValueError(f"table must be {n} x {n} x {n}: table[{k}] must have {n} rows, got {shortened(face)}")
         for i, row in enumerate(face):
             if not hasattr(row, "__len__") or len(row) != n:
-                raise ValueError(f"table must be {n} x {n} x {n}: table[{k}][{i}] must have {n} numbers, got {row!r}")
+                raise ValueError(
+                    f"table must be {n} x {n} x {n}: table[{k}][{i}] must have {n} numbers, got {shortened(row)}"
+                )
             for j, entry in enumerate(row):
                 if not _finite(entry):
-                    raise ValueError(f"table[{k}, {i}, {j}] must be a finite number, got {entry!r}")
+                    raise ValueError(f"table[{k}, {i}, {j}] must be a finite number, got {shortened(entry)}")
 
 
 def _finite(entry: object) -> bool:
