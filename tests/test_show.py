@@ -155,6 +155,11 @@ def test_a_file_without_rules_is_refused(tmp_path):
     write_tensors(tmp_path / "flat.safetensors", {"a.rule.table": torch.zeros(3, 3)})
     with pytest.raises(ValueError, match=r"a\.rule: expected n x n x n"):
         stored_rules(tmp_path / "flat.safetensors")
+    write_tensors(tmp_path / "complex.safetensors", {"a.rule.table": torch.zeros(2, 2, 2, dtype=torch.complex64)})
+    code, _, err = call("rule", "show", str(tmp_path / "complex.safetensors"))
+    assert code == 2
+    assert "must be real" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_the_command_prints_tables_and_writes_figures(tmp_path):
