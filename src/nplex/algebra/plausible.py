@@ -9,8 +9,10 @@ from nplex.algebra.orbits import Orbit
 
 # Farther than this nothing is named.
 NEAR = 0.1
-# An algebra must explain a table this many times as well as chance before it is even with it.
-PRIOR = 130.0
+# As well as chance, times this, must an algebra explain a table before it is even with it; at n = 2, where almost
+# every table has a name, times PLANE.
+PRIOR = 2e4
+PLANE = 130.0
 # That a table uses fewer dimensions must explain it so many times better: usual bases bring algebras near to such by
 # one small singular value, one coincidence and not as many as such a table has equations.
 FEWER = 1e3
@@ -24,7 +26,7 @@ NOISE = 0.01
 HOPELESS = 0.35
 # Explanations this many times better than chance, by bases of this condition at most, settle who it is, but for its
 # limits.
-SETTLED = 1e3
+SETTLED = 1.3e5
 DOUBTFUL = 100.0
 # Bases of a higher condition are as rare as among random matrices: the inverse of it, for each of three.
 USUAL_CONDITION = 30.0
@@ -45,12 +47,12 @@ class Shares(NamedTuple):
 
 
 def evidence(orbit: Orbit, distance: float, condition: float = 1.0, noise: float = NOISE) -> float:
-    """The logarithm of `B(c / 2, d / 2) r^-c / 130`: how much likelier a table at r is near the orbit than by chance.
+    """The logarithm of `B(c / 2, d / 2) r^-c / 20000`: how much likelier a table at r is near the orbit than by chance.
 
     A table of N = n^3 random numbers of one variance has a part d / N of its squared norm within a linear space of
     dimension d; one that lies there up to noise of any size (each decade as likely) is at distance r this many times
     as often, c = N - d. The orbit is curved and not linear, so this is a measure, not a probability; the factor
-    130 keeps names off random tables. Bases of a condition k above 30 count `(30 / k)^3`: random matrices have them
+    20,000 keeps names off random tables. Bases of a condition k above 30 count `(30 / k)^3`: random matrices have them
     that seldom, and what an algebra only comes near to it reaches with such. An orbit of full dimension explains each
     table in it as well as chance does, and one at r with this noise; at n = 2 the factor is `1.3 / noise`.
     """
@@ -65,8 +67,12 @@ def _near(codimension: int, n: int, distance: float, noise: float) -> float:
     """The same of any set of tables of this codimension, above 0."""
     c, d = codimension / 2, (n**3 - codimension) / 2
     beta = math.lgamma(c) + math.lgamma(d) - math.lgamma(c + d)
-    prior = PRIOR * NOISE / noise if n == 2 else PRIOR
-    return beta - codimension * math.log(max(distance, LEAST)) - math.log(prior)
+    return beta - codimension * math.log(max(distance, LEAST)) - math.log(_prior(n, noise))
+
+
+def _prior(n: int, noise: float = NOISE) -> float:
+    """How many times as well as chance an algebra must explain a table before it is even with it."""
+    return PLANE * NOISE / noise if n == 2 else PRIOR
 
 
 def plausibilities(
@@ -110,7 +116,7 @@ def open_(orbits: tuple[Orbit, ...], found: list[Nearest], wave: int) -> list[in
     values = [evidence(orbit, near.distance, near.condition) for orbit, near in zip(orbits, found, strict=True)]
     first = max(range(len(values)), key=values.__getitem__)
     near_enough = distances[first] <= NEAR and found[first].condition <= DOUBTFUL
-    settled = values[first] > math.log(SETTLED) and near_enough
+    settled = values[first] > math.log(SETTLED / _prior(orbits[first].algebra.shape[0])) and near_enough
     if settled and distances[first] <= LEAST:
         return []
     if not settled and min(distances) >= HOPELESS:
