@@ -47,14 +47,14 @@ class Shares(NamedTuple):
 
 
 def evidence(orbit: Orbit, distance: float, condition: float = 1.0, noise: float = NOISE) -> float:
-    """The logarithm of `B(c / 2, d / 2) r^-c / 20000`: how much likelier a table at r is near the orbit than by chance.
+    """The logarithm of `B(c / 2, d / 2) r^-c / 20000`: how much likelier a table at r is near than by chance.
 
     A table of N = n^3 random numbers of one variance has a part d / N of its squared norm within a linear space of
     dimension d; one that lies there up to noise of any size (each decade as likely) is at distance r this many times
-    as often, c = N - d. The orbit is curved and not linear, so this is a measure, not a probability; the factor
-    20,000 keeps names off random tables. Bases of a condition k above 30 count `(30 / k)^3`: random matrices have them
-    that seldom, and what an algebra only comes near to it reaches with such. An orbit of full dimension explains each
-    table in it as well as chance does, and one at r with this noise; at n = 2 the factor is `1.3 / noise`.
+    as often, c = N - d. The orbit is curved and not linear, so this is a measure, not a probability; the 20,000 keep
+    names off random tables. Bases of a condition k above 30 count `(30 / k)^3`: random matrices have them that
+    seldom, and what an algebra only comes near to it reaches with such. An orbit of full dimension explains each
+    table in it as well as chance does, and one at r with this noise; at n = 2 it is `1.3 / noise`, not 20,000.
     """
     if orbit.codimension == 0:
         beyond = 0.0 if distance <= LEAST else distance * math.sqrt(orbit.dimension) / noise
