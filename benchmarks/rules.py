@@ -1,6 +1,6 @@
 """Learns known products from examples: tables, algorithms, wrong n, few examples; how often, how well, how fast.
 
-    python benchmarks/rules.py           # about ten minutes; writes benchmarks/results/rules.*
+    python benchmarks/rules.py           # a quarter of an hour; writes benchmarks/results/rules.*
     python benchmarks/rules.py --quick   # few of each, to see that it runs; writes nothing
 
 One thread, 1,000 examples where nothing else is said. Each row is of many seeds; the worst of them is told.
