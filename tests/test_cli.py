@@ -455,6 +455,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(data, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     code, said = interrupted(command(data, broken, "4:4", epochs=epochs), "epoch 1,")
     assert (code, f"--resume --out {broken}" in said, "Traceback" in said) == (130, True, False), said
+    assert said.count("stopped") == 1
     assert not (broken / "result.json").exists()
     state = read_tensors(broken / "checkpoint.safetensors")[1]["state"]
     assert 1 <= state["epoch"] < epochs

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 import nplex
 from nplex.cli import app, spread
-from nplex.tune import Budget, Candidate, Goals, Measured, Space, tune
+from nplex.tune import Budget, Candidate, Goals, Measured, Space, tune, turns
+from nplex.tune import storage as storage_of_tune
 from nplex.tune.front import front_of, unbeaten
 from nplex.tune.measured import call
 from nplex.tune.records import Record, is_hopeless, records
@@ -213,6 +214,19 @@ def test_many_who_choose_at_once_choose_one_after_the_other(tmp_path):
     with storage.opened(SMALL, TWO) as study, ThreadPoolExecutor(4) as pool:
         list(pool.map(choose, [study] * 4, pauses))
     assert most == [1] * 20
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_who_waits_does_not_wait_for_a_machine_that_died(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage_of_tune, "HEARTBEAT", 1)
+    monkeypatch.setattr(storage_of_tune, "GRACE", 1)
+    monkeypatch.setattr(turns, "STALE", 0.0)
+    with Storage.of(f"sqlite:///{tmp_path / 'tune.db'}", "t", {}).opened(SMALL, TWO) as study:
+        first, second = study.ask(), study.ask()
+        first.set_user_attr("ticket", 1)
+        study._storage.record_heartbeat(first._trial_id)
+        wait_for_turn(study, second, lambda: None)
+        assert [record.state for record in records(study)][:2] == ["fail", "running"]
 
 
 def test_two_processes_keep_the_number_of_trials(tmp_path):

@@ -9,8 +9,8 @@ from nplex.algebra.orbits import Orbit
 
 # Farther than this nothing is named.
 NEAR = 0.1
-# As well as chance, times this, must an algebra explain a table before it is even with it; at n = 2, where almost
-# every table has a name, times PLANE.
+# How many times as well as chance an algebra must explain a table before it is even with it; PLANE at n = 2, where
+# almost every table has a name.
 PRIOR = 2e4
 PLANE = 130.0
 # That a table uses fewer dimensions must explain it so many times better: usual bases bring algebras near to such by
@@ -71,7 +71,7 @@ def _near(codimension: int, n: int, distance: float, noise: float) -> float:
 
 
 def _prior(n: int, noise: float = NOISE) -> float:
-    """How many times as well as chance an algebra must explain a table before it is even with it."""
+    """PRIOR, or PLANE where this much noise is told."""
     return PLANE * NOISE / noise if n == 2 else PRIOR
 
 

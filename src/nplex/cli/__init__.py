@@ -13,7 +13,7 @@ from nplex.cli.models import convert, count, fold, preview
 from nplex.cli.planning import measure, plan
 from nplex.cli.reporting import report
 from nplex.cli.reproducing import reproduce
-from nplex.cli.terminal import messages
+from nplex.cli.terminal import STOPPED, messages
 from nplex.cli.tuning import tune
 
 app = typer.Typer(
@@ -23,7 +23,6 @@ app = typer.Typer(
 for verb in (preview, convert, fold, count, compare, run, reproduce, tune, report, fetch, plan, measure):
     app.command()(verb)
 app.add_typer(rule.app, name="rule")
-STOPPED = 130
 LISTS = ("--rule", "--seed", "--only", "--all-but", "--n", "--rank", "--algebra", "--goal")
 
 

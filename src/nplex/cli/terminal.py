@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 messages = Console(stderr=True, highlight=False, markup=False)
+# The exit code after Ctrl-C.
+STOPPED = 130
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nplex.cli.terminal import messages, refuse, refusing
+from nplex.cli.terminal import STOPPED, messages, refuse, refusing
 from nplex.place import Place
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def interruptible(advice: str) -> Iterator[None]:
             yield
     except (Interrupted, KeyboardInterrupt):
         messages.print(f"stopped; {advice}", soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise SystemExit(STOPPED) from None  # typer gives the code of its own Exit for a Ctrl-C that nobody told of
 
 
 @contextmanager
