@@ -6,8 +6,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -178,6 +180,18 @@ def test_a_rule_asked_for_before_is_left_to_who_began_before(tmp_path):
         assert sorted([*calls, "8"]) == sorted(c.rule for c in SMALL.points)
 
 
+def test_ctrl_c_while_waiting_is_no_failure_of_the_rule(tmp_path, monkeypatch):
+    def interrupted(study, trial, still_wanted):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nplex.tune.worker.wait_for_turn", interrupted)
+    with Storage.of(f"sqlite:///{tmp_path / 'tune.db'}", "t", {}).opened(SMALL, TWO) as study:
+        ask_for(study, SMALL, Candidate("8"))
+        with pytest.raises(KeyboardInterrupt):
+            worker_at(study, tmp_path, []).run()
+        assert [(record.state, record.interrupted) for record in records(study)] == [("fail", True)]
+
+
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_who_came_later_waits(tmp_path):
     with Storage.of(f"sqlite:///{tmp_path / 'tune.db'}", "t", {}).opened(SMALL, TWO) as study:
@@ -214,6 +228,24 @@ def test_many_who_choose_at_once_choose_one_after_the_other(tmp_path):
     with storage.opened(SMALL, TWO) as study, ThreadPoolExecutor(4) as pool:
         list(pool.map(choose, [study] * 4, pauses))
     assert most == [1] * 20
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_rule_that_was_asked_for_is_begun_by_one_worker(tmp_path):
+    """Four connections take forty waiting trials."""
+    storage = Storage.of(f"sqlite:///{tmp_path / 'tune.db'}", "t", {})
+    together = threading.Barrier(4)
+
+    def take(study):
+        together.wait()
+        return [study.ask().number for _ in range(10)]
+
+    with ExitStack() as opened, ThreadPoolExecutor(4) as pool:
+        studies = [opened.enter_context(storage.opened(SMALL, TWO)) for _ in range(4)]
+        for _ in range(40):
+            ask_for(studies[0], SMALL, Candidate("8"))
+        taken = list(pool.map(take, studies))
+    assert sorted(number for numbers in taken for number in numbers) == list(range(40))
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
+    from sqlalchemy import Engine
 
 HEARTBEAT, GRACE = 10, 60
 WAIT_FOR_LOCK = 60
@@ -81,7 +82,7 @@ class Storage:
 
         lock = {"connect_args": {"timeout": WAIT_FOR_LOCK}} if self.url.startswith("sqlite") else {}
         try:
-            return optuna.storages.RDBStorage(
+            database = optuna.storages.RDBStorage(
                 self.url, engine_kwargs=lock, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
                 heartbeat_stale_trial_callback=died,
             )  # fmt: skip
@@ -91,6 +92,30 @@ class Storage:
                 f"the storage {without_password(self.url)} cannot be opened, expected a database URL as "
                 f"sqlite:///tune.db or postgresql://user@host/name: {without_password(reason)}"
             ) from None
+        if lock:
+            _one_transaction_at_a_time(database.engine)
+        return database
+
+
+def _one_transaction_at_a_time(engine: "Engine") -> None:
+    """A transaction locks SQLite from its first read on.
+
+    SQLite has no SELECT ... FOR UPDATE, with which other databases keep two workers from starting the same waiting
+    trial: both would read that it waits before either writes that it runs.
+
+    Source: SQLAlchemy, SQLite dialect, transactions with SQLite and the sqlite3 driver.
+    """
+    from sqlalchemy import event
+
+    def leave_transactions_to_us(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", leave_transactions_to_us)
+    event.listen(engine, "begin", begin)
+    engine.dispose()  # connections of before would not know
 
 
 def without_password(text: str) -> str:

@@ -98,7 +98,7 @@ class Worker:
             (recorded.RULE, candidate.rule), (recorded.SHARED, candidate.shared), (recorded.WORKER, worker_name()),
         ):  # fmt: skip
             trial.set_user_attr(name, value)
-        wait_for_turn(self.study, trial, self._stop_with_parent)
+        self._wait(trial)
         found = [record for record in records(self.study) if record.number != trial.number]
         before = taken(found)
         if candidate in before or len(before) >= self.job.budget.trials:
@@ -110,6 +110,14 @@ class Worker:
             return self.job.goals.values(known.measured)
         trial.set_user_attr(recorded.TAKEN, True)
         return self._measure(trial, candidate)
+
+    def _wait(self, trial: "Trial") -> None:
+        """For a turn; a Ctrl-C meanwhile is no failure of the rule."""
+        try:
+            wait_for_turn(self.study, trial, self._stop_with_parent)
+        except KeyboardInterrupt:
+            trial.set_user_attr(recorded.INTERRUPTED, True)
+            raise
 
     def _ask_for_another(self, candidate: Candidate, found: list[Record]) -> None:
         """After a rule that is known, one that is not, by chance: the sampler would suggest the same again."""
