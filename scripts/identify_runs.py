@@ -1,13 +1,16 @@
 """What trained networks have found: the algebra nearest to each rule of runs, before the first step and at the end.
 
     python scripts/identify_runs.py runs/*/4-seed0   # a few seconds for a rule of n = 4, more for n = 8
+    python scripts/identify_runs.py                  # the same tables again, with today's identify
 
 Reads the rules.safetensors of each run folder, takes --layers of its layers, evenly, and writes
 results/identified.json and .md: how far the rules have moved, how many got a name, how far the nearest algebra is.
+The tables themselves are kept in results/identified.safetensors, so that the runs need not be.
 """
 
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -15,24 +18,43 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from nplex.algebra.identify import identify
-from nplex.checkpoint import read_json, write_json, write_text
+from nplex.checkpoint import read_json, read_tensors, write_json, write_tensors, write_text
 from nplex.environment import environment
 from nplex.place import RESULT
 from nplex.summary import machine, markdown_table
 from nplex.train import rules
 
 RESULTS = Path(__file__).parents[1] / "results"
+KEPT = RESULTS / "identified.safetensors"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A rule of a run, before the first step and at the end."""
+
+    task: str
+    rule: str
+    seed: int
+    layer: str
+    start: Tensor
+    end: Tensor
 
 
 def main(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.", metavar="RUN...")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of finished runs; none: those kept.", metavar="[RUN...]")
+    ] = None,
     layers: Annotated[int, typer.Option(min=1, help="Of each run, evenly chosen.")] = 8,
 ) -> None:
     """Identify, and write the table."""
     torch.set_num_threads(1)
-    rows = [row for run in runs for row in _rows(run, layers)]
+    learned = [each for run in runs for each in _of(run, layers)] if runs else _kept()
+    rows = [_row(each) for each in track(learned, "rules", console=Console(stderr=True))]
+    if runs:
+        _keep(learned)
     env = environment()
     write_json(RESULTS / "identified.json", {"environment": env, "rules": rows})
     page = f"{_table(rows)}\n\nnplex {env['commit']}, torch {env['torch']}, {machine(env)}, {env['date']}.\n"
@@ -40,31 +62,46 @@ def main(
     print(page)
 
 
-def _rows(run: Path, layers: int) -> list[dict]:
-    """The chosen rules of a run, each at its start and at its end."""
+def _of(run: Path, layers: int) -> list[Learned]:
+    """The chosen rules of a run."""
     result, tables = read_json(run / RESULT), rules.read(run)
     first, last = tables[min(tables)], tables[max(tables)]
     names = list(first)
     chosen = names[:: max(1, len(names) // layers)][:layers]
     label = f"{result['task']} {result['recipe']['set']}".strip()
-    rows = []
-    for name in track(chosen, f"{label}, {result['recipe']['rule']}", console=Console(stderr=True)):
-        began = time.perf_counter()
-        found = {when: identify(table[name]) for when, table in (("start", first), ("end", last))}
-        rows.append({
-            "task": label, "rule": result["recipe"]["rule"], "seed": result["seed"], "layer": name,
-            "moved": float((last[name] - first[name]).norm() / first[name].norm()),
-            "seconds": (time.perf_counter() - began) / 2,
-            **{
-                when: {
-                    "name": each.name, "confidence": each.confidence, "verdict": each.verdict,
-                    "nearest": min((d.distance for d in each.distances), default=None),
-                    "commutator": each.invariants.commutator, "associator": each.invariants.associator,
-                }
-                for when, each in found.items()
-            },
-        })  # fmt: skip
-    return rows
+    made = (label, result["recipe"]["rule"], result["seed"])
+    return [Learned(*made, name, first[name], last[name]) for name in chosen]
+
+
+def _keep(learned: list[Learned]) -> None:
+    """Writes the tables, numbered, and in the header what they are of."""
+    tensors = {f"{i} {when}": getattr(each, when) for i, each in enumerate(learned) for when in ("start", "end")}
+    write_tensors(KEPT, tensors, {"rules": [[each.task, each.rule, each.seed, each.layer] for each in learned]})
+
+
+def _kept() -> list[Learned]:
+    """What `_keep` wrote."""
+    tensors, header = read_tensors(KEPT)
+    return [Learned(*made, tensors[f"{i} start"], tensors[f"{i} end"]) for i, made in enumerate(header["rules"])]
+
+
+def _row(each: Learned) -> dict:
+    """What is in a rule at its start and at its end."""
+    began = time.perf_counter()
+    found = {"start": identify(each.start), "end": identify(each.end)}
+    return {
+        "task": each.task, "rule": each.rule, "seed": each.seed, "layer": each.layer,
+        "moved": float((each.end - each.start).norm() / each.start.norm()),
+        "seconds": (time.perf_counter() - began) / 2,
+        **{
+            when: {
+                "name": told.name, "confidence": told.confidence, "verdict": told.verdict,
+                "nearest": min((d.distance for d in told.distances), default=None),
+                "commutator": told.invariants.commutator, "associator": told.invariants.associator,
+            }
+            for when, told in found.items()
+        },
+    }  # fmt: skip
 
 
 def _table(rows: list[dict]) -> str:

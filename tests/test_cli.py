@@ -450,7 +450,8 @@ def interrupted(arguments, wait_for, limit=60):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_an_interrupted_run_resumes_to_the_same_bits(data, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_bits(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     epochs = 20  # so many that the signal comes before the last, whatever else the machine does
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     code, said = interrupted(command(data, broken, "4:4", epochs=epochs), "epoch 1,")

@@ -218,6 +218,8 @@ def _check_cube(entries: Nested, n: int) -> None:
 
 def _finite(entry: object) -> bool:
     """Whether it is a number that a float can hold; True and False are none."""
+    if type(entry) is float:  # nearly always; the check below is slow
+        return math.isfinite(entry)
     if not isinstance(entry, Real) or isinstance(entry, bool):
         return False
     try:
