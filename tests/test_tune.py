@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,15 +21,16 @@ from typer.testing import CliRunner
 
 import nplex
 from nplex.cli import app, spread
-from nplex.tune import Budget, Candidate, Goals, Measured, Space, tune, turns
+from nplex.tune import Budget, Candidate, Goals, Measured, Space, recovery, tune, turns
 from nplex.tune import storage as storage_of_tune
 from nplex.tune.front import front_of, unbeaten
 from nplex.tune.measured import call
 from nplex.tune.records import Record, is_hopeless, records
+from nplex.tune.recovery import ask_for, recover, release_ended
 from nplex.tune.space import DENSE, rule_text
-from nplex.tune.storage import Storage, ask_for, release_ended, without_password
+from nplex.tune.storage import Storage, without_password
 from nplex.tune.turns import wait_for_turn
-from nplex.tune.worker import Job, Worker
+from nplex.tune.worker import Job, Worker, begin
 
 pytest.importorskip("optuna", reason="needs nplex[search]")
 
@@ -248,6 +251,60 @@ def test_a_rule_that_was_asked_for_is_begun_by_one_worker(tmp_path):
     assert sorted(number for numbers in taken for number in numbers) == list(range(40))
 
 
+def test_a_worker_whose_trial_was_taken_for_dead_goes_on(tmp_path):
+    """As after a long sleep of the machine: at an epoch, or only at the end, it finds its trial ended."""
+    optuna = pytest.importorskip("optuna")
+    with Storage.of(f"sqlite:///{tmp_path / 'tune.db'}", "t", {}).opened(SMALL, TWO) as study:
+        calls = []
+
+        def objective(rule, report):
+            calls.append(rule)
+            if len(calls) <= 2:
+                (running,) = [record.number for record in records(study) if record.state == "running"]
+                study.tell(running, state=optuna.trial.TrialState.FAIL)
+                recover(study, SMALL)
+            if len(calls) == 1:
+                report(1.0)
+            return tune_cases.known(rule)
+
+        Worker(
+            Job(objective, SMALL, Budget(trials=20), TWO, Storage("", ""), tmp_path), study, lambda found: None
+        ).run()
+        assert set(calls) == {candidate.rule for candidate in SMALL.points}
+        assert len(calls) == len(SMALL.points) + 2
+        found = records(study)
+        assert [record.error for record in found if record.error] == []
+        assert sum(record.lost for record in found) == 2
+
+
+def test_a_trial_that_was_begun_by_nobody_is_asked_for_again(tmp_path, monkeypatch):
+    """Its process was killed before it wrote its name; a trial that has just begun is left alone."""
+    with Storage.of(f"sqlite:///{tmp_path / 'tune.db'}", "t", {}).opened(SMALL, TWO) as study:
+        ask_for(study, SMALL, Candidate("8"))
+        study._pop_waiting_trial_id()
+        begin(study, SMALL)
+        assert [record.state for record in records(study)] == ["running"]
+        monkeypatch.setattr(recovery, "NAMELESS", timedelta(0))
+        begin(study, SMALL)
+        assert [(r.state, r.candidate.rule) for r in records(study)] == [("fail", "8"), ("waiting", "8")]
+
+
+def test_machines_that_open_a_new_storage_at_once_all_can(tmp_path):
+    pytest.importorskip("optuna")
+    together = threading.Barrier(4)
+
+    def opened(storage):
+        together.wait()
+        storage._database(SMALL).engine.dispose()
+        return True
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
+        warnings.simplefilter("ignore")
+        for turn in range(3):
+            storage = Storage.of(f"sqlite:///{tmp_path / f'{turn}.db'}", "t", {})
+            assert list(pool.map(opened, [storage] * 4)) == [True] * 4
+
+
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_who_waits_does_not_wait_for_a_machine_that_died(tmp_path, monkeypatch):
     monkeypatch.setattr(storage_of_tune, "HEARTBEAT", 1)
@@ -447,12 +504,16 @@ def test_control_c_stops_all_and_says_how_to_go_on(tmp_path, processes):
         command, cwd=TESTS, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )  # fmt: skip
-    until = time.monotonic() + 60
-    while time.monotonic() < until and not (calls.exists() and len(calls.read_text().splitlines()) > processes):
-        time.sleep(0.1)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    until = time.monotonic() + 300
+    try:
+        while not (calls.exists() and len(calls.read_text().splitlines()) > processes):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=240)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert f"--resume --out {tmp_path / 'out'}" in said
     assert "Traceback" not in said

@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 import torch
 
+from nplex.tune.interrupts import Interrupts
 from nplex.tune.records import is_over, records
-from nplex.tune.storage import recover, release
+from nplex.tune.recovery import recover, release
 from nplex.tune.worker import Job, Tell, Worker
 
 if TYPE_CHECKING:
@@ -26,20 +28,21 @@ STOP_WITHIN = 60
 INTERRUPTED = 130
 
 
-def run_processes(job: Job, study: "Study", count: int, tell: Tell) -> None:
+def run_processes(job: Job, study: "Study", count: int, tell: Tell, stop: Interrupts) -> None:
     """Works on a job with several processes until it is over.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; all are stopped.
         ValueError: processes end before they begin.
     """
-    team = Team(job, study, count, [])
+    team = Team(job, study, count, [], stop)
     try:
-        with _unheard():
+        with _blocked():
             for _ in range(count):
                 team.start()
         while team.members:
-            time.sleep(POLL)
+            with stop.heard():
+                time.sleep(POLL)
             team.replace_ended()
             tell(records(study))
     except BaseException:
@@ -58,6 +61,7 @@ class Team:
         study: the open storage.
         count: how many there should be.
         members: those that live.
+        interrupts: the Ctrl-C that it listens to.
         stillborn: how many ended without a trial.
     """
 
@@ -65,6 +69,7 @@ class Team:
     study: "Study"
     count: int
     members: list[BaseProcess]
+    interrupts: Interrupts
     stillborn: int = 0
 
     def start(self) -> None:
@@ -86,7 +91,7 @@ class Team:
             self._bury(member)
             late = self.job.deadline is not None and time.time() >= self.job.deadline
             if not late and not is_over(records(self.study), self.job.space, self.job.budget):
-                with _unheard():
+                with _blocked():
                     self.start()
 
     def _bury(self, member: BaseProcess) -> None:
@@ -109,12 +114,14 @@ class Team:
         try:
             until = time.monotonic() + STOP_WITHIN
             for member in self.members:
-                member.join(max(0.0, until - time.monotonic()))
+                with self.interrupts.heard():
+                    member.join(max(0.0, until - time.monotonic()))
         finally:
             for member in self.members:
                 if member.exitcode is None:
                     member.kill()
                     member.join()
+            for member in self.members:
                 release(self.study, f"{socket.gethostname()}:{member.pid}")
 
 
@@ -123,23 +130,32 @@ def work(job: Job, index: int, count: int, parent: int) -> None:
     if hasattr(os, "setsid"):
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(max(1, torch.get_num_threads() // count))
     try:
-        with job.storage.opened(job.space, job.goals, seed=parent + index) as study:
-            Worker(job, study, lambda found: None, parent).run()
+        with Interrupts() as stop:
+            _block(False)
+            torch.set_num_threads(max(1, torch.get_num_threads() // count))
+            with job.storage.opened(job.space, job.goals, seed=parent + index) as study:
+                Worker(job, study, lambda found: None, stop, parent).run()
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """Ctrl-C is ignored while processes start: they inherit that, until they have a session of their own."""
-    try:
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not in the main thread
-        yield
-        return
+def _blocked() -> Iterator[None]:
+    """Ctrl-C waits while processes start; they inherit that, until they have a session of their own.
+
+    What multiprocessing starts beside the first one lets it come again: that is started before.
+    """
+    if os.name != "nt":
+        resource_tracker.ensure_running()
+    _block(True)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        _block(False)
+
+
+def _block(yes: bool) -> None:
+    """Keeps a Ctrl-C back, or lets it come; of this thread."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK if yes else signal.SIG_UNBLOCK, {signal.SIGINT})

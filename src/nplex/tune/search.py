@@ -12,11 +12,13 @@ from nplex.environment import environment
 from nplex.place import SETTINGS, TUNING, TUNING_DATABASE
 from nplex.tune.figure import picture
 from nplex.tune.front import Front, front_of
+from nplex.tune.interrupts import Interrupts
 from nplex.tune.measured import Budget, Goals, takes
 from nplex.tune.processes import run_processes
 from nplex.tune.records import Record, dense_failed, records
+from nplex.tune.recovery import recover, release, release_ended, worker_name
 from nplex.tune.space import DENSE, Space
-from nplex.tune.storage import Storage, recover, release, release_ended, worker_name
+from nplex.tune.storage import Storage
 from nplex.tune.worker import Job, Worker, begin, failure_file
 
 
@@ -66,14 +68,14 @@ def tune(
     kept = Storage.of(storage or f"sqlite:///{folder.resolve() / TUNING_DATABASE}", task, settings)
     job = Job(objective, space, budget, goals, kept, folder, deadline)
     began_in = environment()
-    with kept.opened(space, goals) as opened:
+    with Interrupts() as stop, kept.opened(space, goals) as opened:
         release_ended(opened)
         begin(opened, space)
         try:
             if processes == 1:
-                Worker(job, opened, report).run()
+                Worker(job, opened, report, stop).run()
             else:
-                run_processes(job, opened, processes, report)
+                run_processes(job, opened, processes, report, stop)
         finally:
             release(opened, worker_name())
             recover(opened, space)

@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-import os
+import random
 import re
-import socket
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nplex.tune.measured import Goals
-from nplex.tune.records import RULE, SHARED, WORKER, given_up, records, results
-from nplex.tune.space import Candidate, Space
+from nplex.tune.recovery import recover
+from nplex.tune.space import Space
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT, GRACE = 10, 60
 WAIT_FOR_LOCK = 60
+OPENINGS = 5
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,11 @@ class Storage:
         def died(study: "Study", trial: "FrozenTrial") -> None:
             recover(study, space)
 
-        lock = {"connect_args": {"timeout": WAIT_FOR_LOCK}} if self.url.startswith("sqlite") else {}
+        heart = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE, "heartbeat_stale_trial_callback": died}
+        lock = self.url.startswith("sqlite")
+        options = {"connect_args": {"timeout": WAIT_FOR_LOCK}} if lock else {"pool_pre_ping": True}
         try:
-            database = optuna.storages.RDBStorage(
-                self.url, engine_kwargs=lock, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
-                heartbeat_stale_trial_callback=died,
-            )  # fmt: skip
+            database = _after_others(lambda: optuna.storages.RDBStorage(self.url, engine_kwargs=options, **heart))
         except (ImportError, SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ValueError(
@@ -95,6 +95,20 @@ class Storage:
         if lock:
             _one_transaction_at_a_time(database.engine)
         return database
+
+
+def _after_others(open_storage: Callable[[], "RDBStorage"]) -> "RDBStorage":
+    """Opens a database again when another process was making its tables at the same moment."""
+    from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+    for _ in range(OPENINGS):
+        try:
+            return open_storage()
+        except SQLAlchemyError as error:
+            if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
+    return open_storage()
 
 
 def _one_transaction_at_a_time(engine: "Engine") -> None:
@@ -121,57 +135,3 @@ def _one_transaction_at_a_time(engine: "Engine") -> None:
 def without_password(text: str) -> str:
     """A URL as it may be shown."""
     return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
-
-
-def worker_name() -> str:
-    """Host and process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def ask_for(study: "Study", space: Space, candidate: Candidate) -> None:
-    """Puts a rule in front of what the sampler would try."""
-    attributes = {RULE: candidate.rule, SHARED: candidate.shared}
-    study.enqueue_trial(space.points[candidate], attributes)
-
-
-def release(study: "Study", worker: str) -> None:
-    """Fails the running trials of a worker that has ended."""
-    import optuna
-
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        if trial.user_attrs.get(WORKER) == worker:
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
-
-
-def release_ended(study: "Study") -> None:
-    """Fails the running trials of this machine whose process is no more: somebody killed all of it."""
-    host = f"{socket.gethostname()}:"
-    for record in records(study):
-        if record.state == "running" and record.worker.startswith(host):
-            process = int(record.worker.removeprefix(host))
-            if process != os.getpid() and not _lives(process):
-                release(study, record.worker)
-
-
-def recover(study: "Study", space: Space) -> None:
-    """Asks again for rules whose process ended before they did, up to the allowed number of tries."""
-    found = records(study)
-    asked = {record.candidate for record in found if record.state in ("waiting", "running")}
-    kept = asked | results(found).keys() | given_up(found)
-    lost = dict.fromkeys(r.candidate for r in found if r.lost and r.candidate and r.candidate not in kept)
-    for candidate in lost:
-        if candidate in space.points:
-            ask_for(study, space, candidate)
-
-
-def _lives(process: int) -> bool:
-    """Whether there is a process of that number."""
-    if os.name == "nt":
-        return True  # the heartbeat tells
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nplex.tune.records import TICKET, Record, records
+from nplex.tune.recovery import release_nameless
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -51,4 +52,5 @@ def _release_stale(study: "Study") -> None:
     """Fails the trials of machines that died meanwhile."""
     import optuna
 
+    release_nameless(study)
     optuna.storages.fail_stale_trials(study)

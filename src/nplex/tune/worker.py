@@ -5,28 +5,29 @@ import random
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nplex import checkpoint
 from nplex.train import Interrupted
 from nplex.tune import records as recorded
+from nplex.tune.interrupts import Interrupts
 from nplex.tune.measured import Budget, Goals, Measured, Pruned, call
 from nplex.tune.records import Record, is_hopeless, is_over, records, results, taken, untried
+from nplex.tune.recovery import ask_for, recover, release_nameless, worker_name
 from nplex.tune.space import Candidate, Space
-from nplex.tune.storage import Storage, ask_for, recover, worker_name
+from nplex.tune.storage import Storage
 from nplex.tune.turns import wait_for_turn
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
-    from optuna.trial import FrozenTrial
 
 Tell = Callable[[list[Record]], None]
 
 
 class Failed(Exception):
-    """The function raised an error, which is noted; the search goes on."""
+    """The function raised an error, which is noted, or others took the trial for dead; the search goes on."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,17 @@ class Worker:
         job: the work.
         study: the open storage.
         tell: called with all records after each epoch and each rule.
+        stop: the Ctrl-C that it listens to.
         parent: the process that started this one and without which it stops; 0 for none.
+        lost: trials that others ended meanwhile.
     """
 
     job: Job
     study: "Study"
     tell: Tell
+    stop: Interrupts = field(default_factory=Interrupts)
     parent: int = 0
+    lost: list[int] = field(default_factory=list)
 
     def run(self) -> None:
         """Measures rules until the search is over.
@@ -74,31 +79,51 @@ class Worker:
         Raises:
             KeyboardInterrupt: Ctrl-C; what was measured is kept, and the running rule will be asked for again.
         """
-        if self._over():
-            return
+        from optuna.exceptions import UpdateFinishedTrialError
 
-        def stop_when_over(study: "Study", trial: "FrozenTrial") -> None:
-            if self._over():
-                study.stop()
-
-        self.study.optimize(self._trial, callbacks=[stop_when_over], catch=(Failed,))
+        while not self._over():
+            lost = len(self.lost)
+            try:
+                self.study.optimize(self._trial, n_trials=1, catch=(Failed,))
+            except UpdateFinishedTrialError:
+                continue  # others ended it as it was about to be told
+            except ValueError:
+                if len(self.lost) == lost:
+                    raise
 
     def _over(self) -> bool:
+        self._still_wanted()
         job, found = self.job, records(self.study)
         self.tell(found)
         late = job.deadline is not None and time.time() >= job.deadline
         return late or is_over(found, job.space, job.budget)
 
     def _trial(self, trial: "Trial") -> tuple[float, ...]:
-        """What optuna calls: the values of a rule, measured or known from an earlier trial."""
+        """What optuna calls.
+
+        A Ctrl-C is no failure of the rule. A process that was asleep for longer than its heart may be still finds
+        that others have ended its trial and asked for the rule again.
+        """
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        try:
+            return self._values(trial)
+        except KeyboardInterrupt:
+            trial.set_user_attr(recorded.INTERRUPTED, True)
+            raise
+        except UpdateFinishedTrialError:
+            self.lost.append(trial.number)
+            raise Failed(f"trial {trial.number} was ended by others") from None
+
+    def _values(self, trial: "Trial") -> tuple[float, ...]:
+        """The values of a rule, measured or known from an earlier trial."""
         from optuna import TrialPruned
 
+        trial.set_user_attr(recorded.WORKER, worker_name())
         candidate = self.job.space.suggest(trial)
-        for name, value in (
-            (recorded.RULE, candidate.rule), (recorded.SHARED, candidate.shared), (recorded.WORKER, worker_name()),
-        ):  # fmt: skip
-            trial.set_user_attr(name, value)
-        self._wait(trial)
+        trial.set_user_attr(recorded.RULE, candidate.rule)
+        trial.set_user_attr(recorded.SHARED, candidate.shared)
+        wait_for_turn(self.study, trial, self._still_wanted)
         found = [record for record in records(self.study) if record.number != trial.number]
         before = taken(found)
         if candidate in before or len(before) >= self.job.budget.trials:
@@ -111,14 +136,6 @@ class Worker:
         trial.set_user_attr(recorded.TAKEN, True)
         return self._measure(trial, candidate)
 
-    def _wait(self, trial: "Trial") -> None:
-        """For a turn; a Ctrl-C meanwhile is no failure of the rule."""
-        try:
-            wait_for_turn(self.study, trial, self._stop_with_parent)
-        except KeyboardInterrupt:
-            trial.set_user_attr(recorded.INTERRUPTED, True)
-            raise
-
     def _ask_for_another(self, candidate: Candidate, found: list[Record]) -> None:
         """After a rule that is known, one that is not, by chance: the sampler would suggest the same again."""
         if any(record.state == "waiting" for record in found):
@@ -129,6 +146,7 @@ class Worker:
 
     def _measure(self, trial: "Trial", candidate: Candidate) -> tuple[float, ...]:
         from optuna import TrialPruned
+        from optuna.exceptions import UpdateFinishedTrialError
 
         history: list[tuple[float, float]] = []
         began = time.perf_counter()
@@ -136,23 +154,19 @@ class Worker:
         def report(score: float, seconds: float | None = None) -> None:
             spent = time.perf_counter() - began if seconds is None else seconds
             history.append((float(score), spent))
-            trial.set_user_attr(recorded.HISTORY, history)
-            found = records(self.study)
-            self.tell(found)
-            self._stop_with_parent()
-            others = [record for record in found if record.number != trial.number]
-            if self.job.budget.prune and is_hopeless(candidate, history, others, self.job.goals):
-                raise Pruned(candidate.key)
+            with self.stop.unheard():
+                self._report(trial, candidate, history)
 
+        self.tell(records(self.study))
         try:
-            self._stop_with_parent()
-            self.tell(records(self.study))
-            measured = call(self.job.objective, candidate, report)
+            with self.stop.heard():
+                measured = call(self.job.objective, candidate, report)
         except Pruned:
             raise TrialPruned from None
-        except (KeyboardInterrupt, Interrupted):
-            trial.set_user_attr(recorded.INTERRUPTED, True)
+        except Interrupted:
             raise KeyboardInterrupt from None
+        except UpdateFinishedTrialError:
+            raise
         except Exception as error:
             self._note_failure(trial, candidate, error)
             raise Failed(candidate.key) from None
@@ -160,13 +174,24 @@ class Worker:
         trial.set_user_attr(recorded.MEASURED, asdict(measured))
         return self.job.goals.values(measured)
 
+    def _report(self, trial: "Trial", candidate: Candidate, history: list[tuple[float, float]]) -> None:
+        """Writes the scores so far, and stops a rule that cannot win."""
+        trial.set_user_attr(recorded.HISTORY, history)
+        found = records(self.study)
+        self.tell(found)
+        self._still_wanted()
+        others = [record for record in found if record.number != trial.number]
+        if self.job.budget.prune and is_hopeless(candidate, history, others, self.job.goals):
+            raise Pruned(candidate.key)
+
     def _note_failure(self, trial: "Trial", candidate: Candidate, error: Exception) -> None:
         """A line for the table, and the traceback for whoever mends it."""
         trial.set_user_attr(recorded.ERROR, " ".join(f"{type(error).__name__}: {error}".split()))
         checkpoint.write_text(self.job.folder / failure_file(candidate), traceback.format_exc())
 
-    def _stop_with_parent(self) -> None:
-        """A worker whose parent was killed goes too."""
+    def _still_wanted(self) -> None:
+        """Ctrl-C is heard here; a worker whose parent was killed goes too."""
+        self.stop.check()
         if self.parent and os.getppid() != self.parent:
             raise KeyboardInterrupt
 
@@ -189,4 +214,5 @@ def begin(study: "Study", space: Space) -> None:
     if not study.get_trials(deepcopy=False):
         for candidate in space.start:
             ask_for(study, space, candidate)
+    release_nameless(study)
     recover(study, space)
