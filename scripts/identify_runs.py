@@ -63,13 +63,12 @@ def main(
 
 
 def _of(run: Path, layers: int) -> list[Learned]:
-    """The chosen rules of a run."""
+    """The chosen rules of a run, which is known by the folder that it is in."""
     result, tables = read_json(run / RESULT), rules.read(run)
     first, last = tables[min(tables)], tables[max(tables)]
     names = list(first)
     chosen = names[:: max(1, len(names) // layers)][:layers]
-    label = f"{result['task']} {result['recipe']['set']}".strip()
-    made = (label, result["recipe"]["rule"], result["seed"])
+    made = (run.resolve().parent.name, result["recipe"]["rule"], result["seed"])
     return [Learned(*made, name, first[name], last[name]) for name in chosen]
 
 
