@@ -32,8 +32,15 @@
       error_y: { type: "data", symmetric: false, array: [line.high - line.score], arrayminus: [line.score - line.low] },
       hovertemplate: `${named(line.rule)}<br>%{x:,} parameters<br>%{y:.${data.digits}f}<extra></extra>`,
     }));
-    const xaxis = { type: "log", title: { text: "parameters of the converted layers" }, dtick: "D2", tickformat: "~s" };
+    const sizes = data.lines.map((line) => line.parameters);
+    const xaxis = { ...sizeScale(Math.min(...sizes), Math.max(...sizes)), title: { text: "parameters of the converted layers" } };
     Plotly.react("scores", traces, layout({ xaxis, yaxis: { title: { text: data.score } } }), OPTIONS);
+  }
+
+  // A logarithmic axis has too few ticks where sizes are close, and a point alone is named by itself.
+  function sizeScale(least, most) {
+    if (least === most) return { type: "linear", tickvals: [least], tickformat: "," };
+    return most < 4 * least ? { type: "linear", tickformat: "~s" } : { type: "log", dtick: "D2", tickformat: "~s" };
   }
 
   function curve(run, x, y) {
