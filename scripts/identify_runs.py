@@ -1,6 +1,6 @@
 """What trained networks have found: the algebra nearest to each rule of runs, before the first step and at the end.
 
-    python scripts/identify_runs.py runs/*/4-seed0   # a few seconds for a rule of n = 4, more for n = 8
+    python scripts/identify_runs.py runs/*/4-seed0   # about a second a rule
     python scripts/identify_runs.py                  # the same tables again, with today's identify
 
 Reads the rules.safetensors of each run folder, takes --layers of its layers, evenly, and writes

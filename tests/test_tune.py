@@ -267,9 +267,8 @@ def test_a_worker_whose_trial_was_taken_for_dead_goes_on(tmp_path):
                 report(1.0)
             return tune_cases.known(rule)
 
-        Worker(
-            Job(objective, SMALL, Budget(trials=20), TWO, Storage("", ""), tmp_path), study, lambda found: None
-        ).run()
+        job = Job(objective, SMALL, Budget(trials=20), TWO, Storage("", ""), tmp_path)
+        Worker(job, study, lambda found: None).run()
         assert set(calls) == {candidate.rule for candidate in SMALL.points}
         assert len(calls) == len(SMALL.points) + 2
         found = records(study)
@@ -290,7 +289,6 @@ def test_a_trial_that_was_begun_by_nobody_is_asked_for_again(tmp_path, monkeypat
 
 
 def test_machines_that_open_a_new_storage_at_once_all_can(tmp_path):
-    pytest.importorskip("optuna")
     together = threading.Barrier(4)
 
     def opened(storage):
