@@ -22,10 +22,10 @@ from budgets_models import DENSE, Model, Point, batch_shape, check_counts, count
 from budgets_page import figure, page
 from studies import CONSOLE, all_done
 
-from nplex import experiment
-from nplex.checkpoint import write_json, write_text
-from nplex.environment import environment
-from nplex.train import Interrupted
+from nplex.lab import experiment
+from nplex.lab.checkpoint import write_json, write_text
+from nplex.lab.environment import environment
+from nplex.lab.train import Interrupted
 
 RESULTS = Path(__file__).parents[1] / "results"
 BUDGETS = (64, 128)  # widths of the dense models that the others are made equal to

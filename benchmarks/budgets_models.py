@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import nplex
-from nplex.recipes.tasks import recipe_of
+from nplex.lab.recipes.tasks import recipe_of
 
 LAYERS, HEADS = 2, 4
 LINES = 16  # of a batch

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from nplex import plot
+from nplex.lab import plot
 
 AXES = {"flops": "training FLOPs", "blocks": "parameters of the blocks", "seconds": "training, seconds"}
 MARKERS = {"": "o", "parameters": "s", "FLOPs": "^"}

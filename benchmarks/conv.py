@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from nplex.checkpoint import write_json
 from nplex.convert import parse_rule
-from nplex.environment import environment
+from nplex.lab.checkpoint import write_json
+from nplex.lab.environment import environment
 from nplex.nn import Conv2d
 from nplex.ops.conv import planned
 

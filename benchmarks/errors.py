@@ -21,13 +21,13 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import nplex
-from nplex.checkpoint import read_tensors, write_json
-from nplex.environment import environment
-from nplex.experiment import run
+from nplex.lab.checkpoint import read_tensors, write_json
+from nplex.lab.environment import environment
+from nplex.lab.experiment import run
+from nplex.lab.recipes import agreement
+from nplex.lab.run_folder import MODEL
 from nplex.nn import Linear
 from nplex.ops import METHODS
-from nplex.place import MODEL
-from nplex.recipes import agreement
 
 RESULTS = Path(__file__).parent / "results"
 RULES = ("4", "4:7", "4:4", "8", "8:24", "8:8")

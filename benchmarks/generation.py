@@ -24,15 +24,15 @@ from rich.progress import track
 from torch import nn
 
 import nplex
-from nplex.checkpoint import write_json, write_text
 from nplex.convert import parse_rule
-from nplex.environment import environment
-from nplex.generate import beam, greedy
-from nplex.recipes.language import BYTES
-from nplex.recipes.language_model import LanguageModel
-from nplex.recipes.seq2seq import Seq2Seq
-from nplex.recipes.tasks import recipe_of
-from nplex.summary import markdown_table
+from nplex.lab.checkpoint import write_json, write_text
+from nplex.lab.environment import environment
+from nplex.lab.generation import beam, greedy
+from nplex.lab.recipes.language import BYTES
+from nplex.lab.recipes.language_model import LanguageModel
+from nplex.lab.recipes.seq2seq import Seq2Seq
+from nplex.lab.recipes.tasks import recipe_of
+from nplex.lab.summary import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 CONSOLE = Console(stderr=True)

@@ -22,8 +22,8 @@ from studies import all_done
 from nplex.algebra import identify
 from nplex.algebra.isotopy import random_bases, transformed
 from nplex.algebra.orbits import orbits
-from nplex.checkpoint import write_text
-from nplex.environment import environment
+from nplex.lab.checkpoint import write_text
+from nplex.lab.environment import environment
 
 CONDITION = 30.0
 NOISES = (0.0, 0.01, 0.05)

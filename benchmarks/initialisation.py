@@ -27,13 +27,14 @@ from initialisation_page import figure, page
 from studies import CONSOLE, Short, all_done, mixed
 from torch import nn
 
-from nplex import algebra, experiment
-from nplex.checkpoint import write_json, write_text
-from nplex.environment import environment
+from nplex import algebra
+from nplex.lab import experiment
+from nplex.lab.checkpoint import write_json, write_text
+from nplex.lab.environment import environment
+from nplex.lab.recipes.tasks import recipe_of
+from nplex.lab.summary import machine
+from nplex.lab.train import Interrupted
 from nplex.nn import LearnedRule
-from nplex.recipes.tasks import recipe_of
-from nplex.summary import machine
-from nplex.train import Interrupted
 
 RESULTS = Path(__file__).parents[1] / "results"
 ALGEBRAS = {2: algebra.complex_, 4: algebra.quaternion, 8: algebra.octonion}

@@ -4,8 +4,8 @@ import math
 import statistics
 from pathlib import Path
 
-from nplex import plot
-from nplex.summary import DIGITS, NAMES
+from nplex.lab import plot
+from nplex.lab.summary import DIGITS, NAMES
 
 
 def page(found: dict) -> str:

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.progress import track
 
 import nplex
-from nplex.checkpoint import write_json
-from nplex.environment import environment
+from nplex.lab.checkpoint import write_json
+from nplex.lab.environment import environment
 from nplex.nn import cached
 
 RESULTS = Path(__file__).parent / "results"

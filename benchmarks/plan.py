@@ -24,8 +24,8 @@ from torch import Tensor
 
 from nplex import ops
 from nplex.algebra import BilinearAlgorithm, as_table, generic_rank
-from nplex.checkpoint import write_json
-from nplex.environment import environment
+from nplex.lab.checkpoint import write_json
+from nplex.lab.environment import environment
 
 WIDTHS, SHAPES = (256, 512, 1024, 2048, 4096), ((1, 1), (1, 4), (4, 1))
 TOKENS, DIMENSIONS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192), (2, 4, 8, 16)

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import track
 
 from nplex.algebra.formulas import additions, formulas
-from nplex.checkpoint import write_json
-from nplex.environment import environment
-from nplex.recipes.rule_learned import Learned
-from nplex.recipes.rules import RuleLearning, learn
+from nplex.lab.checkpoint import write_json
+from nplex.lab.environment import environment
+from nplex.lab.recipes.rule_learned import Learned
+from nplex.lab.recipes.rules import RuleLearning, learn
 
 TABLES = (
     "real", "complex", "quaternion", "octonion", "rotation", "rotation-pure", "rotation-axis", "rotation-real",

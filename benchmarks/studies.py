@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from nplex.train import Loss, Task
+from nplex.lab.train import Loss, Task
 
 CONSOLE = Console(stderr=True)
 Job = TypeVar("Job")

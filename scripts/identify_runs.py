@@ -21,11 +21,11 @@ from rich.progress import track
 from torch import Tensor
 
 from nplex.algebra.identify import identify
-from nplex.checkpoint import read_json, read_tensors, write_json, write_tensors, write_text
-from nplex.environment import environment
-from nplex.place import RESULT
-from nplex.summary import machine, markdown_table
-from nplex.train import rules
+from nplex.lab.checkpoint import read_json, read_tensors, write_json, write_tensors, write_text
+from nplex.lab.environment import environment
+from nplex.lab.run_folder import RESULT
+from nplex.lab.summary import machine, markdown_table
+from nplex.lab.train import rules
 
 RESULTS = Path(__file__).parents[1] / "results"
 KEPT = RESULTS / "identified.safetensors"

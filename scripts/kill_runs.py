@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from nplex.checkpoint import read_json, read_tensors, write_json, write_text
-from nplex.environment import environment
+from nplex.lab.checkpoint import read_json, read_tensors, write_json, write_text
+from nplex.lab.environment import environment
 
 
 def command(out: Path, epochs: int) -> list[str]:

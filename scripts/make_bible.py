@@ -1,4 +1,4 @@
-"""Makes the style set src/nplex/data/bible: verses of the King James Bible and of the World English Bible.
+"""Makes the style set src/nplex/lab/data/bible: verses of the King James Bible and of the World English Bible.
 
 From the Debian packages sword-text-kjv and sword-text-web, read with mod2imp of libsword-utils:
 `apt-get install libsword-utils`, then `python scripts/make_bible.py`.
@@ -105,7 +105,7 @@ def read_package(package: Path, side: str, folder: Path) -> dict[Reference, str]
 def main() -> None:
     """Makes the six files and prints what is in them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("src/nplex/data/bible"))
+    parser.add_argument("--out", type=Path, default=Path("src/nplex/lab/data/bible"))
     parser.add_argument("--kjv", type=Path, help="the Debian package, if it is here already")
     parser.add_argument("--web", type=Path, help="the same")
     given = parser.parse_args()

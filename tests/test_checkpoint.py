@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from nplex.checkpoint import read_json, read_tensors, read_training, write_json, write_tensors, write_training
+from nplex.lab.checkpoint import read_json, read_tensors, read_training, write_json, write_tensors, write_training
+from nplex.lab.run_folder import CHECKPOINT
+from nplex.lab.train import Interrupted, Loss, Schedule, fit
 from nplex.nn import LearnedRule, Linear, share
-from nplex.place import CHECKPOINT
-from nplex.train import Interrupted, Loss, Schedule, fit
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are a thing of Unix")
 

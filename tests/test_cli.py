@@ -14,8 +14,8 @@ import torch
 from refusals import refused
 from typer.testing import CliRunner
 
-from nplex.checkpoint import read_json, read_tensors
 from nplex.cli import app, spread
+from nplex.lab.checkpoint import read_json, read_tensors
 
 RULES = ["dense", "2", "4:4"]
 RUNS = ["dense-seed0", "2-seed0", "4-4-seed0"]

@@ -5,8 +5,8 @@ import pytest
 from typer.testing import CliRunner
 
 from nplex.cli import app
-from nplex.fetch import SETS, fetch
-from nplex.recipes.tasks import recipe_of
+from nplex.lab.fetch import SETS, fetch
+from nplex.lab.recipes.tasks import recipe_of
 
 datasets = pytest.importorskip("datasets")
 

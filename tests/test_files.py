@@ -18,9 +18,9 @@ from torch import nn
 import nplex
 from nplex import algebra
 from nplex import nn as nx
-from nplex.checkpoint import write_training
 from nplex.convert.apply import apply_
 from nplex.convert.record import read_record, record
+from nplex.lab.checkpoint import write_training
 
 OWN = algebra.Algebra.from_table([[[1, 0], [0, 1]], [[0, -3], [1, 0.5]]], "mine", ["1", "u"])
 

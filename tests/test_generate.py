@@ -7,9 +7,9 @@ import torch
 
 from nplex import convert_, only
 from nplex.convert import parse_rule
-from nplex.generate import beam, greedy
-from nplex.generate.beam import penalty
-from nplex.recipes.seq2seq import Seq2Seq
+from nplex.lab.generation import beam, greedy
+from nplex.lab.generation.beam import penalty
+from nplex.lab.recipes.seq2seq import Seq2Seq
 
 BEGIN, END = 2, 3
 RULES = ["dense", "2", "4:7"]

@@ -4,11 +4,11 @@ import random
 import pytest
 import torch
 
-from nplex import experiment
-from nplex.checkpoint import read_json
-from nplex.recipes.inference import LABELS, inference
-from nplex.recipes.pair import PairClassifier
-from nplex.recipes.tasks import recipe_of
+from nplex.lab import experiment
+from nplex.lab.checkpoint import read_json
+from nplex.lab.recipes.inference import LABELS, inference
+from nplex.lab.recipes.pair import PairClassifier
+from nplex.lab.recipes.tasks import recipe_of
 
 SUBJECTS, VERBS = ("man", "woman", "child", "dog"), ("runs", "sleeps", "sings")
 

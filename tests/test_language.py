@@ -6,12 +6,12 @@ from itertools import chain, pairwise
 import pytest
 import torch
 
-from nplex import experiment
-from nplex.generate import beam, greedy
-from nplex.recipes.language import language, pieces
-from nplex.recipes.language_model import LanguageModel
-from nplex.scores.mean import interval
-from nplex.train import Schedule
+from nplex.lab import experiment
+from nplex.lab.generation import beam, greedy
+from nplex.lab.recipes.language import language, pieces
+from nplex.lab.recipes.language_model import LanguageModel
+from nplex.lab.scores.mean import interval
+from nplex.lab.train import Schedule
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nplex.data import builtin
-from nplex.text import read_aligned
+from nplex.lab.data import builtin
+from nplex.lab.text import read_aligned
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "make_bible.py"
 

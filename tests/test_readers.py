@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nplex.text import Columns, Subwords, read_aligned, read_lines, read_pairs, token_batches
+from nplex.lab.text import Columns, Subwords, read_aligned, read_lines, read_pairs, token_batches
 
 COLUMNS = Columns(first=1, second=2, label=0, labels={"yes": "entailment", "no": "contradiction"}, source=3)
 NAMED = Columns("a", "b", "gold", {"yes": "entailment"}, header=True)

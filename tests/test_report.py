@@ -7,15 +7,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from nplex import experiment
-from nplex.checkpoint import read_json, write_json
 from nplex.cli import app
+from nplex.lab import experiment
+from nplex.lab.checkpoint import read_json, write_json
+from nplex.lab.recipes.language import language
+from nplex.lab.reporting import identified
+from nplex.lab.reporting.read import Told
+from nplex.lab.reporting.tables import LEVELS, MOST_BYTES, packed
+from nplex.lab.train import rules
 from nplex.nn import LearnedRule, Linear
-from nplex.recipes.language import language
-from nplex.report import identified
-from nplex.report.read import Told
-from nplex.report.tables import LEVELS, MOST_BYTES, packed
-from nplex.train import rules
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from nplex.checkpoint import read_json
 from nplex.cli import app, spread
-from nplex.recipes import paper, tables
+from nplex.lab.checkpoint import read_json
+from nplex.lab.recipes import paper, tables
 
 PARTS = tables.PARTS
 EVERY = (paper.AGREEMENT, paper.INFERENCE, paper.TRANSLATION, paper.STYLE)

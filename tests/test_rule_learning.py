@@ -18,12 +18,12 @@ from nplex.algebra.formulas import additions, formulas
 from nplex.algebra.rounding import SMALL_NUMBERS, round_off
 from nplex.algebra.tucker import smaller_error
 from nplex.algebra.verify import ExactAlgorithm
-from nplex.checkpoint import read_tensors, write_tensors
 from nplex.cli import app, spread
-from nplex.recipes.products import ROTATIONS, examples_of, product_named
-from nplex.recipes.rule_fit import Steps
-from nplex.recipes.rule_text import beside, explained
-from nplex.recipes.rules import RuleLearning, learn
+from nplex.lab.checkpoint import read_tensors, write_tensors
+from nplex.lab.recipes.products import ROTATIONS, examples_of, product_named
+from nplex.lab.recipes.rule_fit import Steps
+from nplex.lab.recipes.rule_text import beside, explained
+from nplex.lab.recipes.rules import RuleLearning, learn
 
 PRODUCTS = [
     "real", "complex", "quaternion", "octonion", "clifford(2,0)", "clifford(3,0)", "cyclic(5)", "matrices(2)",

@@ -3,10 +3,10 @@ import random
 import pytest
 import torch
 
-from nplex.scores.accuracy import interval
-from nplex.scores.bleu import bleu, counts, of_counts
-from nplex.scores.bootstrap import paired
-from nplex.scores.statistics import score_of, statistics
+from nplex.lab.scores.accuracy import interval
+from nplex.lab.scores.bleu import bleu, counts, of_counts
+from nplex.lab.scores.bootstrap import paired
+from nplex.lab.scores.statistics import score_of, statistics
 
 
 def test_one_seed_is_wilsons_interval():

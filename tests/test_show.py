@@ -10,14 +10,15 @@ from torch import nn
 from typer.testing import CliRunner
 
 import nplex
-from nplex import algebra, plot, show
+from nplex import algebra, show
 from nplex.algebra import BilinearAlgorithm
-from nplex.checkpoint import write_tensors
 from nplex.cli import app
 from nplex.cli import rule_showing as showing
+from nplex.lab import plot
+from nplex.lab.checkpoint import write_tensors
+from nplex.lab.train import rules as trained
 from nplex.nn import LearnedRule, Linear
 from nplex.stored_rules import stored_rules
-from nplex.train import rules as trained
 
 
 def call(*arguments):

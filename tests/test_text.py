@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nplex.text import PAD, QUERY, SPECIAL, UNKNOWN, Example, Vocabulary, batches, find_split, pad, read_labelled
+from nplex.lab.text import PAD, QUERY, SPECIAL, UNKNOWN, Example, Vocabulary, batches, find_split, pad, read_labelled
 
 LABELS = ("VBZ", "VBP")
 GOOD = "VBZ\tthe key\tplain\nVBP\tthe keys to the door\tattractor\n"

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from nplex.checkpoint import read_tensors
+from nplex.lab.checkpoint import read_tensors
+from nplex.lab.train import Interrupted, Loss, Schedule, fit, groups, keep
+from nplex.lab.train.interrupt import deferred_interrupt
 from nplex.nn import LearnedRule, Linear
-from nplex.train import Interrupted, Loss, Schedule, fit, groups, keep
-from nplex.train.interrupt import deferred_interrupt
 
 PROGRAM = Path(__file__).parent / "programs" / "trained.py"
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nplex import experiment
-from nplex.recipes.style import style
-from nplex.recipes.translation import translation
-from nplex.train import Schedule
+from nplex.lab import experiment
+from nplex.lab.recipes.style import style
+from nplex.lab.recipes.translation import translation
+from nplex.lab.train import Schedule
 
 WORDS = {"rot": "red", "blau": "blue", "hund": "dog", "katze": "cat", "haus": "house", "und": "and"}
 

@@ -21,16 +21,16 @@ from typer.testing import CliRunner
 
 import nplex
 from nplex.cli import app, spread
-from nplex.tune import Budget, Candidate, Goals, Measured, Space, recovery, tune, turns
-from nplex.tune import storage as storage_of_tune
-from nplex.tune.front import front_of, unbeaten
-from nplex.tune.measured import call
-from nplex.tune.records import Record, is_hopeless, records
-from nplex.tune.recovery import ask_for, recover, release_ended
-from nplex.tune.space import DENSE, rule_text
-from nplex.tune.storage import Storage, without_password
-from nplex.tune.turns import wait_for_turn
-from nplex.tune.worker import Job, Worker, begin
+from nplex.lab.tuning import Budget, Candidate, Goals, Measured, Space, recovery, tune, turns
+from nplex.lab.tuning import storage as storage_of_tune
+from nplex.lab.tuning.front import front_of, unbeaten
+from nplex.lab.tuning.measured import call
+from nplex.lab.tuning.records import Record, is_hopeless, records
+from nplex.lab.tuning.recovery import ask_for, recover, release_ended
+from nplex.lab.tuning.space import DENSE, rule_text
+from nplex.lab.tuning.storage import Storage, without_password
+from nplex.lab.tuning.turns import wait_for_turn
+from nplex.lab.tuning.worker import Job, Worker, begin
 
 pytest.importorskip("optuna", reason="needs nplex[search]")
 
@@ -187,7 +187,7 @@ def test_ctrl_c_while_waiting_is_no_failure_of_the_rule(tmp_path, monkeypatch):
     def interrupted(study, trial, still_wanted):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nplex.tune.worker.wait_for_turn", interrupted)
+    monkeypatch.setattr("nplex.lab.tuning.worker.wait_for_turn", interrupted)
     with Storage.of(f"sqlite:///{tmp_path / 'tune.db'}", "t", {}).opened(SMALL, TWO) as study:
         ask_for(study, SMALL, Candidate("8"))
         with pytest.raises(KeyboardInterrupt):
@@ -382,7 +382,7 @@ def test_a_failing_rule_is_told_and_the_others_go_on(tmp_path):
     ("objective", "message"),
     [
         (tune_cases.refuses_all, "dense could not be measured: ValueError: no data here"),
-        (tune_cases.no_number, "must return a number or nplex.tune.Measured, got str"),
+        (tune_cases.no_number, "must return a number or nplex.lab.tuning.Measured, got str"),
     ],
 )
 def test_without_dense_there_is_no_result(tmp_path, objective, message):

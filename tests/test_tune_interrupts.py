@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nplex.tune.interrupts import Interrupts
+from nplex.lab.tuning.interrupts import Interrupts
 
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from nplex.tune import Measured
+from nplex.lab.tuning import Measured
 
 
 def size_of(rule):

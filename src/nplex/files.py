@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from nplex.checkpoint import write_tensors
 from nplex.convert.apply import apply_
 from nplex.convert.record import record
+from nplex.lab.checkpoint import write_tensors
 
 FORMAT = 1
 _KEYS = {"format", "version", "conversion", "tied"}

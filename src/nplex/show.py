@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nplex.algebra import Algebra, BilinearAlgorithm, as_table
 from nplex.algebra.table import element
-from nplex.plot import new_figure
+from nplex.lab.plot import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

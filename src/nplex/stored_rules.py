@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nplex.algebra import Algebra, BilinearAlgorithm
 from nplex.algebra.bilinear import check_real
-from nplex.place import LEARNED_TABLES, MODEL
+from nplex.lab.run_folder import LEARNED_TABLES, MODEL
 
 Rule = Float[Tensor, "n n n"] | BilinearAlgorithm
 FACTORS = BilinearAlgorithm._fields

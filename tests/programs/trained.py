@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nplex.checkpoint import write_tensors
+from nplex.lab.checkpoint import write_tensors
+from nplex.lab.train import Loss, Schedule, fit, main_process, wait
 from nplex.nn import LearnedRule, Linear
-from nplex.train import Loss, Schedule, fit, main_process, wait
 
 FOLDER, KEEP, PAUSE = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
 DROPOUT = 0.2 if len(sys.argv) > 3 else 0.0  # processes have random numbers of their own

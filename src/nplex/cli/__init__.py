@@ -7,20 +7,16 @@ import typer
 from rich.text import Text
 
 from nplex.cli import rule
-from nplex.cli.experiments import compare, run
-from nplex.cli.fetching import fetch
 from nplex.cli.models import convert, count, fold, preview
 from nplex.cli.planning import measure, plan
-from nplex.cli.reporting import report
-from nplex.cli.reproducing import reproduce
 from nplex.cli.terminal import STOPPED, messages
-from nplex.cli.tuning import tune
+from nplex.lab.cli import VERBS
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-for verb in (preview, convert, fold, count, compare, run, reproduce, tune, report, fetch, plan, measure):
+for verb in (preview, convert, fold, count, *VERBS, plan, measure):
     app.command()(verb)
 app.add_typer(rule.app, name="rule")
 LISTS = ("--rule", "--seed", "--only", "--all-but", "--n", "--rank", "--algebra", "--goal")

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nplex.cli.terminal import messages, refuse, refusing
-from nplex.cli.training import TWIN
+from nplex.cli.terminal import TWIN, messages, refuse, refusing
 
 
 def plan(

@@ -158,8 +158,9 @@ def _check_figures(found: dict[str, Any], folder: Path) -> None:
 
 def _draw(found: dict[str, Any], folder: Path) -> None:
     """Figures of one rule, in a folder."""
-    from nplex import plot, show
+    from nplex import show
     from nplex.algebra import BilinearAlgorithm
+    from nplex.lab import plot
 
     (rule,) = found.values()
     folder.mkdir(parents=True, exist_ok=True)

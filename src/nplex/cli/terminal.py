@@ -12,6 +12,7 @@ from rich.text import Text
 messages = Console(stderr=True, highlight=False, markup=False)
 # The exit code after Ctrl-C.
 STOPPED = 130
+TWIN = "n (learned, as 4), n:R (learned at rank R, as 4:7), or an algebra (quaternion, clifford(3,0,0))"
 
 
 @contextmanager

@@ -1,0 +1,121 @@
+"""Verbs that train: compare, run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nplex.cli.terminal import messages, print_table
+from nplex.lab.cli.training import (
+    RULE,
+    DataOption,
+    Epochs,
+    Force,
+    Out,
+    Resume,
+    SetOption,
+    Shared,
+    Size,
+    Task,
+    check_run,
+    interruptible,
+    prepare,
+    progress,
+    resuming,
+)
+from nplex.lab.run_folder import COMPARISON, Place
+
+
+def compare(  # noqa: PLR0913 - options of the command line
+    task: Task,
+    rule: Annotated[list[str], typer.Option(help=f"Any number of: {RULE}.", metavar="RULE...")],
+    seed: Annotated[
+        list[int] | None, typer.Option(help="One or more; each rule runs with each.", metavar="SEED...")
+    ] = None,
+    size: Size = "small",
+    set_name: SetOption = "",
+    data: DataOption = None,
+    shared: Shared = False,
+    epochs: Epochs = None,
+    out: Out = None,
+    resume: Resume = False,
+    force: Force = False,
+) -> None:
+    """Train a model with each rule on the same data and print what was saved and what it cost.
+
+    Writes into the run folder: compare.json, compare.md, compare.png, and for each rule and seed a folder with
+    settings.json, result.json, log.jsonl, vocabulary.json and model.safetensors. Ctrl-C stops after the running
+    step; --resume goes on to the same bits.
+
+    Examples:
+      nplex compare agreement --rule dense 2 4 8
+
+      nplex compare agreement --rule dense quaternion 4 4:7 4:4 --seed 0 1 2 --out runs/rules
+
+      nplex compare inference --rule dense 5 --set sick --data my/folder --epochs 3
+    """
+    seeds = sorted(set(seed or [0]))
+    folder = out or Path("runs") / f"{task}-compare"
+    place = Place(folder, resume, force)
+    check_run(rule, seeds, place)
+
+    def make():
+        from nplex.lab.recipes.tasks import recipe_of
+
+        first, *_ = [recipe_of(task, each, size=size, set=set_name) for each in rule]
+        return first
+
+    recipe, loaded = prepare(make, data, epochs, shared, place)
+    from nplex.lab import checkpoint, experiment, plot
+
+    with interruptible(resuming(place)), progress() as report:
+        summary = experiment.compare(recipe, rule, seeds, loaded, place.folder, report)
+    checkpoint.write_text(place.folder / COMPARISON[1], summary.markdown())
+    plot.comparison(summary, place.folder / COMPARISON[2])
+    print_table(summary.table())
+    messages.print(f"tables, figure and models are in {place.folder}", soft_wrap=True)
+
+
+def run(  # noqa: PLR0913 - options of the command line
+    task: Task,
+    rule: Annotated[str, typer.Option(help=f"One of: {RULE}.", metavar="RULE")] = "4",
+    seed: Annotated[int, typer.Option(help="Of first values and of the order of examples.")] = 0,
+    size: Size = "small",
+    set_name: SetOption = "",
+    data: DataOption = None,
+    shared: Shared = False,
+    epochs: Epochs = None,
+    out: Out = None,
+    resume: Resume = False,
+    force: Force = False,
+) -> None:
+    """Train one model and print its result. Under torchrun, each process takes its share of every batch.
+
+    Examples:
+      nplex run agreement --rule 4
+
+      nplex run agreement --rule quaternion --seed 1 --out runs/quaternion
+
+      nplex run translation --rule 4:7 --set multi30k --data my/folder --out runs/fast --resume
+
+      torchrun --nproc-per-node 2 -m nplex run agreement --rule 4 --out runs/two
+    """
+    folder = out or Path("runs") / f"{task}-{rule.replace(':', '-')}-seed{seed}"
+    place = Place(folder, resume, force)
+    check_run([rule], [seed], place)
+
+    def make():
+        from nplex.lab.recipes.tasks import recipe_of
+
+        return recipe_of(task, rule, size=size, set=set_name)
+
+    recipe, loaded = prepare(make, data, epochs, shared, place)
+    from nplex.lab import experiment
+    from nplex.lab.summary import summarise
+    from nplex.lab.train import main_process
+
+    with interruptible(resuming(place)), progress() as report:
+        result = experiment.run(recipe, loaded, seed, place.folder, report)
+    if main_process():
+        print_table(summarise([result], [rule], experiment.baseline(recipe, loaded)).table())
+        messages.print(f"result and model are in {place.folder}", soft_wrap=True)

@@ -1,0 +1,118 @@
+"""The verb that repeats the paper's tables: reproduce."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nplex.cli.terminal import messages, print_table, refuse, refusing
+from nplex.lab.cli.training import Force, Size, check_run, interruptible, prepare, progress
+from nplex.lab.run_folder import Place
+
+if TYPE_CHECKING:
+    from nplex.lab.recipes.tables import Part
+
+What = Annotated[
+    str, typer.Argument(help="A table, as inference, or a part of one, as inference-snli.", metavar="[TABLE]")
+]
+Listing = Annotated[bool, typer.Option("--list", help="Say what each table needs and how long it takes.")]
+Folder = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="The folder of all data; --list says what is below it.")
+]
+Rules = Annotated[list[str] | None, typer.Option("--rule", help="Other rules than the table's.", metavar="RULE...")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Other seeds than the table's.", metavar="SEED...")]
+Runs = Annotated[Path, typer.Option("--out", metavar="DIR", help="Each part's runs get a folder below it.")]
+Results = Annotated[Path, typer.Option(metavar="DIR", help="Where tables and figures are written.")]
+
+
+def reproduce(  # noqa: PLR0913 - options of the command line
+    table: What = "",
+    listing: Listing = False,
+    data: Folder = None,
+    size: Size = "small",
+    rule: Rules = None,
+    seed: Seeds = None,
+    out: Runs = Path("runs"),
+    results: Results = Path("results"),
+    force: Force = False,
+) -> None:
+    """Run the rows of one of the paper's tables and set them beside the published numbers.
+
+    Runs that are done are read, not run again, and one that was stopped goes on where it was. Writes for each part
+    NAME.json, NAME.md and NAME.png: scores with seeds, the difference to dense with its interval, the paper's
+    numbers, and what differs in data and size.
+
+    Examples:
+      nplex reproduce --list
+
+      nplex reproduce agreement --data my/data
+
+      nplex reproduce inference-sick --data my/data --rule dense 5 --seed 0
+
+      nplex reproduce translation-multi30k --data my/data --size paper
+    """
+    if listing:
+        print_table(_listed(data))
+        return
+    if not table:
+        refuse("expected the name of a table; nplex reproduce --list says which there are")
+    if data is None:
+        refuse("the tables need data: give its folder with --data; nplex reproduce --list says what is below it")
+    with refusing():
+        from nplex.lab.recipes.tables import parts_of
+
+        parts = parts_of(table)
+    places = [Place(out / part.name_of(size), resume=not force, force=force) for part in parts]
+    ready = [_ready(part, data, size, rule, seed, place) for part, place in zip(parts, places, strict=True)]
+    for part, loaded, place in zip(parts, ready, places, strict=True):
+        _done(part, loaded, size, rule, seed, place, results)
+
+
+def _ready(
+    part: "Part", data: Path, size: str, rules: list[str] | None, seeds: list[int] | None, place: Place
+) -> Any:
+    """The data of a part, its folder made ready; all that can be wrong is told before any work."""
+    check_run(list(rules or part.rules), list(seeds or part.seeds), place)
+    if not (folder := data / part.folder).is_dir():
+        refuse(f"{part.name} reads {folder}, which is no folder; nplex reproduce --list says what it needs")
+
+    def make() -> Any:
+        first, *_ = [part.recipe(rule, size) for rule in (rules or part.rules)]
+        return first
+
+    _, loaded = prepare(make, folder, None, False, place)
+    return loaded
+
+
+def _done(
+    part: "Part", loaded: Any, size: str, rules: list[str] | None, seeds: list[int] | None, place: Place,
+    results: Path,
+) -> None:  # fmt: skip
+    """Runs a part and shows it."""
+    from nplex.lab import reproduction as repeated
+    from nplex.lab.reproduction.part import write
+    from nplex.lab.train import main_process
+
+    with interruptible("the same command goes on"), progress() as report:
+        done = repeated.reproduce(
+            part, loaded, size=size, rules=list(rules or part.rules), seeds=sorted(set(seeds or part.seeds)),
+            runs=place.folder, report=report,
+        )  # fmt: skip
+    page = write(done, results)
+    if main_process():
+        print_table(done.table())
+        messages.print(f"{part.name}: page, figure and all runs are in {page.with_suffix('')}.*", soft_wrap=True)
+
+
+def _listed(data: Path | None) -> list[list[str]]:
+    """A row for each part: what it runs, what it reads, how long it takes."""
+    from nplex.lab.recipes.tables import PARTS
+
+    rows = [["part", "of the paper", "rules", "seeds", "reads DIR/", "small size, one thread, about"]]
+    for part in PARTS:
+        count = len(part.rules) * len(part.seeds)
+        there = "" if data is None else " (there)" if (data / part.folder).is_dir() else " (missing)"
+        time = f"{count} x {part.minutes:g} min" if part.minutes else f"{count} runs, not measured"
+        rules, column = " ".join(part.rules), part.column or "not in it"
+        rows.append([part.name, column, rules, str(len(part.seeds)), part.folder + there, time])
+    return rows

@@ -1,0 +1,115 @@
+"""What the verbs that train share: options, checks before any work, progress, interruptions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nplex.cli.terminal import STOPPED, TWIN, messages, refuse, refusing
+from nplex.lab.run_folder import Place
+
+if TYPE_CHECKING:
+    from nplex.lab.train import Report
+
+RULE = f"dense, {TWIN}"
+Task = Annotated[str, typer.Argument(help="agreement, inference, translation, style or language.", metavar="TASK")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR",
+        help="A folder with train, dev and test, as docs/tasks.md says for each task. "
+        "Without it the built-in set, which agreement, style and language have.",
+    ),
+]  # fmt: skip
+Size = Annotated[str, typer.Option(help="small, for two cores; or paper, the paper's size.", metavar="SIZE")]
+SetOption = Annotated[
+    str, typer.Option("--set", metavar="NAME", help="A public set in the folder, as sick; see docs/tasks.md.")
+]
+Shared = Annotated[bool, typer.Option("--shared", help="One rule for all converted layers.")]
+Epochs = Annotated[
+    int | None, typer.Option(min=1, help="Passes over the training examples; the recipe's own if left out.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/... if left out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the run folder holds.")]
+Force = Annotated[bool, typer.Option("--force", help="Delete what the run folder holds and start anew.")]
+
+
+def check_run(rules: list[str], seeds: list[int], place: Place) -> None:
+    """Refuses options that exclude each other or mean nothing."""
+    if place.resume and place.force:
+        refuse("--resume goes on with a folder and --force deletes it: give one of them")
+    if len(set(rules)) < len(rules):
+        refuse(f"each rule may be given once, got {' '.join(rules)}")
+    if any(not 0 <= seed < 2**31 for seed in seeds):
+        refuse(f"a seed is a number from 0 to {2**31 - 1}, got {' '.join(map(str, seeds))}")
+
+
+def prepare(make: Any, data: Path | None, epochs: int | None, shared: bool, place: Place) -> tuple[Any, Any]:
+    """The recipe that `make` gives, and its data; all that can be wrong is told here, before any work."""
+    with refusing():
+        import accelerate  # noqa: F401, RUF100 - its absence is told before any work
+
+        from nplex.lab.train import main_process, restarted
+
+        recipe = replace(make(), shared=shared)
+        if epochs is not None:
+            recipe = replace(recipe, schedule=replace(recipe.schedule, epochs=epochs))
+        loaded = recipe.load(data)
+        if main_process() and not restarted():
+            place.open()
+    return recipe, loaded
+
+
+def resuming(place: Place) -> str:
+    """How to go on with a folder after Ctrl-C."""
+    return f"to go on: the same command with --resume --out {place.folder}"
+
+
+@contextmanager
+def interruptible(advice: str) -> Iterator[None]:
+    """Says how to go on after Ctrl-C, and turns damaged run files into one line."""
+    from nplex.lab.train import Interrupted
+
+    try:
+        with refusing():
+            yield
+    except (Interrupted, KeyboardInterrupt):
+        messages.print(f"stopped; {advice}", soft_wrap=True)
+        raise SystemExit(STOPPED) from None  # typer gives the code of its own Exit for a Ctrl-C that nobody told of
+
+
+@contextmanager
+def progress() -> Iterator["Report"]:
+    """A bar for each run where stderr is a terminal, else a line for each epoch; of several processes the first's."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from nplex.lab.train import main_process
+
+    shows = main_process()
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, console=messages, disable=not (shows and messages.is_terminal)) as shown:
+
+        def report(label: str, state, steps: int) -> None:
+            note = f"{state.tokens / max(state.seconds, 1e-9):,.0f} tokens/s"
+            if state.history:
+                last = state.history[-1]
+                scores = "  ".join(f"dev {k} {v:.4g}" for k, v in last.items() if k not in ("epoch", "loss"))
+                note = f"loss {last['loss']:.3f}  {scores}  {note}"
+            if label not in bars:
+                bars[label] = shown.add_task(label, total=steps, note=note)
+            shown.update(bars[label], completed=state.step, note=note)
+            if shows and not messages.is_terminal and state.batch == 0:
+                messages.print(f"{label}: epoch {state.epoch}, {note}", soft_wrap=True)
+
+        yield report

@@ -1,0 +1,191 @@
+"""Runs of a recipe in their folders, and comparisons of several rules."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nplex.convert import Where
+from nplex.convert.twins import is_layer, twin_class
+from nplex.lab import checkpoint
+from nplex.lab.environment import environment
+from nplex.lab.recipes.recipe import Data, Outcome
+from nplex.lab.run_folder import CHECKPOINT, COMPARISON, MODEL, RESULT, SETTINGS, VOCABULARY, settings_of
+from nplex.lab.summary import Summary, summarise
+from nplex.lab.train import Report, State, clear, fit, main_process, silent, wait
+
+MEASURED = (
+    "layer_parameters",
+    "dense_layer_parameters",
+    "parameters",
+    "kind",
+    "scores",
+    "interval",
+    "answers",
+    "examples",
+    "notes",
+    "training_seconds",
+    "training_tokens_per_second",
+    "testing_tokens_per_second",
+    "history",
+    "environment",
+)
+
+
+def run(recipe: Any, data: Data, seed: int, folder: Path, report: Report = silent) -> dict:
+    """Trains and tests one model in a folder; one that is finished is read, not run again.
+
+    Writes settings.json at the start, checkpoint.safetensors while it runs, and at the end model.safetensors,
+    vocabulary.json and result.json. Under torchrun the first process tests and writes, and all give the result.
+
+    Args:
+        recipe: a recipes.recipe.Recipe: a frozen dataclass.
+        data: what its `load` gave.
+        seed: of first values and of the order of examples.
+        folder: for the files of this run alone.
+        report: called after each step.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or a damaged file.
+        Interrupted: Ctrl-C; the checkpoint is written.
+    """
+    config = _plain({"task": recipe.name, "recipe": asdict(recipe), "seed": seed, "data": fingerprint(data)})
+    if (folder / RESULT).exists():
+        _check_settings(folder, config)
+        return _finished(folder / RESULT, config)
+    if main_process():
+        _check_settings(folder, config)
+        checkpoint.write_json(folder / SETTINGS, config)
+    began_in = environment()
+    torch.manual_seed(seed)
+    model = recipe.build(data)
+    state = fit(
+        model, recipe.task(data), recipe.schedule, seed=seed, folder=folder, config=config, report=report,
+        label=f"{recipe.rule}, seed {seed}",
+    )  # fmt: skip
+    if main_process():
+        checkpoint.write_tensors(folder / MODEL, model.state_dict(), {"config": config})
+        checkpoint.write_json(folder / VOCABULARY, data.vocabulary_json())
+        outcome = recipe.test(model, data, next(model.parameters()).device)
+        measured = _measured(model, recipe, data, state, outcome)
+        checkpoint.write_json(folder / RESULT, config | measured | {"environment": began_in})
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        clear(folder)
+    wait()
+    return _finished(folder / RESULT, config)
+
+
+def compare(
+    recipe: Any, rules: Sequence[str], seeds: Sequence[int], data: Data, folder: Path, report: Report = silent
+) -> Summary:
+    """Runs every rule with every seed, each in a folder of its own, and sums them up.
+
+    Raises:
+        ValueError: a folder holds a run with other settings.
+        Interrupted: Ctrl-C; what is done stays done.
+    """
+    if "recipe" in (settings_of(folder) or {}):
+        raise ValueError(f"{folder} holds a single run, not a comparison; take another --out")
+    if main_process():
+        checkpoint.write_json(folder / SETTINGS, {"task": recipe.name, "rules": list(rules), "seeds": list(seeds)})
+    results = []
+    for seed in seeds:
+        for rule in rules:
+            place = folder / f"{rule.replace(':', '-')}-seed{seed}"
+            results.append(run(replace(recipe, rule=rule), data, seed, place, report))
+    summary = summarise(results, rules, baseline(recipe, data))
+    if main_process():
+        checkpoint.write_json(folder / COMPARISON[0], asdict(summary) | {"runs": results})
+    return summary
+
+
+def baseline(recipe: Any, data: Data) -> tuple[str, dict[str, float]]:
+    """The name and the scores of what needs no model."""
+    found = recipe.baseline(data)
+    return found.name, found.scores
+
+
+def layer_parameters(model: nn.Module, where: Where) -> int:
+    """Parameters of the layers that `where` selects and that have a twin, their rules included, each once."""
+    layers = [(name, m) for name, m in model.named_modules() if is_layer(m) or twin_class(m) is not None]
+    chosen = [layer for name, layer in layers if where(name, layer)]
+    parameters = {p for layer in chosen for p in layer.parameters()}
+    parameters |= {p for layer in chosen if is_layer(layer) for p in layer.get_submodule("rule").parameters()}
+    return sum(p.numel() for p in parameters)
+
+
+def fingerprint(data: Data) -> dict[str, str]:
+    """The name of the data folder and the SHA-256 of each file, so that results tell what they were made from."""
+    names = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in data.files}
+    return {"name": data.folder.resolve().name} | names
+
+
+def _check_settings(folder: Path, config: dict) -> None:
+    """Refuses a folder that holds a run with other settings."""
+    if not (folder / SETTINGS).exists():
+        return
+    found, wanted = _without_checkpoints(checkpoint.read_json(folder / SETTINGS)), _without_checkpoints(config)
+    if found != wanted:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({_difference(found, wanted)}); take another --out"
+        )
+
+
+def _without_checkpoints(config: dict) -> dict:
+    """A config without how often checkpoints are written, which changes no result."""
+    schedule = config.get("recipe", {}).get("schedule")
+    if not isinstance(schedule, dict):
+        return config
+    plain = {key: value for key, value in schedule.items() if key != "checkpoint_every"}
+    return config | {"recipe": config["recipe"] | {"schedule": plain}}
+
+
+def _plain(config: dict) -> dict:
+    """A config as JSON gives it back: tuples are lists there."""
+    return json.loads(json.dumps(config))
+
+
+def _finished(path: Path, config: dict) -> dict:
+    """The result of a run that is done, if it is whole."""
+    result = checkpoint.read_json(path)
+    missing = [key for key in (*config, *MEASURED) if key not in result]
+    if missing:
+        raise ValueError(f"{path} is damaged, {', '.join(missing)} is missing; delete it to run again")
+    return result
+
+
+def _measured(model: nn.Module, recipe: Any, data: Data, state: State, outcome: Outcome) -> dict:
+    """What is known after training."""
+    with torch.device("meta"):
+        dense = replace(recipe, rule="dense", shared=False).build(data)
+    return {
+        "layer_parameters": layer_parameters(model, recipe.converted),
+        "dense_layer_parameters": layer_parameters(dense, recipe.converted),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "kind": outcome.kind,
+        "scores": outcome.scores,
+        "interval": outcome.interval,
+        "answers": outcome.answers,
+        "examples": outcome.examples,
+        "notes": outcome.notes,
+        "training_seconds": state.seconds,
+        "training_tokens_per_second": state.tokens / max(state.seconds, 1e-9),
+        "testing_tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
+        "history": state.history,
+    }
+
+
+def _difference(found: dict, wanted: dict, path: str = "") -> str:
+    """The first setting that differs, as text."""
+    for key in found.keys() | wanted.keys():
+        old, new = found.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict) and old != new:
+            return _difference(old, new, f"{path}{key}.")
+        if old != new:
+            return f"{path}{key} was {old!r}, now {new!r}"
+    return "none"

@@ -1,0 +1,87 @@
+"""Figures of runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nplex.lab.checkpoint import replace_file
+from nplex.lab.summary import NAMES, Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float = 6.4, height: float = 4.0) -> "Figure":
+    """An empty figure.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the command.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("figures need matplotlib, which is not installed: pip install 'nplex[train]'") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Writes a PNG beside and renames it."""
+    replace_file(path, lambda part: figure.savefig(part, dpi=150, format="png"))
+
+
+def comparison(summary: Summary, path: Path) -> None:
+    """The main score with its 95 % interval against the layers' parameters, and the baseline, as a PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the command.
+    """
+    figure = new_figure()
+    axes = figure.add_subplot()
+    for line, place in zip(summary.lines, _places(summary), strict=True):
+        mean = line.score
+        axes.scatter([place * 1.05] * len(line.seeds), line.seeds, s=14, c="0.55")
+        error = [[max(mean - line.low, 0)], [max(line.high - mean, 0)]]
+        axes.errorbar(place, mean, yerr=error, fmt="o", capsize=5, markersize=7)
+        top = max(line.high, *line.seeds)
+        axes.annotate(rule_name(line.rule), (place, top), (0, 8), textcoords="offset points", ha="center")
+    _axes(axes, summary)
+    save(figure, path)
+
+
+def _places(summary: Summary) -> list[float]:
+    """Parameters in thousands; rules of nearly as many stand side by side, so that both can be read."""
+    places: list[float] = []
+    for line in summary.lines:
+        place = line.layer_parameters / 1e3
+        while any(abs(place / other - 1) < 0.15 for other in places):
+            place *= 1.18
+        places.append(place)
+    return places
+
+
+def rule_name(rule: str) -> str:
+    """A rule as a figure names it: `4` is n = 4, `4:7` is n = 4 at rank 7."""
+    n, colon, rank = rule.partition(":")
+    return rule if not n.isdecimal() else f"n = {n}, rank {rank}" if colon else f"n = {n}"
+
+
+def _axes(axes: "Axes", summary: Summary) -> None:
+    """Scales, names, and the baseline: as a line where it is near, else in words."""
+    values = [value for line in summary.lines for value in (line.low, line.high, *line.seeds)]
+    margin = 1.5 if summary.kind != "loss" else 0.15 * (max(values) - min(values)) + 0.01
+    bottom, top = min(values) - margin, max(values) + margin
+    name, scores = summary.baseline
+    base = next(iter(scores.values()))
+    axes.set_ylim(bottom, top)
+    if bottom < base < top:
+        axes.axhline(base, linestyle="--", color="0.5")
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    ticks = sorted({round(line.layer_parameters / 1e3) for line in summary.lines})
+    axes.set_xticks(ticks, [f"{tick:,}K" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("parameters of the converted layers (rules of nearly as many side by side)")
+    axes.set_ylabel(f"{NAMES[summary.kind]}, {summary.examples:,} test examples")
+    title = f"{summary.task}: mean, 95 % interval, seeds in grey\n{name}: {base:.1f}"
+    axes.set_title(title, fontsize=9)
+    axes.grid(alpha=0.25)

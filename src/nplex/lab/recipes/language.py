@@ -1,0 +1,247 @@
+"""Language: the next byte, or the next word, by a decoder-only transformer.
+
+Not a task of the paper: the plainest test of what a model of some size and cost can learn, and that of
+benchmarks/budgets.py. Sizes: `small` has 4 layers of width 128 and reads 128 places, `paper` has the size of the
+paper's transformers, 6 layers of width 512, and reads 256.
+Expected here and how long it takes: results/README.md.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from nplex.convert import Where, only
+from nplex.lab.data import builtin
+from nplex.lab.recipes.language_model import LanguageModel
+from nplex.lab.recipes.recipe import Baseline, Outcome, check_rule, check_set, check_size, with_rule
+from nplex.lab.scores.mean import interval
+from nplex.lab.text import Vocabulary, find_file, read_lines
+from nplex.lab.train import Loss, Schedule
+
+LAYERS = only("blocks.*")
+SETS = {"tinyshakespeare": "tinyshakespeare.txt", "brown": "brown_words.txt"}  # each one file
+ENDS = (0.9, 0.95)  # of the training part and of dev, in such a file
+BYTES = 256
+LINE = "\n"  # ends a line of words, as a word
+Parts = tuple[list[str], list[str], list[str]]
+
+
+@dataclass(frozen=True)
+class Language:
+    """Everything that decides a run, but for the seed and the data.
+
+    Attributes:
+        rule: `dense`, `4`, `4:7`, `quaternion`: what the layers of the blocks become.
+        shared: whether they have one rule.
+        set: which public set; "" for one's own files or the built-in one.
+        unit: what is predicted, bytes or words.
+        width: of the model.
+        feed_forward: the inner width of the blocks.
+        heads: of attention.
+        layers: blocks.
+        dropout: after embeddings, attention and feed-forward.
+        vocabulary: the commonest words that have a number of their own.
+        length: places that are read at once.
+        schedule: how long and how fast.
+    """
+
+    name: ClassVar[str] = "language"
+    rule: str = "4"
+    shared: bool = False
+    set: str = ""
+    unit: Literal["byte", "word"] = "byte"
+    width: int = 128
+    feed_forward: int = 512
+    heads: int = 4
+    layers: int = 4
+    dropout: float = 0.1
+    vocabulary: int = 10_000
+    length: int = 128
+    schedule: Schedule = field(default_factory=Schedule)
+
+    @property
+    def converted(self) -> Where:
+        """The layers of the blocks."""
+        return LAYERS
+
+    def load(self, folder: Path | None) -> "Data":
+        """Reads train, dev and test from a folder, or the World English Bible.
+
+        Raises:
+            FileNotFoundError: a file is missing; says what a folder holds.
+            ValueError: a part is too short, or no text; names its file.
+        """
+        place, files, parts = _read(folder, self.set)
+        if self.unit == "byte":
+            numbers = [_bytes(part) for part in parts]
+            vocabulary = None
+        else:
+            words = [[word for line in part for word in (*line.split(), LINE)] for part in parts]
+            vocabulary = Vocabulary.of(words[:1], self.vocabulary)
+            numbers = vocabulary.encode(words)
+        for name, part in zip(("train", "dev", "test"), numbers, strict=True):
+            if len(part) <= self.length:
+                raise ValueError(
+                    f"{place}: the {name} part has {len(part)} {self.unit}s, expected more than {self.length}"
+                )
+        return Data(place, files, vocabulary, *numbers)
+
+    def build(self, data: "Data") -> nn.Module:
+        """The dense model, its blocks converted to the recipe's rule."""
+        model = LanguageModel(
+            data.words, width=self.width, heads=self.heads, feed_forward=self.feed_forward, layers=self.layers,
+            dropout=self.dropout, longest=self.length,
+        )  # fmt: skip
+        return with_rule(model, self.rule, LAYERS, shared=self.shared)
+
+    def task(self, data: "Data") -> "Training":
+        """The task as nplex.lab.train wants it."""
+        return Training(data, self.length, self.schedule.batch_size)
+
+    def test(self, model: nn.Module, data: "Data", device: torch.device) -> Outcome:
+        """Nats a byte or word on the test part, cut into pieces that know nothing of each other."""
+        began = time.perf_counter()
+        losses = pieces(model, data.test, self.length, device)
+        seconds = time.perf_counter() - began
+        means = [loss.mean().item() for loss in losses]
+        nats = float(torch.cat(losses).mean())
+        return Outcome(
+            "loss", {"loss": nats} | self._other(nats), interval(means), [f"{mean:.5f}" for mean in means],
+            sum(map(len, losses)), seconds,
+        )  # fmt: skip
+
+    def baseline(self, data: "Data") -> Baseline:
+        """How common each byte or word is in the training part, one added to each count."""
+        counts = torch.bincount(data.train, minlength=data.words).double() + 1
+        nats = -(counts / counts.sum()).log()[data.test].mean().item()
+        return Baseline("unigram", {"loss": nats} | self._other(nats))
+
+    def _other(self, nats: float) -> dict[str, float]:
+        """Bits of a byte, or the perplexity of words."""
+        return {"bits": nats / math.log(2)} if self.unit == "byte" else {"perplexity": math.exp(min(nats, 50.0))}
+
+
+def language(rule: str = "4", *, size: str = "small", set: str = "") -> Language:
+    """Bytes of the World English Bible or of tiny Shakespeare, or words with the set brown.
+
+    Raises:
+        ValueError: the text names no rule, or one with n above the width; or an unknown size or set.
+    """
+    check_size(size)
+    check_set("language", set, ("", *SETS))
+    unit = "word" if set == "brown" else "byte"
+    schedule = Schedule(epochs=3, batch_size=16, learning_rate=3e-3, warmup=0.05, checkpoint_every=200)
+    recipe = Language(rule=rule, set=set, unit=unit, schedule=schedule)
+    if size == "paper":
+        schedule = Schedule(epochs=10, batch_size=32, learning_rate=1e-3, warmup=0.05, checkpoint_every=200)
+        recipe = Language(
+            rule=rule, set=set, unit=unit, width=512, feed_forward=2048, heads=8, layers=6, length=256,
+            schedule=schedule,
+        )  # fmt: skip
+    check_rule(rule, recipe.width)
+    return recipe
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three parts as numbers, one long text each; the words that they stand for, or none for bytes."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    vocabulary: Vocabulary | None
+    train: Int[Tensor, "_"]
+    dev: Int[Tensor, "_"]
+    test: Int[Tensor, "_"]
+
+    @property
+    def words(self) -> int:
+        """How many different numbers there are."""
+        return BYTES if self.vocabulary is None else len(self.vocabulary)
+
+    @property
+    def references(self) -> list[str]:
+        """None: an answer speaks for itself."""
+        return []
+
+    def vocabulary_json(self) -> dict:
+        """The words in the order of their numbers; a byte is its own number."""
+        return {"words": self.vocabulary.words} if self.vocabulary else {"bytes": BYTES}
+
+
+@dataclass(frozen=True)
+class Training:
+    """The task as nplex.lab.train wants it; an example is named by the place of its first byte or word."""
+
+    main: ClassVar[str] = "nats"
+    higher: ClassVar[bool] = False
+    data: Data
+    length: int
+    batch_size: int
+
+    def batches(self, generator: torch.Generator) -> list[list[int]]:
+        """Pieces of the text side by side, the first at a random place, in random order."""
+        first = int(torch.randint(min(self.length, len(self.data.train) - self.length), (), generator=generator))
+        starts = torch.arange(first, len(self.data.train) - self.length, self.length)
+        mixed = starts[torch.randperm(len(starts), generator=generator)]
+        return [part.tolist() for part in mixed.split(self.batch_size)]
+
+    def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
+        """Nats of the pieces that begin at some places."""
+        text = torch.stack([self.data.train[start : start + self.length + 1] for start in indices])
+        losses = model(text.to(device))
+        return Loss(losses.sum(), losses.numel(), losses.numel())
+
+    def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Nats on the dev part."""
+        return {"nats": float(torch.cat(pieces(model, self.data.dev, self.length, device)).mean())}
+
+
+@torch.no_grad()
+def pieces(model: nn.Module, text: Int[Tensor, "_"], length: int, device: torch.device) -> list[Tensor]:
+    """The losses of a text's places but the first, for each piece of `length` of them; the last may be shorter."""
+    model.eval()
+    starts = range(0, len(text) - 1, length)
+    cut = [text[start : start + length + 1] for start in starts]
+    found: list[Tensor] = []
+    whole = [part for part in cut if len(part) == length + 1]
+    for first in range(0, len(whole), 32):
+        found += model(torch.stack(whole[first : first + 32]).to(device)).float().cpu().unbind()
+    if len(cut[-1]) <= length:
+        found += model(cut[-1][None].to(device)).float().cpu().unbind()
+    return found
+
+
+def _read(folder: Path | None, name: str) -> tuple[Path, tuple[Path, ...], Parts]:
+    """The folder, the files, and the lines of train, dev and test."""
+    if folder is None and name:
+        raise FileNotFoundError(f"--set {name} needs its folder: give it with --data")
+    if folder is None:
+        place = builtin("bible")
+        files = tuple(find_file(place, f"{part}.web") for part in ("train", "valid", "test"))
+    elif name:
+        return _cut(folder, SETS[name])
+    else:
+        place, files = folder, tuple(find_file(folder, f"{part}.txt") for part in ("train", "dev", "test"))
+    return place, files, (read_lines(files[0]), read_lines(files[1]), read_lines(files[2]))
+
+
+def _cut(folder: Path, name: str) -> tuple[Path, tuple[Path, ...], Parts]:
+    """One file: its first lines for training, the next for dev, the last for test, by their number of characters."""
+    file = find_file(folder, name)
+    lines = read_lines(file)
+    ends = torch.tensor([len(line) + 1 for line in lines]).cumsum(0)
+    first, second = (int((ends <= share * ends[-1]).sum()) for share in ENDS)
+    return folder, (file,), (lines[:first], lines[first:second], lines[second:])
+
+
+def _bytes(lines: Sequence[str]) -> Int[Tensor, "_"]:
+    """A text of lines as the numbers of its UTF-8 bytes."""
+    text = "".join(line + LINE for line in lines).encode()
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).long() if text else torch.empty(0, dtype=torch.long)

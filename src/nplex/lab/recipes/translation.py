@@ -1,0 +1,106 @@
+"""Translation: an encoder-decoder transformer on shared subwords.
+
+Paper: the table of translation (BLEU; De-En: Transformer 44M 36.68, n = 4 35.53, n = 8 34.16), on IWSLT. Here
+Multi30k German-English, 29,000 captions, and a part of the paper's En-Id task. Sizes: `paper` has 6 + 6 layers of
+width 512, `small` 3 + 3 of width 256.
+Expected here and how long it takes: results/README.md.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from nplex.lab.recipes.recipe import check_rule, check_set, check_size
+from nplex.lab.recipes.writing import Lines, Writing
+from nplex.lab.text import find_file, read_aligned, read_lines
+from nplex.lab.train import Schedule
+
+SETS = ("multi30k", "en-id")
+MULTI30K = ("train", "val", "test_2016_flickr")
+PANL = ("ECO", "INT", "SCI", "SPO")
+
+
+@dataclass(frozen=True)
+class Translation(Writing):
+    """Writing with the languages' own files: `train.de` and `train.en`, and the same for dev and test."""
+
+    name: ClassVar[str] = "translation"
+
+    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], tuple[Lines, Lines, Lines]]:
+        """The folder, its files, and the pairs of train, dev and test."""
+        if folder is None:
+            raise FileNotFoundError(
+                "translation has no built-in data: nplex fetch multi30k gets some, or give a folder with --data; "
+                "docs/tasks.md says what it holds"
+            )
+        if self.set == "en-id":
+            return _read_en_id(folder)
+        return read_sides(folder, MULTI30K if self.set else ("train", "dev", "test"), self.source, self.target)
+
+
+def translation(rule: str = "4", *, size: str = "small", set: str = "") -> Translation:
+    """German to English, or English to Indonesian with the set en-id.
+
+    Raises:
+        ValueError: the text names no rule, or one with n above the width; or an unknown size or set.
+    """
+    check_size(size)
+    check_set("translation", set, ("", *SETS))
+    source, target = ("en", "id") if set == "en-id" else ("de", "en")
+    recipe = Translation(rule=rule, set=set, source=source, target=target, **sizes(size))
+    check_rule(rule, recipe.width)
+    return recipe
+
+
+def sizes(size: str) -> dict:
+    """Widths and schedule: label smoothing .1, the mean of the last five epochs' weights.
+
+    Source: Vaswani et al., Attention is all you need (2017), section 5.
+    """
+    small = size == "small"
+    schedule = Schedule(
+        epochs=16 if small else 60, batch_tokens=2_048 if small else 8_192, learning_rate=2e-3 if small else 7e-4,
+        warmup=0.08, label_smoothing=0.1, keep="average", checkpoint_every=500, weight_decay=0.0,
+    )  # fmt: skip
+    if small:
+        return {"schedule": schedule, "dropout": 0.2, "vocabulary": 4_000}
+    return {
+        "schedule": schedule, "dropout": 0.1, "width": 512, "feed_forward": 2048, "heads": 8, "layers": 6,
+    }  # fmt: skip
+
+
+def read_sides(
+    folder: Path, parts: tuple[str, ...], source: str, target: str, ending: str = ""
+) -> tuple[Path, tuple[Path, ...], tuple[Lines, Lines, Lines]]:
+    """Reads `part.source` and `part.target`, plain or .gz, of three parts.
+
+    Raises:
+        FileNotFoundError: a file is missing; says what a folder holds.
+        ValueError: the files do not match line by line; names file and line.
+    """
+    files = [[find_file(folder, f"{part}.{side}{ending}") for side in (source, target)] for part in parts]
+    train, dev, test = (read_aligned(*pair) for pair in files)
+    return folder, tuple(file for pair in files for file in pair), (train, dev, test)
+
+
+def _read_en_id(folder: Path) -> tuple[Path, tuple[Path, ...], tuple[Lines, Lines, Lines]]:
+    """Four domains of PANL-BPPT for training, two years of TED for dev and test, in their archives."""
+    names = [f"PANL-BPPT-{part}-EN-ID-{100 if part in ('SCI', 'SPO') else 150}Kw.tgz" for part in PANL]
+    names += ["IWSLT17.TED.dev2010.en-id.tgz", "IWSLT17.TED.tst2017plus.en-id.tok.tgz"]
+    files = [find_file(folder, name) for name in names]
+    train = [pair for file in files[:4] for pair in _loose(file)]
+    dev, test = (read_aligned(file, file, members=(".en", ".id"), skip_empty=True) for file in files[4:])
+    return folder, tuple(files), (train, dev, test)
+
+
+def _loose(file: Path) -> Lines:
+    """Pairs of an archive whose two files differ in length: cut to the shorter, without what is plainly no pair."""
+    english, indonesian = (read_lines(file, f"{part}.txt") for part in _members(file))
+    pairs = [(a.strip(), b.strip()) for a, b in zip(english, indonesian, strict=False)]
+    return [(a, b) for a, b in pairs if a and b and 0.4 < len(a) / len(b) < 2.5]
+
+
+def _members(file: Path) -> tuple[str, str]:
+    """`PANL-BPPT-ECO-EN-ID-150Kw.tgz` holds `PANL-BPPT-ECO-EN-150Kw.txt` and `PANL-BPPT-ECO-ID-150Kw.txt`."""
+    stem = file.name.removesuffix(".tgz")
+    return stem.replace("-EN-ID-", "-EN-"), stem.replace("-EN-ID-", "-ID-")

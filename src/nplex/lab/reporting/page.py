@@ -1,0 +1,118 @@
+"""The page: a template, its style and its script, plotly.js, and the data, in one file that asks no network."""
+
+import html
+import json
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+from nplex.lab import checkpoint
+from nplex.lab.reporting.identified import identified
+from nplex.lab.reporting.read import Told, baseline, told
+from nplex.lab.reporting.tables import packed
+from nplex.lab.summary import DIGITS, NAMES, Summary, summarise
+
+Note = Callable[[int, int], None]
+PARTS = files("nplex.lab.reporting") / "parts"
+
+
+def report(folder: Path, out: Path, note: Note | None = None) -> Path:
+    """Writes one HTML page about a run, or about all runs of a comparison.
+
+    It works without a network and without a server: scores and speed, learning curves, and the tables of learned
+    rules over training as heat maps with a slider.
+
+    Args:
+        folder: that nplex run or nplex compare wrote.
+        out: the page.
+        note: called while the algebras of the rules are looked for, with how many are done and how many there are;
+            without it none are looked for.
+
+    Raises:
+        ImportError: plotly is not installed; names the command.
+        FileNotFoundError: there is no such folder, or no finished run in it.
+        ValueError: it is no folder of runs, or a file is damaged.
+    """
+    runs = told(folder)
+    text = page(runs, baseline(folder), note)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text(out, text)
+    return out
+
+
+def page(runs: list[Told], without: tuple[str, dict[str, float]], note: Note | None = None) -> str:
+    """The page as text; `without` is what needs no model, its name and its scores."""
+    rules = list(dict.fromkeys(run.rule for run in runs))
+    task = runs[0].result["task"]
+    summary = summarise([run.result for run in runs], rules, without)
+    rules_shown = packed(runs)
+    if note is not None:
+        identified(runs, rules_shown, note)
+    values = {
+        "title": html.escape(f"{task}: {', '.join(rules)}"),
+        "heading": html.escape(task),
+        "about": html.escape(_about(runs, summary)),
+        "table": _table(summary),
+        "style": (PARTS / "style.css").read_text("utf-8"),
+        "script": (PARTS / "script.js").read_text("utf-8"),
+        "plotly": _plotly(),
+        "data": _json(_data(runs, summary) | {"rules": rules_shown}),
+    }
+    template = (PARTS / "page.html").read_text("utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], template)  # once: what is put in stays as it is
+
+
+def _about(runs: list[Told], summary: Summary) -> str:
+    """What was run, on what, where."""
+    seeds = sorted({run.result["seed"] for run in runs})
+    data = runs[0].result.get("data", {}).get("name", "")
+    count = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return f"{count}; data: {data}; {summary.examples:,} test examples. {summary.where()}"
+
+
+def _table(summary: Summary) -> str:
+    """The summary as an HTML table."""
+    head, *rows = summary.table()
+    cells = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+    lines = []
+    for first, *others in rows:
+        rest = "".join(f"<td>{html.escape(cell)}</td>" for cell in others)
+        lines.append(f'<tr><th scope="row">{html.escape(first)}</th>{rest}</tr>')
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _data(runs: list[Told], summary: Summary) -> dict:
+    """What the script draws."""
+    return {
+        "score": NAMES[summary.kind], "digits": DIGITS[summary.kind],
+        "lines": [
+            {
+                "rule": line.rule, "parameters": line.layer_parameters, "score": line.score,
+                "low": line.low, "high": line.high,
+            }
+            for line in summary.lines
+        ],
+        "curves": [
+            {
+                "label": run.label, "rule": run.rule, "history": run.result["history"],
+                "steps": [step for step, _ in run.steps], "losses": [round(loss, 5) for _, loss in run.steps],
+            }
+            for run in runs
+        ],
+    }  # fmt: skip
+
+
+def _json(data: dict) -> str:
+    """JSON that may stand in a script element: nothing in it can end the element; what is no number is null."""
+    finite = json.loads(json.dumps(data), parse_constant=lambda _: None)  # a run that diverged has its page too
+    return json.dumps(finite, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+
+
+def _plotly() -> str:
+    """plotly.js as it comes with plotly; its absence is one error that names the command."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise ImportError("reports need plotly, which is not installed: pip install 'nplex[report]'") from None
+    return get_plotlyjs().replace("</script", "<\\/script")

@@ -1,0 +1,50 @@
+"""The rules over training, small enough for a page."""
+
+import base64
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nplex.lab.reporting.read import Told
+
+MOST_BYTES = 900_000  # of all tables of a page, as text
+LEVELS = 32_000  # numbers are whole multiples of the largest, divided by this
+
+
+def packed(runs: list[Told]) -> list[dict]:
+    """For each rule's first run its tables, as 16-bit numbers in base64; epochs are left out where they are too many.
+
+    Each layer is `{name, n, scale, epochs, numbers}`: entry (epoch, k, a, b) is `number * scale`, row by row.
+    """
+    first = {run.rule: run for run in reversed(runs) if run.tables}
+    chosen = [run for run in runs if first.get(run.rule) is run]
+    return [{"run": run.label, "layers": _layers(run, MOST_BYTES // max(1, len(chosen)))} for run in chosen]
+
+
+def _layers(run: Told, room: int) -> list[dict]:
+    """Of one run, in so many bytes; the first and the last epoch are always there, of as many layers as fit."""
+    names = list(next(iter(run.tables.values())))
+    sizes = {name: 8 * table.numel() / 3 for name, table in next(iter(run.tables.values())).items()}
+    shown: list[str] = []
+    for name in names:
+        if not shown or 2 * sum(sizes[each] for each in [*shown, name]) <= room:
+            shown.append(name)
+    fits = max(2, int(room / sum(sizes[name] for name in shown)))
+    epochs = _thinned([epoch for epoch in run.tables if set(names) <= run.tables[epoch].keys()], fits)
+    return [_layer(name, epochs, torch.stack([run.tables[epoch][name] for epoch in epochs])) for name in shown]
+
+
+def _thinned(epochs: list[int], most: int) -> list[int]:
+    """The first, the last, and evenly some between."""
+    if len(epochs) <= most:
+        return epochs
+    places = torch.linspace(0, len(epochs) - 1, most).round().long().unique().tolist()
+    return [epochs[place] for place in places]
+
+
+def _layer(name: str, epochs: list[int], tables: Float[Tensor, "epochs n n n"]) -> dict:
+    scale = float(tables.abs().max()) / LEVELS or 1.0
+    numbers = (tables / scale).round().to(torch.int16).flatten()
+    text = base64.b64encode(numbers.numpy().astype("<i2").tobytes()).decode()
+    return {"name": name, "n": tables.shape[-1], "scale": scale, "epochs": epochs, "numbers": text}

@@ -1,0 +1,69 @@
+"""The runs of one part of a table, and the files that hold them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from nplex.lab import checkpoint, experiment, plot
+from nplex.lab.recipes.recipe import Data
+from nplex.lab.recipes.tables import Part
+from nplex.lab.reproduction.figure import picture
+from nplex.lab.reproduction.page import Reproduced
+from nplex.lab.run_folder import COMPARISON
+from nplex.lab.scores.bootstrap import Difference, paired
+from nplex.lab.scores.statistics import score_of, statistics
+from nplex.lab.train import Report, main_process, silent
+
+DENSE = "dense"
+
+
+def reproduce(
+    part: Part, data: Data, *, size: str, rules: Sequence[str], seeds: Sequence[int], runs: Path,
+    report: Report = silent,
+) -> Reproduced:  # fmt: skip
+    """Runs what is missing of a part, below `runs`, and sets all beside the paper's numbers.
+
+    Args:
+        part: which.
+        data: what the part's recipe has loaded.
+        size: small or paper.
+        rules: as on the command line; with dense among them differences to it are told.
+        seeds: of each rule.
+        runs: the folder of this part's runs; those that are done are read.
+        report: called after each step.
+
+    Raises:
+        ValueError: a folder holds a run with other settings.
+        Interrupted: Ctrl-C; what is done stays done.
+    """
+    recipe = part.recipe(rules[0], size)
+    summary = experiment.compare(recipe, rules, seeds, data, runs, report)
+    results = checkpoint.read_json(runs / COMPARISON[0])["runs"]
+    return Reproduced(part, size, summary, differences(results, rules, data.references), results)
+
+
+def differences(results: Sequence[dict], rules: Sequence[str], references: Sequence[str]) -> dict[str, Difference]:
+    """Of each rule to dense, on the same test examples, if dense is there."""
+    if DENSE not in rules:
+        return {}
+    kind = results[0]["kind"]
+    answers = {rule: [r["answers"] for r in results if r["recipe"]["rule"] == rule] for rule in rules}
+    found = {rule: statistics(kind, texts, references) for rule, texts in answers.items()}
+    return {rule: paired(found[rule], found[DENSE], score_of(kind)) for rule in rules if rule != DENSE}
+
+
+def write(done: Reproduced, folder: Path) -> Path:
+    """NAME.json with all runs, NAME.md and NAME.png; gives the path of the page."""
+    stem = folder / done.name
+    if main_process():
+        values = asdict(done.summary) | {
+            "command": done.command, "paper": asdict(done.part.table), "differs": done.part.differs(done.size),
+            "differences": {rule: asdict(value) for rule, value in done.differences.items()}, "runs": done.results,
+        }  # fmt: skip
+        checkpoint.write_json(stem.with_suffix(".json"), values)
+        checkpoint.write_text(stem.with_suffix(".md"), done.markdown())
+        if done.differences:
+            picture(done, stem.with_suffix(".png"))
+        else:
+            plot.comparison(done.summary, stem.with_suffix(".png"))
+    return stem.with_suffix(".md")

@@ -1,0 +1,73 @@
+"""What happened, for people and programs: log.jsonl, and TensorBoard where it is installed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nplex.lab.checkpoint import write_text
+from nplex.lab.run_folder import LOG, TENSORBOARD
+from nplex.lab.train.state import State
+
+EVERY = 50
+
+
+class Log:
+    """A line each 50 steps and after each pass: step, epoch, loss, rate, tokens a second, scores.
+
+    Made again after a stop, it drops what was written past the checkpoint: no line is lost, none stands twice.
+    """
+
+    def __init__(self, folder: Path, state: State) -> None:
+        self._path = folder / LOG
+        self._cut(state.step)
+        self._board = _board(folder / TENSORBOARD, state.step)
+
+    def step(self, state: State, loss: float, rate: float) -> None:
+        """Notes an update, where its turn has come."""
+        if state.step % EVERY == 0:
+            speed = state.tokens / max(state.seconds, 1e-9)
+            values = {"loss": loss, "rate": rate, "tokens_per_second": round(speed, 1)}
+            self._write({"step": state.step, "epoch": state.epoch, **values}, values, state.step)
+
+    def epoch(self, state: State) -> None:
+        """Notes the scores after a pass."""
+        last = state.history[-1]
+        scores = {f"dev/{name}": value for name, value in last.items() if name not in ("epoch", "loss")}
+        self._write({"step": state.step, **last}, {"epoch loss": last["loss"], **scores}, state.step)
+
+    def close(self) -> None:
+        """Ends TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, line: dict, values: dict[str, float], step: int) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def _cut(self, step: int) -> None:
+        """Drops lines past a step, and a last one that was cut off."""
+        if not self._path.exists():
+            return
+        lines = self._path.read_bytes().split(b"\n")
+        whole = [line for line in lines if (found := _parsed(line)) is not None and found.get("step", 0) <= step]
+        write_text(self._path, "".join(line.decode("utf-8") + "\n" for line in whole))
+
+
+def _parsed(line: bytes) -> dict | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _board(folder: Path, step: int) -> Any:
+    """TensorBoard's writer, or None where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)

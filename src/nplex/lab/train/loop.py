@@ -1,0 +1,237 @@
+"""One training loop on accelerate: step, evaluate, log, checkpoint, resume.
+
+Launched alone it uses what device there is; under torchrun every process takes its share of each batch.
+"""
+
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from nplex.lab.checkpoint import read_training, write_training
+from nplex.lab.run_folder import CHECKPOINT
+from nplex.lab.train import keep, rules
+from nplex.lab.train.interrupt import Interrupted, deferred_interrupt
+from nplex.lab.train.log import Log
+from nplex.lab.train.processes import main_process, wait
+from nplex.lab.train.schedule import Schedule, groups
+from nplex.lab.train.state import Report, State, silent
+from nplex.lab.train.task import Loss, Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    schedule: Schedule,
+    *,
+    seed: int,
+    folder: Path,
+    config: dict,
+    label: str = "",
+    report: Report = silent,
+) -> State:
+    """Trains a model in place; goes on from folder/checkpoint.safetensors where there is one.
+
+    Resumed on a CPU with the same number of threads, a run ends in the same bits as one never stopped.
+
+    Args:
+        model: what is trained; at the end it has the weights that `schedule.keep` names.
+        task: its examples.
+        schedule: how long and how fast.
+        seed: of the order of examples; dropout uses torch's own generator, which checkpoints hold.
+        folder: for log.jsonl and for the checkpoint, which is written after each epoch and on Ctrl-C.
+        config: kept in the checkpoint; one of another config is refused.
+        label: what reports call this run.
+        report: called after each step with the label, the state and the number of all steps.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
+        ValueError: the checkpoint is damaged or belongs to another config; or fp16 on a CPU.
+    """
+    accelerator = _accelerator(schedule)
+    loop = _Loop(accelerator, model, task, schedule, seed, folder, config)
+    with deferred_interrupt() as interrupted:
+        while not loop.finished():
+            order = task.batches(torch.Generator().manual_seed(1_000_003 * seed + loop.state.epoch))
+            steps, stopped = schedule.epochs * len(order), False
+            while loop.state.batch < len(order) and not (stopped := loop.agreed(interrupted())):
+                loop.step(order[loop.state.batch], steps)
+                if loop.due() and loop.state.batch < len(order):  # after the last one the pass is closed first
+                    loop.save()
+                report(label, loop.state, steps)
+            if loop.state.batch == len(order):
+                loop.close_epoch()
+                report(label, loop.state, steps)
+            loop.save()
+            if stopped or loop.agreed(interrupted()):
+                loop.log.close()
+                raise Interrupted(str(folder / CHECKPOINT))
+    loop.log.close()
+    wait()
+    keep.restore(folder, model, schedule, loop.state)
+    return loop.state
+
+
+class _Loop:
+    """What a run has at hand."""
+
+    def __init__(
+        self, accelerator: "Accelerator", model: nn.Module, task: Task, schedule: Schedule, seed: int, folder: Path,
+        config: dict,
+    ) -> None:  # fmt: skip
+        self.accelerator, self.bare, self.task, self.schedule = accelerator, model, task, schedule
+        self.seed, self.folder, self.config = seed, folder, config
+        optimizer = torch.optim.AdamW(groups(model, schedule), lr=0.0, fused=True)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.state = _resume(folder / CHECKPOINT, model, self.optimizer, config, accelerator.scaler)
+        self.log = Log(folder, self.state) if main_process() else _NoLog()
+        if main_process() and self.state.step == 0:
+            rules.note(folder, model, 0)
+
+    def finished(self) -> bool:
+        """After all passes, or when the dev score has not been better for long."""
+        state, patience = self.state, self.schedule.patience
+        stuck = patience > 0 and state.batch == 0 and state.epoch - state.best_epoch >= patience
+        return state.epoch >= self.schedule.epochs or stuck
+
+    def step(self, batch: list[int], steps: int) -> None:
+        """One update, noted in the state."""
+        began = time.perf_counter()
+        rate = self.schedule.rate(self.state.step, steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        if self.accelerator.num_processes > 1:  # each process has random numbers of its own, and the same if resumed
+            torch.manual_seed((self.seed * 1_000_003 + self.state.step) * 4_099 + self.accelerator.process_index)
+        self.model.train()
+        self.optimizer.zero_grad()
+        total, items, tokens = self._backward(batch)
+        self._scale(len(batch) * self.accelerator.num_processes / items)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
+        self.optimizer.step()
+        state = self.state
+        state.step, state.batch, state.tokens = state.step + 1, state.batch + 1, state.tokens + tokens
+        state.loss_sum, state.items = state.loss_sum + total, state.items + items
+        state.seconds += time.perf_counter() - began
+        self.log.step(state, total / items, rate)
+
+    def due(self) -> bool:
+        """Whether a checkpoint is, inside a pass."""
+        return self.schedule.checkpoint_every > 0 and self.state.step % self.schedule.checkpoint_every == 0
+
+    def agreed(self, flag: bool) -> bool:
+        """Whether any process has the flag: a signal reaches them at different steps, and all must stop at one."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        seen = torch.tensor(float(flag), device=self.accelerator.device)
+        torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
+        return bool(seen)
+
+    def _backward(self, batch: list[int]) -> tuple[float, int, int]:
+        """Gradients of `sum of losses / len(batch)`, part by part; gives total, items and tokens of all processes."""
+        share = batch[self.accelerator.process_index :: self.accelerator.num_processes]
+        parts = [share[i :: self.schedule.accumulate] for i in range(self.schedule.accumulate)]
+        parts = [part for part in parts if part] or [[]]
+        found = []
+        for number, part in enumerate(parts, 1):
+            with self.accelerator.autocast():
+                loss = self._loss(part, batch)
+            if number < len(parts):
+                with self.accelerator.no_sync(self.model):
+                    self.accelerator.backward(loss.total / len(batch))
+            else:
+                self.accelerator.backward(loss.total / len(batch))
+            found.append((loss.total.item(), loss.items, loss.tokens))
+        sums = [sum(values) for values in zip(*found, strict=True)]
+        if self.accelerator.num_processes > 1:
+            whole = torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
+            torch.distributed.all_reduce(whole)
+            sums = whole.tolist()
+        return sums[0], int(sums[1]), int(sums[2])
+
+    def _loss(self, part: list[int], batch: list[int]) -> Loss:
+        """The loss of a part; of none, where the batch is smaller than the processes, a loss of weight 0."""
+        if part:
+            return self.task.loss(self.model, part, self.accelerator.device)
+        return Loss(0 * self.task.loss(self.model, batch[:1], self.accelerator.device).total, 0, 0)
+
+    def _scale(self, factor: float) -> None:
+        """From the mean over a batch's examples to the mean over its items."""
+        if factor != 1.0:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+    def close_epoch(self) -> None:
+        """Scores the model, turns to the next epoch, and stores the weights if they may be kept."""
+        state = self.state
+        self.bare.eval()
+        scores = self.task.scores(self.bare, self.accelerator.device)
+        loss = state.loss_sum / max(state.items, 1)
+        state.history.append({"epoch": state.epoch + 1, "loss": loss, **scores})
+        state.epoch, state.batch, state.loss_sum, state.items = state.epoch + 1, 0, 0.0, 0
+        better = keep.note(state, self.task)
+        self.log.epoch(state)
+        if main_process():
+            keep.store(self.folder, self.bare, self.schedule, state, better=better)
+            rules.note(self.folder, self.bare, state.epoch)
+
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        if main_process():
+            scaler = self.accelerator.scaler
+            header = {"config": self.config, "state": asdict(self.state)}
+            header |= {"scaler": scaler.state_dict()} if scaler is not None else {}
+            write_training(self.folder / CHECKPOINT, self.bare, self.optimizer, header)
+            keep.prune(self.folder, self.schedule, self.state)
+        wait()
+
+
+class _NoLog:
+    """What the other processes log: nothing."""
+
+    def step(self, state: State, loss: float, rate: float) -> None:
+        pass
+
+    def epoch(self, state: State) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _accelerator(schedule: Schedule) -> "Accelerator":
+    """Accelerate's view of this process; its absence is one error that names the command."""
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError:
+        raise ImportError("training needs accelerate, which is not installed: pip install 'nplex[train]'") from None
+    cpu = not torch.cuda.is_available() and "WORLD_SIZE" in os.environ
+    if AcceleratorState._shared_state:  # of an earlier run in this process, perhaps with another precision
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=schedule.precision, cpu=cpu)
+    if schedule.precision == "fp16" and accelerator.scaler is None:  # accelerate would take float32
+        raise ValueError(f"precision fp16 needs a GPU, got {accelerator.device.type}; take bf16 or no")
+    return accelerator
+
+
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: dict, scaler: Any) -> State:
+    """The state of the checkpoint, or of a new run; with fp16 the scaler of gradients goes on too."""
+    wait()
+    if not path.exists():
+        return State()
+    header = read_training(path, model, optimizer)
+    if header.get("config") != config:
+        raise ValueError(
+            f"{path} belongs to a run with other settings; take another folder, or --force to start anew"
+        )
+    if scaler is not None and "scaler" in header:
+        scaler.load_state_dict(header["scaler"])
+    return State(**header["state"])
