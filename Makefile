@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format bench docs clean
+.PHONY: help demo test test-avx2 test-slow lint format bench docs clean
 
 help:
 	@echo "make demo       set up, train a dense transformer and its twins on the built-in data, print the table"
 	@echo "make test       set up, run the tests (and doctests)"
+	@echo "make test-avx2  the same as on a processor without AVX-512"
 	@echo "make test-slow  the tests that take long"
 	@echo "make lint       ruff, pyright"
 	@echo "make bench      time every method against torch's Linear; writes benchmarks/results/"
@@ -21,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "nplex needs Python 3.11 or later; name one: make PYTHON=python3.12 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: $(READY)
@@ -29,6 +30,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-avx2: $(READY)
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
@@ -57,7 +61,7 @@ bench: $(READY)
 .venv-peers/.ready: pyproject.toml constraints.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,peers]'
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,peers]'
 	touch $@
 
 .PHONY: bench-peers
