@@ -42,6 +42,15 @@ def test_every_public_name_is_in_the_reference(site, package):
     ] == []
 
 
+def test_tables_are_what_the_results_say():
+    """Each table of README and docs is made from the JSON of the run that measured it."""
+    command = [sys.executable, ROOT / "scripts" / "tables.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), (
+        f"stale tables, run scripts/tables.py: {done.stdout}{done.stderr}"
+    )
+
+
 def anchors(package, name):
     """What the reference may call an object: by its module too, where a module has its own name."""
     public = f"{package.__name__}.{name}"
