@@ -1,8 +1,7 @@
-"""Which rule to take: n and rank are searched for, and the result is the front of size, quality and speed."""
+"""Which rule to take: n and rank are searched for, and the result is the Pareto front of size, quality and speed."""
 
-from nplex.lab.tuning.front import Front, Row
-from nplex.lab.tuning.measured import Budget, Goals, Measured, Progress, Pruned
+from nplex.lab.tuning.pareto import Goals, Measured, Pareto, Row
 from nplex.lab.tuning.search import tune
-from nplex.lab.tuning.space import Candidate, Space
+from nplex.lab.tuning.space import rules_to_try
 
-__all__ = ["tune", "Space", "Budget", "Goals", "Measured", "Front", "Row", "Candidate", "Progress", "Pruned"]
+__all__ = ["tune", "rules_to_try", "Goals", "Measured", "Pareto", "Row"]

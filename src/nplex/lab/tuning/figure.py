@@ -1,97 +1,43 @@
-"""The figure of a search: quality against size, speed as colour."""
+"""The figure of a search: a row for each rule, a panel for each goal."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nplex.lab.plot import new_figure, save
-from nplex.lab.tuning.front import Front, Row
-from nplex.lab.tuning.measured import Measured
+from nplex.lab.tuning.pareto import GOALS, Pareto
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-LINE = 0.08  # of the height, between two names at the same place
-SAME = 1.04
-NEAR = 1.25
+COLOURS = {"take this": "C3", "Pareto front": "C0", "beaten by another rule": "0.7"}
 
 
-def picture(front: Front, path: Path) -> None:
-    """Score with its 95 % interval against parameters, seconds as colour, the front ringed, as a PNG.
+def draw(result: Pareto, path: Path) -> None:
+    """Rules from the smallest to the largest, their size, score and seconds, as a PNG.
 
     Raises:
         ImportError: matplotlib is not installed; names the command.
     """
-    figure = new_figure(7.2, 4.4)
-    axes = figure.add_subplot()
-    found = {row: row.measured for row in front.rows if row.measured}
-    axes.set_xscale("log")
-    if found:
-        _points(axes, front, found)
-        axes.margins(x=0.12, y=0.16)
-        _labels(axes, front, {row: m for row, m in found.items() if row.front or row == front.dense})
-        ticks = _apart(sorted({float(m.parameters or 1) for m in found.values()}))
-        axes.set_xticks(ticks, [_short(tick) for tick in ticks])
-        axes.legend(loc="best", fontsize=8, framealpha=0.9, markerscale=0.6)
-    axes.minorticks_off()
-    axes.set_xlabel("parameters")
-    axes.set_ylabel(f"score, {'lower' if front.goals.lower else 'higher'} is better")
-    axes.set_title(f"{front.task}: {len(found)} rules measured; bars are 95 % intervals", fontsize=9)
-    axes.grid(alpha=0.25)
+    from matplotlib.ticker import EngFormatter
+
+    rows = [(row, row.measured) for row in result.rows if row.measured]
+    goals = result.goals.which
+    figure = new_figure(2.0 + 2.4 * len(goals), 1.7 + 0.25 * len(rows))
+    panels = figure.subplots(1, len(goals), sharey=True, squeeze=False)[0]
+    better = "lower" if result.goals.lower else "higher"
+    units = {"quality": f", {better} is better,\nwith its 95 % interval", "speed": f" for {result.unit}"}
+    for goal, axes in zip(goals, panels, strict=True):
+        for height, (row, found) in enumerate(rows):
+            kind = "take this" if row == result.recommended else list(COLOURS)[1 if row.pareto else 2]
+            axes.scatter(getattr(found, GOALS[goal]), height, s=30, color=COLOURS[kind], zorder=2, label=kind)
+            if goal == "quality" and found.low is not None and found.high is not None:
+                axes.plot([found.low, found.high], [height, height], color=COLOURS[kind], linewidth=1.5, alpha=0.6)
+        if result.dense:
+            axes.axvline(getattr(result.dense, GOALS[goal]), color="0.4", linestyle=":", label="dense")
+        axes.set_xlim(left=None if goal == "quality" else 0)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel(GOALS[goal] + units.get(goal, ""))
+        axes.grid(alpha=0.25)
+    panels[0].set_yticks(range(len(rows)), [row.rule for row, _ in rows])
+    panels[0].set_ylabel("rule: n, or n:rank")
+    handles, labels = panels[0].get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))
+    figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(f"{result.task}: {len(rows)} rules measured", fontsize=10)
     save(figure, path)
-
-
-def _points(axes: "Axes", front: Front, found: dict[Row, Measured]) -> None:
-    """The band that counts as equal to dense, a point for each rule, rings for the front and the chosen one."""
-    if front.dense is not None and front.dense.measured is not None:
-        dense, allowed = front.dense.measured, front.goals.allowance(front.dense.measured)
-        own = front.goals.margin is None and dense.low is not None and dense.high is not None
-        low, high = (dense.low, dense.high) if own else (dense.score - allowed, dense.score + allowed)
-        axes.axhspan(low or 0.0, high or 0.0, color="C0", alpha=0.08, label="as good as dense")
-    for measured in found.values():
-        if measured.low is not None and measured.high is not None:
-            ends = [[max(measured.score - measured.low, 0)], [max(measured.high - measured.score, 0)]]
-            axes.errorbar(measured.parameters or 1, measured.score, yerr=ends, color="0.75", capsize=3, zorder=1)
-    places = [float(m.parameters or 1) for m in found.values()]
-    scores, seconds = [m.score for m in found.values()], [m.seconds or 0.0 for m in found.values()]
-    points = axes.scatter(places, scores, c=seconds, s=46, cmap="viridis_r", zorder=2)
-    bar = axes.figure.colorbar(points, ax=axes)
-    bar.set_label(f"seconds for {front.unit}" if front.unit else "seconds")
-    best = [m for row, m in found.items() if row.front]
-    ring = {"facecolors": "none", "zorder": 3}
-    axes.scatter(
-        [m.parameters or 1 for m in best], [m.score for m in best], s=110, edgecolors="0.2", label="front", **ring
-    )
-    chosen = front.recommended
-    if chosen is not None and chosen.measured is not None:
-        place = chosen.measured.parameters or 1
-        axes.scatter(
-            [place], [chosen.measured.score], s=220, edgecolors="C3", linewidths=2, label="take this", **ring
-        )
-
-
-def _labels(axes: "Axes", front: Front, found: dict[Row, Measured]) -> None:
-    """Names aslant above the intervals; where several sizes are nearly the same, one above the other."""
-    step = LINE * (axes.get_ylim()[1] - axes.get_ylim()[0])
-    last, height = 0.0, 0.0
-    for row, measured in sorted(found.items(), key=lambda pair: (pair[1].parameters or 1, pair[1].score)):
-        place, top = float(measured.parameters or 1), measured.score if measured.high is None else measured.high
-        height = max(top, height + step) if place < last * SAME else top
-        last = place
-        axes.annotate(
-            row.candidate.key, (place, height), (2, 5), textcoords="offset points", rotation=70, fontsize=8,
-            rotation_mode="anchor", fontweight="bold" if row == front.recommended else "normal",
-        )  # fmt: skip
-
-
-def _apart(sizes: list[float]) -> list[float]:
-    """Of sizes, those far enough from the one before for a label of its own."""
-    kept: list[float] = []
-    for size in sizes:
-        if not kept or size > kept[-1] * NEAR:
-            kept.append(size)
-    return kept
-
-
-def _short(size: float) -> str:
-    """A number of parameters in a few letters."""
-    return f"{size / 1e6:.3g}M" if size >= 1e6 else f"{size / 1e3:.3g}K" if size >= 1e3 else f"{size:.0f}"

@@ -1,145 +1,281 @@
-"""tune: which rule for a task, found by measuring some."""
+"""tune: which rule for a task, found by measuring some; optuna proposes, keeps the trials and retries lost ones."""
 
+import hashlib
 import json
+import math
+import random
+import re
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from nplex.lab import checkpoint
 from nplex.lab.environment import environment
 from nplex.lab.run_folder import SETTINGS, TUNING, TUNING_DATABASE
-from nplex.lab.tuning.figure import picture
-from nplex.lab.tuning.front import Front, front_of
-from nplex.lab.tuning.interrupts import Interrupts
-from nplex.lab.tuning.measured import Budget, Goals, takes
-from nplex.lab.tuning.processes import run_processes
-from nplex.lab.tuning.records import Record, dense_failed, records
-from nplex.lab.tuning.recovery import recover, release, release_ended, worker_name
-from nplex.lab.tuning.space import DENSE, Space
-from nplex.lab.tuning.storage import Storage
-from nplex.lab.tuning.worker import Job, Worker, begin, failure_file
+from nplex.lab.train import Interrupted
+from nplex.lab.tuning.figure import draw
+from nplex.lab.tuning.pareto import Goals, Measured, Pareto, Row
+from nplex.lab.tuning.space import DENSE, nominal_parameters, rules_to_try
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.storages import RDBStorage
+
+HEARTBEAT, GRACE, TRIES = 10, 60, 3
+RULE, COUNTS, MEASURED, ERROR = "rule", "counts", "measured", "error"
+Report = Callable[[tuple[Row, ...], str], None]
 
 
-def silent(found: list[Record]) -> None:
-    """Reports nothing."""
+class Failed(Exception):
+    """A trial without a result: its rule gave an error, or another process has it; the search goes on."""
 
 
 def tune(
-    objective: Callable[..., Any],
-    *,
+    objective: Callable[[str], Any],
     folder: Path,
-    space: Space | None = None,
-    budget: Budget | None = None,
-    goals: Goals | None = None,
+    *,
+    rules: Sequence[str] = (),
+    trials: int = 12,
+    minutes: float = math.inf,
+    goals: Goals = Goals(),  # noqa: B008 - frozen
     storage: str = "",
-    processes: int = 1,
-    report: Callable[[list[Record]], None] = silent,
-) -> Front:
+    report: Report = lambda rows, running: None,
+) -> Pareto:
     """Measures rules within a budget and gives those that no other beats in size, quality and speed.
 
-    Dense is measured first. What is in the storage already is not measured again, so that the same call goes on
-    where an earlier one stopped, and calls on several machines with one storage share the work. Writes
-    settings.json, tune.json, tune.md, tune.png, and the storage where no other is named.
+    Dense is measured first. If the budget covers all rules, each is measured; otherwise optuna's TPE proposes. What
+    the storage holds is not measured again: the same call goes on where an earlier one stopped, and processes with
+    one storage share the work. Writes settings.json, tune.json, tune.md, tune.png, and the storage where no other is
+    named. Each rule is measured under random numbers of its own; the caller's stay as they were.
 
     Args:
-        objective: called with a rule's text; gives its score, or a Measured. It gets `shared` and `report` by name
-            where it takes them; `report(score)` after each epoch lets a rule that cannot win any more be stopped.
-        folder: for the results of this machine.
-        space: what may be tried; by default n from 2 to 8 at four ranks each.
-        budget: when it ends; by default after 12 rules.
+        objective: called with a rule's text; gives its score, or a Measured.
+        folder: for the results of this process.
+        rules: what may be tried, dense in any case; by default `rules_to_try()`.
+        trials: how many rules are measured in all, failed ones and those of earlier calls counted.
+        minutes: no rule is begun after that time.
         goals: what matters; by default size, quality and speed.
-        storage: a database URL that several machines share; "" for a file in the folder.
-        processes: how many measure at once. More than one need a function that can be imported by name.
-        report: called with all records so far.
+        storage: a database URL that several processes share; "" for a file in the folder.
+        report: called with all rows so far and the rule that is being measured.
 
     Raises:
-        ImportError: optuna is not installed; names the command.
         ValueError: dense cannot be measured, the storage cannot be opened, or the folder holds another search.
         KeyboardInterrupt: Ctrl-C; what was measured is kept.
     """
-    space, budget, goals = space or Space(), budget or Budget(), goals or Goals()
-    _check(objective, space, processes)
-    task = name_of(objective)
-    settings = _settings(objective, task, space, goals)
-    _note(settings, folder)
-    deadline = None if budget.minutes is None else time.time() + 60 * budget.minutes
-    kept = Storage.of(storage or f"sqlite:///{folder.resolve() / TUNING_DATABASE}", task, settings)
-    job = Job(objective, space, budget, goals, kept, folder, deadline)
-    began_in = environment()
-    with Interrupts() as stop, kept.opened(space, goals) as opened:
-        release_ended(opened)
-        begin(opened, space)
-        try:
-            if processes == 1:
-                Worker(job, opened, report, stop).run()
-            else:
-                run_processes(job, opened, processes, report, stop)
-        finally:
-            release(opened, worker_name())
-            recover(opened, space)
-            found = records(opened)
-            front = front_of(found, task, goals, getattr(objective, "unit", ""), began_in)
-            _write(front, folder)
-    _check_dense(found, folder)
-    return front
-
-
-def name_of(objective: Callable[..., Any]) -> str:
-    """What a search is called: the objective's own name, or its module and name."""
-    own = getattr(objective, "name", None)
-    return own or f"{objective.__module__}:{getattr(objective, '__qualname__', type(objective).__qualname__)}"
-
-
-def _settings(objective: Callable[..., Any], task: str, space: Space, goals: Goals) -> dict:
-    """What all who work on a search must agree on; as JSON gives it back."""
+    if trials < 1 or not minutes > 0:
+        raise ValueError(f"a budget needs 1 trial or more and minutes above 0, got {trials} and {minutes}")
+    rules = tuple(dict.fromkeys([DENSE, *(rules or rules_to_try())]))
+    named = getattr(objective, "recipe", None)
+    task = named.name if named else f"{objective.__module__}:{objective.__qualname__}"
     settings = {
-        "tuned": task, "objective": getattr(objective, "settings", None), "space": asdict(space),
-        "goals": goals.which, "lower": goals.lower,
+        "tuned": task, "objective": getattr(objective, "settings", None), "space": rules, "goals": goals.which,
+        "lower": goals.lower,
     }  # fmt: skip
-    return json.loads(json.dumps(settings))
+    study_name = f"{task} {hashlib.sha256(_note(settings, folder).encode()).hexdigest()[:8]}"
+    result = Pareto(task, goals, (), environment(), getattr(objective, "unit", "a call"))
+    with _opened(storage or f"sqlite:///{folder.resolve() / TUNING_DATABASE}", study_name, len(goals.which)) as study:
+        try:
+            _Search(study, objective, rules, goals, folder, report).run(trials, time.time() + 60 * minutes)
+        finally:
+            result = replace(result, rows=rows_of(study))
+            checkpoint.write_json(folder / TUNING[0], result.json())
+            checkpoint.write_text(folder / TUNING[1], result.markdown())
+            draw(result, folder / TUNING[2])
+    if error := next((row.error for row in result.rows if row.rule == DENSE), ""):
+        raise ValueError(f"dense could not be measured: {error}; see {_failure_file(folder, DENSE)}")
+    return result
 
 
-def _note(settings: dict, folder: Path) -> None:
-    """Writes the settings, or refuses a folder that holds others."""
-    path = folder / SETTINGS
-    found = checkpoint.read_json(path) if path.exists() else settings
-    if found != settings:
-        name = next(key for key in settings if found.get(key) != settings[key])
-        raise ValueError(
-            f"{folder} holds results with other settings ({name} was {found.get(name)!r}, now {settings[name]!r}); "
-            f"take another --out"
-        )
-    checkpoint.write_json(path, settings)
+@dataclass
+class _Search:
+    """One process at work on a study."""
+
+    study: "Study"
+    objective: Callable[[str], Any]
+    rules: Sequence[str]
+    goals: Goals
+    folder: Path
+    report: Report
+    repeated: bool = False
+
+    def run(self, trials: int, deadline: float) -> None:
+        """Measures until the budget is spent; at the end waits a while for processes that may have died."""
+        import optuna
+
+        patience = time.time() + GRACE + HEARTBEAT
+        while time.time() < deadline:
+            self.report(rows_of(self.study), "")
+            if self._choose(trials):
+                self.study.optimize(self._trial, n_trials=1, catch=(Failed,))
+                patience = time.time() + GRACE + HEARTBEAT
+            elif time.time() < patience and any(t.state.name == "RUNNING" for t in _trials(self.study)):
+                time.sleep(0.5)
+                optuna.storages.fail_stale_trials(self.study)
+            else:
+                break
+
+    def _choose(self, trials: int) -> bool:
+        """Whether there is a rule to begin; it is fixed here, or left to TPE."""
+        import optuna
+
+        found = _trials(self.study)
+        taken = {trial.user_attrs[RULE] for trial in found}
+        rest = [rule for rule in self.rules if rule not in taken]
+        if any(trial.state.name == "WAITING" for trial in found):
+            return True
+        if len(taken) >= trials or not rest or any(r.error for r in rows_of(self.study) if r.rule == DENSE):
+            return False
+        number = len(self.study.get_trials(deepcopy=False))
+        sampler = optuna.samplers.TPESampler(n_startup_trials=4, seed=number)
+        if trials >= len(self.rules) or DENSE in rest or self.repeated:
+            chosen = random.Random(number).choice(rest) if self.repeated else rest[0]
+            sampler = optuna.samplers.PartialFixedSampler({RULE: self.rules.index(chosen)}, sampler)
+        self.study.sampler, self.repeated = sampler, False
+        return True
+
+    def _trial(self, trial: "Trial") -> tuple[float, ...]:
+        """What optuna calls; rules are ordered by size, so that TPE learns which sizes are promising."""
+        rule = self.rules[trial.suggest_int(RULE, 0, len(self.rules) - 1)]
+        trial.set_user_attr(RULE, rule)
+        trial.set_user_attr(COUNTS, True)
+        others = [t for t in _trials(self.study) if t.user_attrs[RULE] == rule and t.number != trial.number]
+        running = any(t.state.name == "RUNNING" and t.number < trial.number for t in others)
+        if running or any(t.state.name == "COMPLETE" or ERROR in t.user_attrs for t in others):
+            trial.set_user_attr(COUNTS, False)
+            self.repeated = True
+            raise Failed(f"another trial measures {rule}")
+        self.report(rows_of(self.study), rule)
+        try:
+            found = measure(self.objective, rule)
+        except (KeyboardInterrupt, Interrupted):
+            trial.set_user_attr(COUNTS, False)
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            trial.set_user_attr(ERROR, " ".join(f"{type(error).__name__}: {error}".split()))
+            checkpoint.write_text(_failure_file(self.folder, rule), traceback.format_exc())
+            raise Failed(rule) from None
+        trial.set_user_attr(MEASURED, asdict(found))
+        return self.goals.losses(found)
 
 
-def _check(objective: Callable[..., Any], space: Space, processes: int) -> None:
-    """What can be wrong before any work."""
+def measure(objective: Callable[[str], Any], rule: str) -> Measured:
+    """Calls a function under random numbers seeded by the rule's text, and fills in what it left out.
+
+    Raises:
+        TypeError: it gave neither a number nor a Measured.
+        ValueError: a number is not finite.
+    """
+    began = time.perf_counter()
+    with _random_numbers(zlib.crc32(rule.encode())):
+        result = objective(rule)
     try:
-        import optuna  # noqa: F401, RUF100
-    except ImportError:
-        raise ImportError("tuning needs optuna, which is not installed: pip install 'nplex[search]'") from None
-    if processes < 1:
-        raise ValueError(f"processes must be 1 or more, got {processes}")
-    if any(space.sharing) and not takes(objective, "shared"):
-        raise ValueError("to try shared rules, the function must take an argument `shared`")
-    if processes > 1 and "<" in getattr(objective, "__qualname__", ""):
-        raise ValueError(
-            f"several processes need a function that can be imported by name, got {objective.__qualname__}; "
-            f"move it to the top of a module"
+        found = result if isinstance(result, Measured) else Measured(float(result))
+    except (TypeError, ValueError):
+        got = type(result).__name__
+        raise TypeError(f"the function must return a number or nplex.lab.tuning.Measured, got {got}") from None
+    parameters = nominal_parameters(rule) if found.parameters is None else found.parameters
+    seconds = time.perf_counter() - began if found.seconds is None else found.seconds
+    if not all(map(math.isfinite, [found.score, parameters, seconds, found.low or 0.0, found.high or 0.0])):
+        raise ValueError(f"the function must return finite numbers, got {found}")
+    return replace(found, parameters=parameters, seconds=seconds)
+
+
+@contextmanager
+def _random_numbers(seed: int) -> Iterator[None]:
+    """Seeds the generators of torch, Python and numpy; afterwards they are as they were."""
+    import numpy as np
+
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        for seeded in (torch.manual_seed, random.seed, np.random.seed):
+            seeded(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+
+
+def _trials(study: "Study") -> list[Any]:
+    """Those that count: no repetition of another, and not ended by Ctrl-C."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(COUNTS)]
+
+
+def rows_of(study: "Study") -> tuple[Row, ...]:
+    """Measured rules by size, then those that gave an error, or whose process ended too often."""
+    best, found, trials = {trial.number for trial in study.best_trials}, {}, _trials(study)
+    alive = {trial.user_attrs[RULE] for trial in trials if not trial.state.is_finished()}
+    for trial in sorted(trials, key=lambda trial: trial.state.name):  # COMPLETE before FAIL
+        rule, state = trial.user_attrs[RULE], trial.state.name
+        error = trial.user_attrs.get(ERROR, "" if rule in alive else f"its process ended {TRIES} times")
+        if state == "COMPLETE":
+            found.setdefault(rule, Row(rule, Measured(**trial.user_attrs[MEASURED]), trial.number in best))
+        elif state == "FAIL" and error:
+            found.setdefault(rule, Row(rule, error=error))
+    return tuple(sorted(found.values(), key=lambda row: row.measured.parameters if row.measured else math.inf))
+
+
+def _note(settings: dict, folder: Path) -> str:
+    """Writes the settings, or refuses a folder that holds others; gives them as text."""
+    text, path = json.dumps(settings, sort_keys=True), folder / SETTINGS
+    wanted = json.loads(text)
+    found = checkpoint.read_json(path) if path.exists() else wanted
+    for name in wanted:
+        if found.get(name) != wanted[name]:
+            change = f"{name} was {found.get(name)!r}, now {wanted[name]!r}"
+            raise ValueError(f"{folder} holds results with other settings ({change}); take another --out")
+    checkpoint.write_json(path, wanted)
+    return text
+
+
+def _failure_file(folder: Path, rule: str) -> Path:
+    return folder / f"failed-{re.sub(r'[^A-Za-z0-9]+', '-', rule)}.txt"
+
+
+@contextmanager
+def _opened(url: str, name: str, goals: int) -> Iterator["Study"]:
+    """The study, made where there is none; optuna is silent meanwhile."""
+    import optuna
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield optuna.create_study(
+                storage=_database(url), study_name=name, directions=["minimize"] * goals, load_if_exists=True
+            )
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def _database(url: str, tries: int = 5) -> "RDBStorage":
+    """A storage whose heartbeats tell of processes that died; optuna tries their rules again.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=TRIES - 1)
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    try:
+        return optuna.storages.RDBStorage(
+            url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
         )
-
-
-def _check_dense(found: list[Record], folder: Path) -> None:
-    """Without the yardstick there is no result."""
-    reason = dense_failed(found)
-    if reason is not None:
-        raise ValueError(f"dense could not be measured: {reason}; see {folder / failure_file(DENSE)}")
-
-
-def _write(front: Front, folder: Path) -> None:
-    """Results as data, text and figure."""
-    checkpoint.write_json(folder / TUNING[0], front.json())
-    checkpoint.write_text(folder / TUNING[1], front.markdown())
-    picture(front, folder / TUNING[2])
+    except (ImportError, SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+        if tries and re.search("already exists|unique", str(error), re.IGNORECASE):  # another process makes the tables
+            time.sleep(0.2)
+            return _database(url, tries - 1)
+        wanted = "a database URL as sqlite:///tune.db or postgresql://user@host/name"
+        text = f"the storage {url} cannot be opened, expected {wanted}: {str(error.__cause__ or error).splitlines()[0]}"
+        raise ValueError(re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)) from None

@@ -1,0 +1,154 @@
+"""The result: what matters, all rules that were tried, those that no other beats, and the one to take."""
+
+import math
+from dataclasses import asdict, dataclass
+
+from nplex.lab.summary import machine, markdown_table
+from nplex.lab.tuning.space import DENSE
+
+GOALS = {"size": "parameters", "quality": "score", "speed": "seconds"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a function that is tuned returns.
+
+    Attributes:
+        score: the rule's quality.
+        parameters: of the converted layers; None counts one layer of 1,024 x 1,024.
+        seconds: the smaller, the faster; None for the time that the function took.
+        low: lower end of the 95 % interval of the score; None where there is none.
+        high: upper end.
+        arguments: of nplex.convert_, as Python, for the line of code: `where=nplex.only("blocks.*")`.
+    """
+
+    score: float
+    parameters: int | None = None
+    seconds: float | None = None
+    low: float | None = None
+    high: float | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What matters.
+
+    Attributes:
+        which: quality, and any of size and speed.
+        lower: whether a lower score is the better one.
+        margin: how far below dense a score may lie; None for the interval of dense, or 0 where it has none.
+    """
+
+    which: tuple[str, ...] = tuple(GOALS)
+    lower: bool = False
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := [goal for goal in self.which if goal not in GOALS]:
+            raise ValueError(f"goals must be some of {', '.join(GOALS)}; got {unknown[0]!r}")
+        if "quality" not in self.which or len(set(self.which)) < len(self.which):
+            raise ValueError(f"goals must hold quality, each once; got {' '.join(self.which) or 'none'}")
+        if self.margin is not None and not (math.isfinite(self.margin) and self.margin >= 0):
+            raise ValueError(f"margin must be a number of 0 or more, got {self.margin}")
+
+    def losses(self, found: Measured) -> tuple[float, ...]:
+        """In the order of `which`, the smaller the better."""
+        signs = {"quality": 1.0 if self.lower else -1.0}
+        return tuple(signs.get(goal, 1.0) * (getattr(found, GOALS[goal]) or 0) for goal in self.which)
+
+    def is_good(self, found: Measured, dense: Measured) -> bool:
+        """Whether a score counts as no worse than dense's."""
+        end = dense.high if self.lower else dense.low
+        allowed = self.margin if self.margin is not None else abs(dense.score - (dense.score if end is None else end))
+        return (found.score - dense.score) * (1 if self.lower else -1) <= allowed
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rule with what was measured, or with the error that it gave; `pareto` where no other beats it."""
+
+    rule: str
+    measured: Measured | None = None
+    pareto: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """The rules of a search from the smallest to the largest, then those that failed.
+
+    Attributes:
+        task: what was searched for, as on the command line.
+        goals: what mattered.
+        rows: the rules.
+        environment: what it ran on.
+        unit: what seconds are of.
+    """
+
+    task: str
+    goals: Goals
+    rows: tuple[Row, ...]
+    environment: dict
+    unit: str = "a call"
+
+    @property
+    def dense(self) -> Measured | None:
+        """The yardstick, once it is measured."""
+        return next((row.measured for row in self.rows if row.rule == DENSE), None)
+
+    @property
+    def recommended(self) -> Row | None:
+        """Of rules as good as dense the smallest, where size matters; else the fastest, or the best."""
+        order = sorted(range(len(self.goals.which)), key=lambda i: ("size", "speed", "quality").index(self.goals.which[i]))
+        good = {
+            row: [self.goals.losses(row.measured)[i] for i in (order[0], order[-1])]
+            for row in self.rows
+            if self.dense and row.measured and self.goals.is_good(row.measured, self.dense)
+        }
+        return min(good, key=good.__getitem__, default=None)
+
+    def code(self, row: Row) -> str:
+        """The line that converts the layers that were measured."""
+        if row.rule == DENSE:
+            return "# dense: the model stays as it is"
+        rule = row.rule if row.rule.isdecimal() else f'nplex.convert.parse_rule("{row.rule}")'
+        if row.measured and row.measured.arguments:
+            return f"nplex.convert_(model, rule={rule}, {row.measured.arguments})"
+        return f"nplex.convert_(model, rule={rule})  # the layers that {self.task} converts"
+
+    def advice(self) -> str:
+        """The rule to take, why, and the line of code."""
+        row, goals, dense = self.recommended, self.goals, self.dense
+        if row is None or dense is None:
+            return "dense is not measured yet, so there is nothing to compare with"
+        kind = "smallest" if "size" in goals.which else "fastest" if "speed" in goals.which else "best"
+        bound = "dense's" if dense.low is None else "the 95 % interval of dense"
+        bound = bound if goals.margin is None else f"dense's by more than {goals.margin:g}"
+        return f"{row.rule}: the {kind} whose score is not worse than {bound}\n\n    {self.code(row)}"
+
+    def table(self) -> list[list[str]]:
+        """Header and rows as text."""
+        head = ["rule", "parameters", "of dense", "score", "95 % interval", f"s for {self.unit}", ""]
+        return [head, *([row.rule, *self._cells(row)] for row in self.rows)]
+
+    def _cells(self, row: Row) -> list[str]:
+        found, whole = row.measured, self.dense and self.dense.parameters
+        if found is None:
+            return [*[""] * 5, f"failed: {row.error[:60]}"]
+        share = f"{found.parameters / whole:.3f}" if found.parameters and whole else ""
+        ends = "" if found.low is None or found.high is None else f"{found.low:.4g}-{found.high:.4g}"
+        remark = "pareto" * row.pareto + " take this" * (row == self.recommended)
+        return [f"{found.parameters:,}", share, f"{found.score:.4g}", ends, f"{found.seconds:.3g}", remark]
+
+    def markdown(self) -> str:
+        """The table as Markdown, and the advice."""
+        env, lines = self.environment, [[cell.replace("|", "/") for cell in line] for line in self.table()]
+        goals = f"{self.task}; what matters: {', '.join(self.goals.which)}"
+        source = f"nplex {env['commit']}, torch {env['torch']}, {machine(env)}, {env['date']}"
+        return f"{markdown_table(lines)}\n\n{goals}. {source}.\n\n{self.advice()}\n"
+
+    def json(self) -> dict:
+        """Everything, as data."""
+        row = self.recommended
+        return asdict(self) | {"recommended": row and {"rule": row.rule, "code": self.code(row)}}
