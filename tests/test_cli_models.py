@@ -1,6 +1,7 @@
 """preview, convert, fold and count of models on disk."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def weights():
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "weights.safetensors"
-    save_file(weights().state_dict(), path)
+    nplex.save(weights(), path)
     return path
 
 
@@ -83,6 +84,65 @@ def test_a_folder_converts_and_folds(folder, tmp_path):
     refused(call("convert", folder, out, "--rule", 4), "exists", "--force")
     ok(call("convert", folder, out, "--rule", 2, "--force"))
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+
+
+def test_a_file_with_tied_tensors_opens_as_its_model_is(tmp_path):
+    def tied():
+        model = nn.Module()
+        model.emb, model.up = nn.Embedding(200, 64, padding_idx=0), nn.Linear(64, 64)
+        model.again, model.head = model.up, nn.Linear(64, 200, bias=False)
+        model.head.weight = model.emb.weight
+        return model
+
+    path, out, back = (tmp_path / f"{name}.safetensors" for name in ("dense", "small", "back"))
+    nplex.save(tied(), path)
+    assert "its weight is tied to" in ok(call("preview", path, "--rule", 2, "--everything")).stdout
+    ok(call("convert", path, out, "--rule", 2, "--shared"))
+    model = nplex.load(out, tied())
+    assert model.again is model.up
+    assert json.loads(ok(call("count", out, "--json")).stdout)["total"] == nplex.count(model).total
+    ok(call("fold", out, back))
+    torch.testing.assert_close(nplex.load(back, tied()).up.weight, model.up.weight)
+
+
+def test_a_bare_file_is_refused(tmp_path):
+    path = tmp_path / "bare.safetensors"
+    save_file(weights().state_dict(), path)
+    for verb in (("preview", path, "--rule", 4), ("convert", path, tmp_path / "out", "--rule", 4), ("count", path)):
+        refused(call(*verb), "was not written by nplex", "load_state_dict")
+    refused(call("fold", path, tmp_path / "out"), "was not written by nplex")
+
+
+def test_force_replaces_only_what_nplex_wrote(file, folder, tmp_path):
+    out = tmp_path / "out.safetensors"
+    save_file(weights().state_dict(), out)
+    refused(call("convert", file, out, "--rule", 4, "--force"), "refusing to replace", "nplex did not write")
+    inner = tmp_path / "models" / "bert"
+    shutil.copytree(folder, inner)
+    refused(call("convert", inner, inner.parent, "--rule", 4, "--force"), "holds the model itself")
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    refused(call("convert", inner, other, "--rule", 4, "--force"), "refusing to replace")
+    small = tmp_path / "small"
+    ok(call("convert", inner, small, "--rule", 4))
+    (small / "notes.txt").write_text("mine")
+    refused(call("convert", inner, small, "--rule", 4, "--force"), "nplex did not write", "notes.txt")
+    assert (small / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("verb", ["convert", "fold"])
+def test_a_folder_that_lacks_a_tensor_is_refused(folder, tmp_path, verb):
+    whole = tmp_path / "whole"
+    ok(call("convert", folder, whole, "--rule", 4))
+    path = whole / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["bert.encoder.layer.0.output.dense.components"]
+    save_file(tensors, path, {"format": "pt"})
+    rule = ("--rule", 2, "--everything") if verb == "convert" else ()
+    result = call(verb, whole, tmp_path / "out", *rule)
+    assert result.exit_code == 2
+    assert "lacks bert.encoder.layer.0.output.dense.components" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_input_is_one_line(file, tmp_path):

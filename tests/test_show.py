@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,12 +12,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import nplex
-from nplex import algebra, show
+from nplex import algebra
 from nplex.algebra import BilinearAlgorithm
 from nplex.cli import app
 from nplex.cli import rule_showing as showing
-from nplex.lab import plot
-from nplex.lab.checkpoint import write_tensors
+from nplex.figures import write_figure
+from nplex.files import write_tensors
 from nplex.lab.train import rules as trained
 from nplex.nn import LearnedRule, Linear
 from nplex.stored_rules import stored_rules
@@ -31,13 +33,13 @@ def texts(figure):
 
 
 def test_the_table_of_an_algebra_has_its_products():
-    figure = show.table(algebra.quaternion)
+    figure = nplex.show(algebra.quaternion, "table")
     assert texts(figure)[4:8] == ["i", "-1", "k", "-j"]
 
 
 def test_w_of_an_algebra_has_its_blocks():
     # Hamilton's matrix: the first column of blocks holds the components, the diagonal A0.
-    found = texts(show.weight(algebra.quaternion))
+    found = texts(nplex.show(algebra.quaternion, "weight"))
     assert found[0::4] == ["A0", "A1", "A2", "A3"]
     assert found[0::5] == ["A0"] * 4
     assert found[1:4] == ["-A1", "-A2", "-A3"]
@@ -45,30 +47,47 @@ def test_w_of_an_algebra_has_its_blocks():
 
 @pytest.mark.parametrize("rule", [LearnedRule(3), LearnedRule(3, 4), algebra.dual])
 def test_all_rules_have_figures(rule, tmp_path):
-    for make in (show.table, show.weight):
-        figure = make(rule)
+    for what in ("table", "weight"):
+        figure = nplex.show(rule, what)
         assert isinstance(figure, Figure)
-        plot.save(figure, tmp_path / "figure.png")
+        write_figure(figure, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 2000
 
 
 def test_w_of_a_layer_is_its_weight():
     layer = Linear(10, 7, rule=3)
-    (image,) = show.weight(layer).axes[0].images
+    (image,) = nplex.show(layer, "weight").axes[0].images
     assert torch.equal(torch.tensor(image.get_array().data), layer.weight.detach().double())
 
 
 def test_factors_are_drawn_of_an_algorithm_only():
-    figure = show.factors(LearnedRule(4, 7))
+    figure = nplex.show(LearnedRule(4, 7), "factors")
     assert [axes.images[0].get_array().shape for axes in figure.axes[:3]] == [(4, 7)] * 3
     with pytest.raises(TypeError, match="expected the factors"):
-        show.factors(LearnedRule(4))
+        nplex.show(LearnedRule(4), "factors")
+
+
+def test_show_draws_what_it_is_given():
+    layer = Linear(8, 8, rule=LearnedRule(4, 7))
+    assert len(nplex.show(layer).axes[0].images) == 1
+    assert nplex.show(layer).axes[0].images[0].get_array().shape == (8, 8)
+    assert nplex.show(algebra.known_algorithm(algebra.complex_)).axes[0].images[0].get_array().shape == (2, 3)
+    assert nplex.show(layer, "factors").axes[0].images[0].get_array().shape == (4, 7)
+    assert texts(nplex.show(algebra.dual)) == texts(nplex.show(algebra.dual, "table"))
+    with pytest.raises(ValueError, match="what must be table, weight, factors, got 'colours'"):
+        nplex.show(layer, "colours")
+
+
+def test_import_loads_torch_jaxtyping_and_safetensors_only():
+    code = "import sys, nplex; nplex.show; print(sorted({'matplotlib', 'transformers', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("wrong", [3, "quaternion", torch.zeros(2, 2), torch.zeros(2, 3, 2)])
 def test_what_is_no_rule_is_refused(wrong):
     with pytest.raises(TypeError, match="expected a rule"):
-        show.table(wrong)
+        nplex.show(wrong, "table")
 
 
 def test_rules_of_a_model(tmp_path):
@@ -134,7 +153,7 @@ WRONG = {
     "object.json": ('{"a": 1}', "expected n x n x n numbers"),
     "flat.json": ("[1, 2]", "table"),
     "nan.json": ("[[[NaN]]]", "finite"),
-    "other.safetensors": ("hello", "expected a safetensors file"),
+    "other.safetensors": ("hello", "not a safetensors file"),
 }
 
 

@@ -13,12 +13,13 @@ from nplex.convert import (
     sensible,
     unfactorize_,
 )
-from nplex.count import count
+from nplex.counting import count
+from nplex.figures import show
 from nplex.files import load, save
 
 __version__ = "0.1.0"
 
 __all__ = [
     "algebra", "ops", "nn", "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of",
-    "sensible", "count", "save", "load",
+    "sensible", "count", "show", "save", "load",
 ]  # fmt: skip

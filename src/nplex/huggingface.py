@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from nplex.convert.apply import apply_
 from nplex.convert.record import read_record, record
 from nplex.convert.twins import is_layer
-from nplex.count import count
+from nplex.counting import count
 from nplex.nn import FixedRule, LearnedRule, Rule
 
 METHOD = "nplex"
@@ -154,6 +154,23 @@ def moved(data: Any, base: str, model: Any) -> dict[str, Any]:
     return data | {"layers": kept}
 
 
+def apply_config(model: PreTrainedModel) -> None:
+    """Converts a fresh model as its config says, if that holds a conversion.
+
+    Raises:
+        ValueError: the conversion is damaged, or belongs to another model.
+    """
+    if held := _held(model.config):
+        apply_(model, moved(held["conversion"], held["base"], model))
+
+
+def _held(config: Any) -> dict[str, Any]:
+    """What a config holds of a conversion by nplex, or nothing."""
+    held = getattr(config, "quantization_config", None) or {}
+    held = held if isinstance(held, dict) else held.to_dict()
+    return held if held.get("quant_method") == METHOD else {}
+
+
 def _told(rule: dict[str, Any], shared: str | None) -> str:
     """A rule in a few words."""
     rank = "" if rule["rank"] is None else f", rank {rule['rank']}"
@@ -213,8 +230,7 @@ def _describe(model: PreTrainedModel) -> bool:
     if conversion["layers"]:
         config.quantization_config = NplexConfig(conversion, _base_name(model))
         return True
-    held = getattr(config, "quantization_config", None)
-    if (held.get("quant_method") if isinstance(held, dict) else getattr(held, "quant_method", None)) == METHOD:
+    if _held(config):
         del config.quantization_config
     return False
 

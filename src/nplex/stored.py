@@ -1,36 +1,35 @@
-"""Models as they lie on disk, for the command line: a Hugging Face folder, or a safetensors file.
+"""Models on disk for the command line: a folder of transformers, or a file that nplex.save wrote.
 
-A file tells names and shapes, not an architecture. That is enough to count and to convert its linear layers: their
-weights become rule and components, in a file that `nplex.load` reads into the model; and to fold them back.
+A file tells names, shapes and kinds of layers, not an architecture. That is enough to count, to convert its linear
+layers, and to fold them back, into a file that `nplex.load` reads into the model.
 """
 
-import json
+import secrets
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from nplex.convert.apply import apply_
 from nplex.convert.record import read_record
-from nplex.files import save
+from nplex.files import fill, read_json, read_model, save, write_json
 
-_MATRIX = 2
+MANIFEST = "nplex.json"  # in a folder that write_model wrote: the names of its files
+_SIZES = {"Linear": ("in_features", "out_features"), "Embedding": ("num_embeddings", "embedding_dim")}
 
 
 def open_model(path: Path, *, weights: bool) -> nn.Module:
     """The model of a folder or a file.
 
     Args:
-        path: a folder that transformers wrote, or a .safetensors file.
+        path: a folder that transformers wrote, or a file that nplex.save wrote.
         weights: whether they are loaded; else the model is on the meta device, and takes no memory.
 
     Raises:
         FileNotFoundError: there is nothing there.
-        ValueError: it is neither; or it is damaged.
+        ValueError: it is neither, is damaged, or lacks a tensor.
     """
     if path.is_dir():
         return _open_folder(path, weights)
@@ -40,44 +39,66 @@ def open_model(path: Path, *, weights: bool) -> nn.Module:
 
 
 def write_model(model: nn.Module, source: Path, out: Path, *, force: bool = False) -> None:
-    """Writes a model in the form of its source: a folder beside which is renamed, or a file.
+    """Writes a model in the form of its source, whole or not at all: a folder, or a file.
 
-    A folder gets the source's other small files too, as the tokenizer's.
+    A folder gets the source's other small files too, such as the tokenizer's.
 
     Raises:
-        ValueError: out exists and force is not given.
+        ValueError: out must not be replaced, see check_out.
     """
     check_out(source, out, force=force)
     if not source.is_dir():
         save(model, out)
         return
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    part, old = (out.with_name(f"{out.name}.{secrets.token_hex(4)}.part") for _ in range(2))
     try:
         model.save_pretrained(part)  # pyright: ignore - transformers'
         for file in source.iterdir():
             weights = file.suffix in {".safetensors", ".bin", ".pt"} or file.name.endswith(".index.json")
-            if file.is_file() and not weights and file.name != "README.md" and not (part / file.name).exists():
+            skipped = weights or file.name in {"README.md", MANIFEST}
+            if file.is_file() and not skipped and not (part / file.name).exists():
                 shutil.copy2(file, part / file.name)
+        names = sorted(file.name for file in part.iterdir())
+        write_json(part / MANIFEST, {"kind": "model", "format": 1, "files": names})
         if out.exists():
-            shutil.rmtree(out)
+            out.replace(old)
         part.replace(out)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.replace(out)
+        for each in (part, old):
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def check_out(source: Path, out: Path, *, force: bool) -> None:
-    """Refuses to write over something.
+    """Refuses to write over the source, over a folder around it, and over what nplex did not write.
 
     Raises:
-        ValueError: out exists, or is the source.
+        ValueError: says what is there, and what to do.
     """
-    if out.resolve() == source.resolve():
-        raise ValueError(f"{out} is the model itself; name another place")
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists; name another place, or give --force to replace it")
-    if out.exists() and out.is_dir() != source.is_dir():
-        raise ValueError(f"{out} is a {'folder' if out.is_dir() else 'file'}, the model is none; name another place")
+    if source.resolve().is_relative_to(out.resolve()):
+        verb = "is" if out.resolve() == source.resolve() else "holds"
+        raise ValueError(f"{out} {verb} the model itself; name another path")
+    if not out.exists():
+        return
+    if not force:
+        raise ValueError(f"{out} exists; name another path, or give --force to replace it")
+    if out.is_dir() != source.is_dir():
+        raise ValueError(f"{out} is a {'folder' if out.is_dir() else 'file'}, the model is not; name another path")
+    if foreign := _foreign(out):
+        raise ValueError(f"refusing to replace {out}: nplex did not write {foreign}; delete it, or name another path")
+
+
+def _foreign(out: Path) -> Path | None:
+    """What nplex did not write: a file in a folder, or the path itself."""
+    try:
+        if out.is_file():
+            read_model(out)
+            return None
+        names = {MANIFEST, *read_json(out / MANIFEST)["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return out
+    return next((path for path in sorted(out.iterdir()) if path.is_dir() or path.name not in names), None)
 
 
 def _open_folder(path: Path, weights: bool) -> nn.Module:
@@ -93,103 +114,69 @@ def _open_folder(path: Path, weights: bool) -> nn.Module:
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     names = config.architectures or []
     kind: Any = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
+    if names and kind is None:
+        raise ValueError(f"{path}: config.json names {', '.join(names)}, which transformers does not have")
     kind = kind or transformers.AutoModel
     if weights:
-        return kind.from_pretrained(path, local_files_only=True, dtype="auto")
-    make: Callable[[Any], nn.Module] = kind if hasattr(kind, "forward") else kind.from_config
+        model, found = kind.from_pretrained(path, local_files_only=True, dtype="auto", output_loading_info=True)
+        if lost := sorted(found["missing_keys"]):
+            more = f", and {len(lost) - 1} more" * (len(lost) > 1)
+            raise ValueError(f"{path} lacks {lost[0]}{more}; expected every tensor of a {type(model).__name__}")
+        return model
     with torch.device("meta"):
-        model = make(config)
-    held = getattr(config, "quantization_config", None)
-    held = held if isinstance(held, dict) or held is None else held.to_dict()
-    if held is not None and held.get("quant_method") == nplex.huggingface.METHOD:
-        apply_(model, nplex.huggingface.moved(held["conversion"], held["base"], model))
+        model = kind(config) if hasattr(kind, "forward") else kind.from_config(config)
+    nplex.huggingface.apply_config(model)
     return model.eval()
 
 
 def _open_file(path: Path, weights: bool) -> nn.Module:
-    """A module with the names and shapes of a file: linear layers and embeddings, our layers, and bare parameters."""
+    """A module with the names and shapes of a file: linear layers, embeddings, our layers, and bare tensors."""
+    tensors, header = read_model(path)
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("nplex", "null"))
-            names = list(file.keys())
-            shapes = {name: file.get_slice(name) for name in names}
-            kinds = {name: _empty(part) for name, part in shapes.items()}
-            tensors = {name: file.get_tensor(name) for name in names} if weights else kinds
-    except (SafetensorError, ValueError, RecursionError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from None
-    header = header if isinstance(header, dict) else {}
-    tensors |= {name: tensors[first] for name, first in header.get("tied", {}).items() if first in tensors}
-    model, conversion = nn.Module(), header.get("conversion")
-    ours = read_record(conversion) if conversion else {}
-    for name, tensor in tensors.items():
-        prefix, _, leaf = name.rpartition(".")
-        if leaf == "weight" and prefix not in ours and _is_linear(name, tensor, tensors.get(f"{prefix}.bias")):
-            _put(model, prefix, _linear(tensor, tensors.get(f"{prefix}.bias"), is_embedding="emb" in prefix.lower()))
-    for name, layer in ours.items():
-        if layer.kind not in {"Linear", "Embedding"}:
-            raise ValueError(
-                f"{path}: {name} is a {layer.kind}, for which a file alone does not do; load it into its model with "
-                f"nplex.load(path, model)"
-            )
-        sizes = [layer.sizes[key] for key in _SIZES[layer.kind]]
-        dense: Any = getattr(nn, layer.kind)
-        made = {"bias": f"{name}.bias" in tensors} if layer.kind == "Linear" else {}
-        _put(model, name, dense(*sizes, **made, device="meta"))
-    if conversion:
-        apply_(model, conversion)
-    _fill(model, tensors)
+        model = _skeleton(tensors, header)
+        if weights:
+            fill(model, tensors)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path}: {error}") from None
     return model
 
 
-_SIZES = {"Linear": ("in_features", "out_features"), "Embedding": ("num_embeddings", "embedding_dim")}
+def _skeleton(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> nn.Module:
+    """The layers that a header names and bare tensors, on the meta device, tied as in the saved model."""
+    layers = {name: (each["kind"], each["sizes"], "weight") for name, each in header.get("dense", {}).items()}
+    for name, each in read_record(header["conversion"]).items():
+        layers[name] = each.kind, each.sizes, "components"
+    model, made, tied = nn.Module(), {}, header["tied"]
+    for name, (kind, sizes, leaf) in layers.items():
+        if kind not in _SIZES:
+            raise ValueError(
+                f"{name} is a {kind}; a file alone opens Linear and Embedding. Use nplex.load(path, model)"
+            )
+        other = tied.get(f"{name}.{leaf}", "").removesuffix(f".{leaf}")
+        has_bias = f"{name}.bias" in tensors
+        same = layers.get(other, ("",))[0] == kind and (not has_bias or tied.get(f"{name}.bias") == f"{other}.bias")
+        options = {"bias": has_bias} if kind == "Linear" else {"padding_idx": sizes.get("padding_idx")}
+        widths = [sizes[key] for key in _SIZES[kind]]
+        dtype = tensors[f"{name}.{leaf}"].dtype
+        made[name] = made[other] if same else getattr(nn, kind)(*widths, **options, device="meta", dtype=dtype)
+        _owner(model, name).add_module(name.rpartition(".")[2], made[name])
+    apply_(model, header["conversion"])
+    for name in tensors.keys() - model.state_dict():
+        empty = tensors[name].to("meta")
+        kind = "_parameters" if empty.is_floating_point() else "_buffers"
+        value = nn.Parameter(empty) if empty.is_floating_point() else empty
+        vars(_owner(model, name))[kind][name.rpartition(".")[2]] = value
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, first in tied.items():
+        if name in parameters:
+            _owner(model, name)._parameters[name.rpartition(".")[2]] = parameters[first]
+    return model
 
 
-def _empty(part: Any) -> torch.Tensor:
-    """A tensor of a slice's shape and type without its numbers."""
-    kind = torch.empty(0, dtype=_TYPES.get(part.get_dtype(), torch.uint8)).dtype
-    return torch.empty(part.get_shape(), dtype=kind, device="meta")
-
-
-_TYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool, "C64": torch.complex64,
-}  # fmt: skip
-
-
-def _is_linear(name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether it can be the weight of a linear layer or an embedding: a matrix, with a bias of its rows if any."""
-    fits = bias is None or (bias.shape == weight.shape[:1] and bias.dtype == weight.dtype)
-    return bool(name) and weight.ndim == _MATRIX and weight.is_floating_point() and fits
-
-
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None, *, is_embedding: bool) -> nn.Module:
-    rows, columns = weight.shape
-    if is_embedding and bias is None:
-        return nn.Embedding(rows, columns, device="meta")
-    return nn.Linear(columns, rows, bias is not None, device="meta")
-
-
-def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Puts a layer at its name, with modules on the way."""
-    *parents, last = name.split(".")
-    for parent in parents:
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    """The module that holds a name, made with the modules on the way where it is not there."""
+    for parent in name.split(".")[:-1]:
         if parent not in model._modules:
             model.add_module(parent, nn.Module())
         model = model.get_submodule(parent)
-    model.add_module(last, layer)
-
-
-def _fill(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """All tensors at their names; those of no layer as bare parameters or buffers, tied ones as one."""
-    parameters: dict[int, nn.Parameter] = {}
-    for name, tensor in tensors.items():
-        *parents, last = name.split(".")
-        owner = model
-        for parent in parents:
-            if parent not in owner._modules:
-                owner.add_module(parent, nn.Module())
-            owner = owner.get_submodule(parent)
-        if last in owner._buffers or not tensor.is_floating_point():
-            owner._buffers[last] = tensor
-        else:
-            owner._parameters[last] = parameters.setdefault(id(tensor), nn.Parameter(tensor))
+    return model

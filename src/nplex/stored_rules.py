@@ -1,25 +1,24 @@
 """Rules as they lie on disk: in a model's file, in a run, or as a table of numbers."""
 
 import json
-import math
 from pathlib import Path
-from typing import Any
 
-import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nplex.algebra import Algebra, BilinearAlgorithm
 from nplex.algebra.bilinear import check_real
-from nplex.lab.run_folder import LEARNED_TABLES, MODEL
+from nplex.files import read_tensors
 
-Rule = Float[Tensor, "n n n"] | BilinearAlgorithm
+__all__ = ["stored_rules", "table_of_json", "learning_ends", "LEARNED"]
+
+Table = Float[Tensor, "n n n"]
 FACTORS = BilinearAlgorithm._fields
 LEARNED = "table over training"  # what nplex rule learn writes into its file's header
+FILES = ("model.safetensors", "rule.safetensors")  # in the folder of a run
 
 
-def stored_rules(path: Path) -> dict[str, Rule]:
+def stored_rules(path: Path) -> dict[str, Table | BilinearAlgorithm]:
     """The rules of a file by their names, as float64: tables, or factors where the file holds those.
 
     Args:
@@ -30,29 +29,43 @@ def stored_rules(path: Path) -> dict[str, Rule]:
 
     Raises:
         FileNotFoundError: there is nothing there.
-        ValueError: it holds no rule, or one that is no finite cube; says which.
+        ValueError: it holds no rule, or one that is not a finite cube; says which.
     """
     if path.is_dir():
-        path = _model_in(path)
+        found = next((path / name for name in FILES if (path / name).exists()), None)
+        if found is None:
+            raise FileNotFoundError(
+                f"{path} holds no {' or '.join(FILES)}; name a file, or the folder of a run that is finished"
+            )
+        path = found
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder, and no algebra that is known by that name")
-    return {path.stem: table_of_json(path)} if path.suffix == ".json" else _tensors(path)
-
-
-def _model_in(folder: Path) -> Path:
-    for name in (MODEL, LEARNED_TABLES):
-        if (folder / name).exists():
-            return folder / name
-    raise FileNotFoundError(
-        f"{folder} holds no {MODEL} or {LEARNED_TABLES}; name a file, or the folder of a run that is finished"
-    )
+        raise FileNotFoundError(f"{path}: no such file or folder, and not the name of a known algebra")
+    if path.suffix == ".json":
+        return {path.stem: table_of_json(path)}
+    every, header = read_tensors(path, foreign=True)
+    tensors = {name: tensor for name, tensor in every.items() if _is_of_rule(name)}
+    for name, tensor in tensors.items():
+        check_real(f"{path}: {name}", tensor)
+    tensors = {name: tensor.double() for name, tensor in tensors.items()}
+    if header.get("holds") == LEARNED:
+        try:
+            rules = dict(learning_ends(tensors))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+    else:
+        rules = _of_run(tensors) if all("/" in name for name in tensors) else _of_model(tensors)
+    if not rules:
+        raise ValueError(f"{path} holds no rule: none of its tensors is called ...rule.table or ...rule.decode")
+    for name, rule in rules.items():
+        _check(f"{path}: {name}", rule)
+    return rules
 
 
 def table_of_json(path: Path) -> Float[Tensor, "n n n"]:
     """The table of a JSON file, `[k][i][j]` as nested lists, alone or under "table".
 
     Raises:
-        ValueError: the file is no JSON, or holds no cube of finite numbers.
+        ValueError: the file is not JSON, or holds no cube of finite numbers.
     """
     try:
         value = json.loads(path.read_text("utf-8"))
@@ -65,47 +78,6 @@ def table_of_json(path: Path) -> Float[Tensor, "n n n"]:
         return Algebra.from_table(table).table
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _tensors(path: Path) -> dict[str, Rule]:
-    """The rules among the tensors of a safetensors file."""
-    try:
-        with safe_open(path, "pt") as file:
-            names = [name for name in file.keys() if _is_of_rule(name)]  # noqa: SIM118
-            held = {name: file.get_tensor(name) for name in names}
-            learned = LEARNED in (file.metadata() or {}).get("nplex", "")
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected a safetensors file or a .json with a table: {error}") from None
-    for name, tensor in held.items():
-        check_real(f"{path}: {name}", tensor)
-    found = {name: tensor.double() for name, tensor in held.items()}
-    if learned:
-        try:
-            rules: dict[str, Any] = dict(learning_ends(found))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-    else:
-        rules = _of_run(found) if found and all("/" in name for name in found) else _of_model(found)
-    if not rules:
-        raise ValueError(f"{path} holds no rule: none of its tensors is called ...rule.table or ...rule.decode")
-    for name, rule in rules.items():
-        _check(f"{path}: {name}", rule)
-    return rules
-
-
-def _is_of_rule(name: str) -> bool:
-    """Whether a tensor is one of a rule: `blocks.0.up.rule.table`, or `3/blocks.0.up.rule` of a run."""
-    owner, _, last = name.rpartition(".")
-    epoch, slash, _ = name.partition("/")
-    return (bool(slash) and epoch.isdecimal()) or (owner.split(".")[-1] == "rule" and last in {"table", *FACTORS})
-
-
-def _of_run(tensors: dict[str, Tensor]) -> dict[str, Rule]:
-    """The tables before the first step and after the last pass, in the order of the layers."""
-    epochs = sorted({int(name.partition("/")[0]) for name in tensors})
-    layers = sorted({name.partition("/")[2] for name in tensors})
-    wanted = {f"{layer}, epoch {epoch}": f"{epoch}/{layer}" for layer in layers for epoch in (epochs[0], epochs[-1])}
-    return {shown: tensors[name] for shown, name in wanted.items() if name in tensors}
 
 
 def learning_ends(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,9 +96,24 @@ def learning_ends(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"seed {seed}, step {step}": tensors[f"{seed}/{step}"] for seed, step in ends}
 
 
-def _of_model(tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _is_of_rule(name: str) -> bool:
+    """Whether a tensor is one of a rule: `blocks.0.up.rule.table`, or `3/blocks.0.up.rule` of a run."""
+    owner, _, last = name.rpartition(".")
+    epoch, slash, _ = name.partition("/")
+    return (bool(slash) and epoch.isdecimal()) or (owner.split(".")[-1] == "rule" and last in {"table", *FACTORS})
+
+
+def _of_run(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tables before the first step and after the last pass, in the order of the layers."""
+    epochs = sorted({int(name.partition("/")[0]) for name in tensors})
+    layers = sorted({name.partition("/")[2] for name in tensors})
+    wanted = {f"{layer}, epoch {epoch}": f"{epoch}/{layer}" for layer in layers for epoch in (epochs[0], epochs[-1])}
+    return {shown: tensors[name] for shown, name in wanted.items() if name in tensors}
+
+
+def _of_model(tensors: dict[str, Tensor]) -> dict[str, Tensor | BilinearAlgorithm]:
     """Tables and factors by the names of the rules that hold them."""
-    rules: dict[str, Rule] = {}
+    rules: dict[str, Tensor | BilinearAlgorithm] = {}
     for name, tensor in tensors.items():
         owner, _, last = name.rpartition(".")
         if last == "table":
@@ -136,13 +123,12 @@ def _of_model(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return rules
 
 
-def _check(name: str, rule: Any) -> None:
-    """Refuses what is no rule."""
+def _check(name: str, rule: Tensor | BilinearAlgorithm) -> None:
     parts = [rule] if isinstance(rule, Tensor) else list(rule)
-    shapes = [tuple(part.shape) for part in parts]
-    cube = len(shapes[0]) == 3 and len(set(shapes[0])) == 1 and math.prod(shapes[0]) > 0
-    factors = len(shapes[0]) == 2 and len(set(shapes)) == 1 and math.prod(shapes[0]) > 0
-    if not (cube if len(parts) == 1 else factors):
-        raise ValueError(f"{name}: expected n x n x n numbers or three factors n x R, got {shapes}")
-    if not all(bool(torch.isfinite(part).all()) for part in parts):
+    shapes = {tuple(part.shape) for part in parts}
+    (first, *_) = shapes
+    cube = len(first) == 3 and len(set(first)) == 1
+    if len(shapes) > 1 or not all(first) or not (cube if len(parts) == 1 else len(first) == 2):
+        raise ValueError(f"{name}: expected n x n x n numbers or three factors n x R, got {sorted(shapes)}")
+    if not all(bool(part.isfinite().all()) for part in parts):
         raise ValueError(f"{name}: expected finite numbers, got some that are not")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nplex.convert import Where
 
 Model = Annotated[
-    Path, typer.Argument(help="A folder that transformers wrote, or a .safetensors file.", metavar="MODEL")
+    Path, typer.Argument(help="A folder that transformers wrote, or a file that nplex.save wrote.", metavar="MODEL")
 ]
 Out = Annotated[Path, typer.Argument(help="What is written: a folder, or a file, as MODEL is.", metavar="OUT")]
 RuleOption = Annotated[
@@ -33,11 +33,11 @@ AllBut = Annotated[
 ]
 Everything = Annotated[
     bool,
-    typer.Option("--everything", help="Also what is seldom worth it: heads, routers, tiny layers (not embeddings)."),
+    typer.Option("--everything", help="Also layers seldom worth it: heads, routers, tiny layers (not embeddings)."),
 ]
 Shared = Annotated[bool, typer.Option("--shared", help="One rule for all converted layers.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace OUT.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace OUT, if nplex wrote it.")]
 
 
 def preview(
@@ -49,7 +49,7 @@ def preview(
     shared: Shared = False,
     as_json: Json = False,
 ) -> None:
-    """Print what a conversion would change, what would stay and why. Reads no weights, writes nothing.
+    """Print what a conversion would change, and why it skips a layer. Reads no weights, writes nothing.
 
     Examples:
       nplex preview my/bert --rule 4
@@ -75,7 +75,7 @@ def convert(  # noqa: PLR0913 - options of the command line
     shared: Shared = False,
     weights: Annotated[
         Literal["nearest", "fresh"],
-        typer.Option(help="The nearest to the model's own, which training then mends; or fresh ones."),
+        typer.Option(help="Start from the nearest to the model's own weights, or from fresh ones; then train."),
     ] = "nearest",
     force: Force = False,
     as_json: Json = False,
@@ -85,7 +85,7 @@ def convert(  # noqa: PLR0913 - options of the command line
     Examples:
       nplex convert my/bert my/bert-4 --rule 4
 
-      nplex convert weights.safetensors smaller.safetensors --rule 4 --only 'layers.*'
+      nplex convert model.safetensors smaller.safetensors --rule 4 --only 'layers.*'
     """
     with refusing():
         from nplex.convert import convert_
@@ -93,7 +93,7 @@ def convert(  # noqa: PLR0913 - options of the command line
 
         where, rules = _where(only, all_but, everything), _rules(rule)
         check_out(model, out, force=force)
-        convert_(open_model(model, weights=False), rules, where=where, shared=shared)  # tells what is wrong at once
+        convert_(open_model(model, weights=False), rules, where=where, shared=shared)  # refuses at once
         with _step(f"reading {model}"):
             found = open_model(model, weights=True)
         with _step("converting"):
@@ -101,7 +101,9 @@ def convert(  # noqa: PLR0913 - options of the command line
         with _step(f"writing {out}"):
             write_model(found, model, out, force=force)
     _print(report, as_json)
-    messages.print(f"{out} is written; it needs training: its layers are not the old ones", soft_wrap=True)
+    messages.print(
+        f"{out} is written. Train it before use: converted weights only approximate the originals.", soft_wrap=True
+    )
 
 
 def fold(model: Model, out: Out, force: Force = False, as_json: Json = False) -> None:
@@ -115,7 +117,7 @@ def fold(model: Model, out: Out, force: Force = False, as_json: Json = False) ->
         from nplex.stored import check_out, open_model, write_model
 
         check_out(model, out, force=force)
-        fold_(open_model(model, weights=False))  # tells what is wrong at once
+        fold_(open_model(model, weights=False))  # refuses at once
         with _step(f"reading {model}"):
             found = open_model(model, weights=True)
         report = fold_(found)
@@ -132,7 +134,7 @@ def count(model: Model, as_json: Json = False) -> None:
       nplex count my/bert-4 --json
     """
     with refusing():
-        from nplex.count import count as counted
+        from nplex.counting import count as counted
         from nplex.stored import open_model
 
         found = counted(open_model(model, weights=False))

@@ -158,14 +158,11 @@ def _check_figures(found: dict[str, Any], folder: Path) -> None:
 
 def _draw(found: dict[str, Any], folder: Path) -> None:
     """Figures of one rule, in a folder."""
-    from nplex import show
     from nplex.algebra import BilinearAlgorithm
-    from nplex.lab import plot
+    from nplex.figures import show, write_figure
 
     (rule,) = found.values()
     folder.mkdir(parents=True, exist_ok=True)
-    plot.save(show.table(rule), folder / "table.png")
-    plot.save(show.weight(rule), folder / "weight.png")
-    if isinstance(rule, BilinearAlgorithm):
-        plot.save(show.factors(rule), folder / "factors.png")
+    for name in ("table", "weight", "factors") if isinstance(rule, BilinearAlgorithm) else ("table", "weight"):
+        write_figure(show(rule, name), folder / f"{name}.png")
     messages.print(f"figures are in {folder}", soft_wrap=True)

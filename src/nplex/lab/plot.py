@@ -3,30 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nplex.lab.checkpoint import replace_file
+from nplex.figures import new_figure
+from nplex.figures import write_figure as save
 from nplex.lab.summary import NAMES, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-def new_figure(width: float = 6.4, height: float = 4.0) -> "Figure":
-    """An empty figure.
-
-    Raises:
-        ImportError: matplotlib is not installed; names the command.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("figures need matplotlib, which is not installed: pip install 'nplex[train]'") from None
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save(figure: "Figure", path: Path) -> None:
-    """Writes a PNG beside and renames it."""
-    replace_file(path, lambda part: figure.savefig(part, dpi=150, format="png"))
 
 
 def comparison(summary: Summary, path: Path) -> None:

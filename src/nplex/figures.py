@@ -2,6 +2,7 @@
 
 import colorsys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from nplex.algebra import Algebra, BilinearAlgorithm, as_table
 from nplex.algebra.table import element
-from nplex.lab.plot import new_figure
+from nplex.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,53 @@ COLOURS = "RdBu_r"
 MOST_TEXT = 9  # letters that a cell has room for
 MOST_LABELS = 16
 PANELS = 4  # in a row
+
+
+def show(rule: Any, what: str | None = None) -> "Figure":
+    """A figure of a rule: its multiplication table, W as blocks, or the factors of its algorithm.
+
+    Without `what`, a layer is drawn as its W, an algorithm as its factors, any other rule as its table. A notebook
+    shows the figure; `nplex.figures.write_figure` writes it.
+
+    Args:
+        rule: an Algebra, a table, factors, or a rule or layer of nplex.nn.
+        what: "table", "weight" or "factors"; see the functions of these names in nplex.figures.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the command.
+        TypeError: it is not a rule, or has no such figure.
+        ValueError: `what` is none of the three.
+
+    Examples:
+        >>> from nplex.algebra import quaternion
+        >>> show(quaternion).axes[0].get_xlabel()
+        'right factor'
+    """
+    is_layer = isinstance(rule, nn.Module) and hasattr(rule, "components")
+    if what is None:
+        what = "weight" if is_layer else "factors" if isinstance(rule, BilinearAlgorithm) else "table"
+    draws = {"table": table, "weight": weight, "factors": factors}
+    if what not in draws:
+        raise ValueError(f"what must be {', '.join(draws)}, got {what!r}")
+    return draws[what](rule.rule if is_layer and what != "weight" else rule)
+
+
+def new_figure(width: float = 6.4, height: float = 4.0) -> "Figure":
+    """An empty figure, in inches.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the command.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("figures need matplotlib, which is not installed: pip install matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def write_figure(figure: "Figure", path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    replace_file(path, lambda part: figure.savefig(part, dpi=150, format="png"))
 
 
 def table(rule: Any) -> "Figure":
@@ -33,7 +81,7 @@ def table(rule: Any) -> "Figure":
 
     Raises:
         ImportError: matplotlib is not installed; names the command.
-        TypeError: it is no rule.
+        TypeError: it is not a rule.
     """
     numbers, units = _numbers(rule)
     if _is_monomial(numbers):
@@ -52,7 +100,7 @@ def weight(rule: Any) -> "Figure":
 
     Raises:
         ImportError: matplotlib is not installed; names the command.
-        TypeError: it is neither layer nor rule; or the layer's weight is no matrix.
+        TypeError: it is neither layer nor rule; or the layer's weight is not a matrix.
     """
     if isinstance(rule, nn.Module) and hasattr(rule, "components"):
         return _blocks(rule)
