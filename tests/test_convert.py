@@ -262,7 +262,7 @@ def test_lazy_layers_wait_for_their_first_batch():
 
 def test_other_parameters_are_told():
     model = nn.TransformerEncoderLayer(32, 4, 64)
-    assert "other modules with parameters, stay: 2 LayerNorm (128)" in str(nplex.preview(model, 4))
+    assert "other modules with parameters, skipped: 2 LayerNorm (128)" in str(nplex.preview(model, 4))
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_different_rules_for_different_parts():
     assert isinstance(model["encoder"][0].rule, LearnedRule)
     assert isinstance(model["decoder"][0].rule, FixedRule)
     assert [row.reason for row in report.rows[2:]] == [
-        "stays by the rule for 'head.*'",
+        "skipped by the rule for 'head.*'",
         "its name matches no pattern of the rules",
     ]
     assert [row.now for row in report.rows[:2]] == ["Linear(16, 16, rule=4)", "Linear(16, 16, rule=quaternion)"]

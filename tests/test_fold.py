@@ -191,8 +191,8 @@ def test_shared_rules_that_something_uses_stay():
     assert str(report).splitlines() == [
         "layer  was                   now",
         "a      Linear(8, 8, rule=2)  Linear(8, 8)",
-        "b      Linear(8, 8, rule=2)  stays         has hooks or its own forward, which would be lost",
-        "shared rules that nothing uses any more, removed: one",
+        "b      Linear(8, 8, rule=2)  skipped       has hooks or its own forward, which would be lost",
+        "shared rules without a layer, removed: one",
         "1 of 2 layers folded: 96 -> 120 parameters",
     ]
     with pytest.raises(ValueError, match=r"(?s)nothing to fold in Net:.*b: has hooks"):

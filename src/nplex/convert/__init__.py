@@ -1,13 +1,11 @@
 """Existing models: preview and conversion, back to torch, full rules into factors and back."""
 
-from nplex.convert.factor_report import FactorReport, FactorRow
 from nplex.convert.factorize import factorize_, unfactorize_
-from nplex.convert.fold import FoldReport, FoldRow, fold_
-from nplex.convert.report import Report, Row
-from nplex.convert.sensible import sensible
+from nplex.convert.fold import fold_
+from nplex.convert.report import FactorReport, FactorRow, FoldReport, FoldRow, Report, Row
 from nplex.convert.spec import Conversion, Rules, parse_rule
 from nplex.convert.swap import convert_, preview
-from nplex.convert.where import Where, all_but, all_of, only
+from nplex.convert.where import Where, all_but, all_of, only, sensible
 
 __all__ = [
     "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible",

@@ -8,7 +8,7 @@ from torch import nn
 
 from nplex import nn as nx
 from nplex.convert.record import Layer, kind_of, read_record, sizes_of
-from nplex.convert.rule_record import Recipe
+from nplex.convert.rule_record import StoredRule
 from nplex.convert.swap import keep_padded, put_in
 from nplex.convert.twins import make_twin, twin_class
 from nplex.nn import Rule
@@ -91,7 +91,9 @@ class _Plan:
         """Looks whether a hypercomplex layer is as recorded."""
         rule = getattr(module, "rule", None)
         if kind_of(module) != layer.kind or not isinstance(rule, Rule) or not layer.rule.fits(rule):
-            raise ValueError(f"{name or 'the model'} was recorded as {_told(layer)}; the model has {_found(module)}")
+            raise ValueError(
+                f"{name or 'the model'} was recorded as {_summary(layer)}; the model has {_found(module)}"
+            )
         place = layer.shared
         holder = None if place is None else self.shared.get(place, self.modules.get(place))
         if (rule.place == "shared") != (place is not None) or (place is not None and holder is not rule):
@@ -120,7 +122,7 @@ class _Plan:
             else:
                 twin = make_twin(module, rule)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{name} was recorded as {_told(layer)}: {error}") from None
+            raise ValueError(f"{name} was recorded as {_summary(layer)}: {error}") from None
         _freeze(rule, layer.rule)
         _check_sizes(name, twin, layer)
         return twin
@@ -181,12 +183,12 @@ def _check_sizes(name: str, module: nn.Module, layer: Layer) -> None:
             raise ValueError(f"{name or 'the model'} was recorded with {told}: build the model in that size")
 
 
-def _freeze(rule: Rule, recipe: Recipe) -> None:
-    if recipe.is_frozen:
+def _freeze(rule: Rule, stored: StoredRule) -> None:
+    if stored.is_frozen:
         rule.requires_grad_(False)
 
 
-def _told(layer: Layer) -> str:
+def _summary(layer: Layer) -> str:
     """A recorded layer in a few words."""
     rule = layer.rule.data
     told = rule["algebra"] if "algebra" in rule else f"n = {rule['n']}"

@@ -23,14 +23,14 @@ def exchange(optimizer: optim.Optimizer, swaps: list[tuple[nn.Module, nn.Module,
         for p in old.parameters():
             optimizer.state.pop(p, None)
         for group in home[:1]:
-            stays = [id(p) not in gone for p in group["params"]]
-            at, fresh = stays.index(False), dict(new.named_parameters())
+            kept_here = [id(p) not in gone for p in group["params"]]
+            at, fresh = kept_here.index(False), dict(new.named_parameters())
             lists: list[tuple[list, list]] = [(group["params"], list(fresh.values()))]
             if "param_names" in group:
                 prefix = "".join(group["param_names"][at].rpartition(".")[:2])
                 lists.append((group["param_names"], [prefix + own for own in fresh]))
             for values, put in lists:
-                kept = [value for value, stay in zip(values, stays, strict=True) if stay]
+                kept = [value for value, keeps in zip(values, kept_here, strict=True) if keeps]
                 values[:] = kept[:at] + put + kept[at:]
     missing = [name for (_, _, name), home in zip(swaps, homes, strict=True) if not home]
     left = f"; not in it and left out: {', '.join(missing)}" * bool(missing)

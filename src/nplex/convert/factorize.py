@@ -11,8 +11,9 @@ from torch import nn, optim
 
 from nplex.algebra import BilinearAlgorithm, Search, find
 from nplex.convert.exchange import exchange
-from nplex.convert.factor_report import FactorReport, FactorRow
-from nplex.convert.lost import HOOKS, check_model
+from nplex.convert.reasons import HOOKS, check_model
+from nplex.convert.report import FactorReport, FactorRow
+from nplex.convert.survey import names_of
 from nplex.convert.where import Where, unselected
 from nplex.nn import FixedRule, LearnedRule, Rule
 from nplex.nn.rule import FACTORS
@@ -50,7 +51,7 @@ def factorize_(
 
     Args:
         model: a model or a layer; it is changed.
-        where: which layers, by name and module, as in convert_; a rule is taken if all layers that use it are.
+        where: which layers, by name and module, as in convert_; a rule is replaced if all layers that use it are.
         rank: R for every rule; None for the smallest that is found for each.
         tolerance: the largest relative error of the stored factors; None for 1e-10 in float64, 1e-5 in float32,
             1e-2 in float16, 5e-2 in bfloat16. Found were, for random tables of n = 2 to 8, at most 1e-13, 3e-7,
@@ -95,15 +96,13 @@ def unfactorize_(model: nn.Module, *, optimizer: optim.Optimizer | None = None) 
 def _survey(
     model: nn.Module, optimizer: optim.Optimizer | None, full: bool, where: Where | None = None
 ) -> list[_Held]:
-    """All rules of a model, and why some stay; those held as tables are to change (full), or those as factors."""
+    """All rules of a model, and why some are skipped; those held as tables are to change (full), or those as factors."""
     check_model(model)
     if not isinstance(optimizer, optim.Optimizer | None) or isinstance(optimizer, optim.LBFGS | optim.Adagrad):
         raise TypeError(f"a {type(optimizer).__name__} cannot exchange its parameters; make a new one afterwards")
     if isinstance(model, Rule):
         raise ValueError("the model is itself a rule and cannot be replaced in place; give the layer that holds it")
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
+    names = names_of(model)
     found: dict[Rule, list[tuple[nn.Module, str]]] = {}
     for module in names:
         for attribute, value in (*vars(module).items(), *module._modules.items()):
@@ -120,7 +119,7 @@ def _survey(
         reason = "not selected by where under all names"
         if not any(unselected(where, names[user], user) for user in users):
             tied = any(counts[id(p)] > 1 for p in rule.parameters())
-            reason = _stays(rule, row.name, users, full) or "its numbers are tied to another module" * tied
+            reason = _reason(rule, row.name, users, full) or "its numbers are tied to another module" * tied
         rules.append(_Held(rule, tuple(places), replace(row, reason=reason)))
     if not any(held.row.changes or (held.rule.rank is None) != full for held in rules):
         why = f"\n{FactorReport(tuple(h.row for h in rules))}" if rules else " it has no rule; see nplex.convert_"
@@ -128,8 +127,8 @@ def _survey(
     return rules
 
 
-def _stays(rule: Rule, name: str, users: list[nn.Module], full: bool) -> str:
-    """The reason why a rule stays as it is, or nothing; refuses one that should change and cannot."""
+def _reason(rule: Rule, name: str, users: list[nn.Module], full: bool) -> str:
+    """Why a rule is skipped, or nothing; refuses one that should change and cannot."""
     if (rule.rank is None) != full:
         return "already held as factors" if full else "already a full table"
     own, numbers = {*rule._parameters, *rule._buffers}, [*rule.parameters(), *rule.buffers()]
@@ -150,7 +149,7 @@ def _stays(rule: Rule, name: str, users: list[nn.Module], full: bool) -> str:
     if numbers[0].is_meta or numbers[0].dtype not in STORED:
         raise ValueError(f"{name} is {numbers[0].dtype} on {numbers[0].device}; load it as real floating-point first")
     if not all(bool(number.isfinite().all()) for number in numbers):
-        raise ValueError(f"{name} must be finite, got NaN or infinite numbers; mend what made them")
+        raise ValueError(f"{name} must be finite, got NaN or infinite numbers; fix the step that produced them")
     if full and not bool(numbers[0].any()):
         raise ValueError(f"{name} must not be all zeros: the zero product has no algorithm; leave it out by where")
     return ""
@@ -207,9 +206,9 @@ def _put_in(rules: list[_Held], swaps: list[_Held], optimizer: optim.Optimizer |
     """Puts the new rules in place of the old ones, in the optimizer too; all that can fail comes first."""
     changed = [(old.rule, new) for old, new in zip(rules, swaps, strict=True) if old.rule is not new.rule]
     learned = [(old, new) for old, new in changed if isinstance(old, LearnedRule)]
-    told = "optimizer: none was given; one made before does not know the new parameters" * bool(learned)
+    summary = "optimizer: none was given; one made before does not know the new parameters" * bool(learned)
     if optimizer is not None and learned:
-        told = exchange(optimizer, [(old, new.rule, new.row.name) for old, new in learned])
+        summary = exchange(optimizer, [(old, new.rule, new.row.name) for old, new in learned])
     elif any(p.requires_grad and p.grad is not None for old, _ in learned for p in old.parameters()):
         what = "rules in training were replaced and an optimizer made before does not know their new parameters"
         warnings.warn(f"{what}; make a new one, or pass it next time: optimizer=optimizer", stacklevel=3)
@@ -219,4 +218,4 @@ def _put_in(rules: list[_Held], swaps: list[_Held], optimizer: optim.Optimizer |
         for module, attribute in places:
             home = vars(module) if attribute in vars(module) else module._modules  # shared ones are plain references
             home[attribute] = new
-    return FactorReport(tuple(held.row for held in swaps), told)
+    return FactorReport(tuple(held.row for held in swaps), summary)

@@ -1,72 +1,24 @@
 """Back to plain torch: every layer of ours becomes torch's, with the same outputs."""
 
-from dataclasses import dataclass
-
 from torch import nn
 from torch.nn.utils import parametrize
 
-from nplex.convert.aligned import aligned
-from nplex.convert.label import label
-from nplex.convert.lost import HOOKS, check_model, has_hooks
+from nplex.convert.reasons import HOOKS, check_model, has_hooks
+from nplex.convert.report import FoldReport, FoldRow, label
 from nplex.convert.survey import names_of
 from nplex.convert.swap import put_in
 from nplex.convert.twins import is_layer, is_ours, make_dense, our_class, shadow
 from nplex.nn import Rule
 
 
-@dataclass(frozen=True)
-class FoldRow:
-    """One layer, or a stack of layers.
-
-    Attributes:
-        name: its full name.
-        also: other names of the same module.
-        was: what it was.
-        now: what it is; None where it stays.
-        reason: why it stays.
-    """
-
-    name: str
-    also: tuple[str, ...]
-    was: str
-    now: str | None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class FoldReport:
-    """What was folded; a value that prints itself.
-
-    Attributes:
-        rows: one for each layer or stack of layers that was ours.
-        removed: names of shared rules that were taken from their base.
-        before: parameters of the model before.
-        after: parameters of the model now.
-    """
-
-    rows: tuple[FoldRow, ...]
-    removed: tuple[str, ...]
-    before: int
-    after: int
-
-    def __str__(self) -> str:
-        cells = [(" = ".join((r.name, *r.also)), r.was, r.now or "stays", r.reason) for r in self.rows]
-        lines = aligned([("layer", "was", "now", ""), *cells], "<<<<")
-        if self.removed:
-            lines.append(f"shared rules that nothing uses any more, removed: {', '.join(self.removed)}")
-        folded = sum(row.now is not None for row in self.rows)
-        lines.append(f"{folded} of {len(self.rows)} layers folded: {self.before:,} -> {self.after:,} parameters")
-        return "\n".join(lines)
-
-
 def fold_(model: nn.Module) -> FoldReport:
-    """Replaces all layers of ours by torch's with the same outputs, in place: for tools that know only torch's.
+    """Converts all layers of ours back to torch layers with the same outputs, in place.
 
     Weights are built once, `W = sum_k kron(rule[k], components[k])`, and have the size of dense ones. Modes and what
     is trained stay; a layer used at several places is folded once; a shared rule that nothing uses any more is
     removed from its base. Stacks, as `nplex.nn.TransformerEncoder`, become torch's too. The rules are gone
-    afterwards: save the model before. Layers with hooks, and of classes derived from ours, stay, and the report says
-    so. All new layers are made before any is put in.
+    afterwards: save the model before. Layers with hooks, and of classes derived from ours, are skipped, with the
+    reason in the report. All new layers are made before any is put in.
 
     Args:
         model: it is changed.
@@ -89,34 +41,28 @@ def fold_(model: nn.Module) -> FoldReport:
     names = names_of(model)
     parts = {part for module in names if is_layer(module) for part in module.modules() if part is not module}
     ours = {module: places for module, places in names.items() if is_ours(module) and module not in parts}
-    reasons = {module: _stays(module) for module in ours}
+    reasons = {module: _reason(module) for module in ours}
     new = {m: make_dense(m) if is_layer(m) else shadow(m).to_torch() for m in ours if not reasons[m]}
     if not new:
         told = "".join(f"\n{ours[module][0]}: {reason}" for module, reason in reasons.items())
         raise ValueError(f"nothing to fold in {type(model).__name__}:{told or ' it has no layer of nplex'}")
     before = sum(p.numel() for p in model.parameters())
     rules = {rule for layer in new for rule in _references(layer)}
-    rows = tuple(
-        FoldRow(places[0], tuple(places[1:]), _was(m), label(new[m]) if m in new else None, reasons[m])
-        for m, places in ours.items()
-    )
+    rows = []
+    for module, (first, *also) in ours.items():
+        was, now = label(module, getattr(module, "rule", None)), label(new[module]) if module in new else None
+        rows.append(FoldRow(first, tuple(also), was, now, reasons[module]))
     for module, dense in reversed(new.items()):  # parts before the stacks that hold them
         if not is_layer(module):
             for name, child in module._modules.items():
                 setattr(dense, name, child)
         put_in(model, tuple(ours[module]), dense)
     removed = _remove_unused(model, rules)
-    return FoldReport(rows, removed, before, sum(p.numel() for p in model.parameters()))
+    return FoldReport(tuple(rows), removed, before, sum(p.numel() for p in model.parameters()))
 
 
-def _was(module: nn.Module) -> str:
-    """What a layer of ours was, and its rule."""
-    rule = getattr(module, "rule", None)
-    return label(module, rule if isinstance(rule, Rule) else None)
-
-
-def _stays(layer: nn.Module) -> str:
-    """The reason why a layer cannot be folded, or nothing."""
+def _reason(layer: nn.Module) -> str:
+    """Why a layer cannot be folded, or nothing."""
     ours = our_class(layer)
     if ours is not None and type(layer) is not ours and not parametrize.is_parametrized(layer):
         return f"{type(layer).__name__} is a subclass of nplex's {ours.__name__}, which may do more"

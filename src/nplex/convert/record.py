@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from nplex import nn as nx
-from nplex.convert.rule_record import Recipe, read_rule, rule_record
+from nplex.convert.rule_record import StoredRule, read_rule, rule_record
 from nplex.nn import Rule
 
 FORMAT = 1
@@ -24,7 +24,7 @@ class Layer(NamedTuple):
     """
 
     kind: str
-    rule: Recipe
+    rule: StoredRule
     sizes: dict[str, Any]
     shared: str | None
 
@@ -86,8 +86,8 @@ def read_record(data: Any) -> dict[str, Layer]:
         raise ValueError(f"a conversion of format {FORMAT} has {', '.join(sorted(_KEYS))}; got {sorted(data)}")
     if not isinstance(data["rules"], list) or not isinstance(data["layers"], dict):
         raise ValueError("rules must be a list, and layers an object")
-    recipes = [read_rule(rule) for rule in data["rules"]]
-    return {name: _read_layer(name, layer, recipes) for name, layer in data["layers"].items()}
+    stored = [read_rule(rule) for rule in data["rules"]]
+    return {name: _read_layer(name, layer, stored) for name, layer in data["layers"].items()}
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -99,18 +99,18 @@ def kind_of(module: nn.Module) -> str | None:
     return next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in nx.__all__), None)
 
 
-def _read_layer(name: str, data: Any, recipes: list[Recipe]) -> Layer:
+def _read_layer(name: str, data: Any, stored: list[StoredRule]) -> Layer:
     """One layer's entry, checked."""
     if not isinstance(data, dict) or not {"kind", "rule", "sizes"} <= data.keys() <= _LAYER_KEYS:
         raise ValueError(f"{name}: a layer has {', '.join(sorted(_LAYER_KEYS))}; got {data!r:.200}")
     kind, rule, sizes, shared = data["kind"], data["rule"], data["sizes"], data.get("shared")
     if not isinstance(kind, str) or kind not in nx.__all__ or not hasattr(getattr(nx, kind), "like"):
         raise ValueError(f"{name}: no layer of this nplex is called {kind!r}")
-    if isinstance(rule, bool) or not isinstance(rule, int) or not 0 <= rule < len(recipes):
-        raise ValueError(f"{name}: its rule must be the number of one of {len(recipes)} rules, got {rule!r}")
+    if isinstance(rule, bool) or not isinstance(rule, int) or not 0 <= rule < len(stored):
+        raise ValueError(f"{name}: its rule must be the number of one of {len(stored)} rules, got {rule!r}")
     if not isinstance(sizes, dict) or not isinstance(shared, str | None):
         raise ValueError(f"{name}: sizes must be an object, and shared a name")
-    return Layer(kind, recipes[rule], sizes, shared)
+    return Layer(kind, stored[rule], sizes, shared)
 
 
 def sizes_of(module: nn.Module) -> dict[str, Any]:

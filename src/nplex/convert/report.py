@@ -1,38 +1,95 @@
-"""The report of a conversion: a value that prints itself."""
+"""Reports of conversion, folding and factorization: values that print themselves."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from nplex.convert.aligned import aligned
+from torch import nn
+
+from nplex.nn import Rule
+
+SIZES = (
+    ("in1_features", "in2_features", "out_features"), ("in_features", "out_features"),
+    ("in_channels", "out_channels"), ("input_size", "hidden_size"), ("num_embeddings", "embedding_dim"),
+    ("embed_dim",), ("nx", "nf"),
+)  # fmt: skip
+PLAIN = {"groups": 1, "num_layers": 1, "bidirectional": False, "proj_size": 0, "num_heads": None}
+SHORT = {"num_layers": "layers", "num_heads": "heads"}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One layer.
+class FoldRow:
+    """One layer, or a stack of layers.
 
     Attributes:
         name: its full name.
         also: other names of the same module.
-        was: what it is.
-        was_parameters: its parameters now.
-        now: what it becomes; None where it stays.
-        now_parameters: its parameters afterwards, its own rule included.
-        reason: why it stays.
-        error: of weights nearest to the old ones, `|| W - W_old || / || W_old ||`; None where they are fresh.
+        was: what it was.
+        now: what it is; None where it is skipped.
+        reason: why it is skipped.
     """
 
     name: str
     also: tuple[str, ...]
     was: str
-    was_parameters: int
     now: str | None
-    now_parameters: int
-    reason: str
-    error: float | None = None
+    reason: str = ""
 
     @property
     def changes(self) -> bool:
         """Whether the layer is replaced."""
         return self.now is not None
+
+    @property
+    def names(self) -> str:
+        """All names of the module, as a report prints them."""
+        return " = ".join((self.name, *self.also))
+
+
+@dataclass(frozen=True)
+class Row(FoldRow):
+    """One layer of a conversion.
+
+    Attributes:
+        was_parameters: its parameters before.
+        now_parameters: its parameters afterwards, its own rule included.
+        error: of weights nearest to the old ones, `|| W - W_old || / || W_old ||`; None where they are fresh.
+    """
+
+    was_parameters: int = 0
+    now_parameters: int = 0
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class FactorRow:
+    """One rule: its name, the layers that use it, n, its rank before and after (None for a full table).
+
+    Attributes:
+        error: `|| new table - old table || / || old table ||`, as stored in the rule's type.
+        growth: how far the factors amplify rounding errors; 1 is best.
+        seconds: time of the search; 0 where an equal table was searched before.
+        reason: why the rule is skipped.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    n: int
+    before: int | None
+    after: int | None
+    error: float = 0.0
+    growth: float = 1.0
+    seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def changes(self) -> bool:
+        """Whether the rule is replaced."""
+        return not self.reason
+
+    @property
+    def share(self) -> float:
+        """`R / n^2` of the dense arithmetic afterwards; 1 for a full table."""
+        return 1.0 if self.after is None else self.after / self.n**2
 
 
 @dataclass(frozen=True)
@@ -43,7 +100,7 @@ class Report:
         rows: one for each layer of a kind that can be converted.
         total_before: parameters of the whole model, tied ones once.
         shared_rule: parameters of the rules that converted layers share and that are new.
-        others: other kinds of modules that hold parameters and stay: name, how many, parameters.
+        others: other kinds of modules that hold parameters: name, how many, parameters.
         unmatched: patterns of rules that fit no layer.
     """
 
@@ -63,21 +120,114 @@ class Report:
         return replace(self, rows=tuple(replace(row, error=errors.get(row.name)) for row in self.rows))
 
     def __str__(self) -> str:
-        table: list[tuple[str, ...]] = [("layer", "was", "was_parameters", "now", "now_parameters", "")]
+        table = [("layer", "was", "was_parameters", "now", "now_parameters", "")]
         for row in self.rows:
-            numbers = (f"{row.was_parameters:,}", row.now or "stays", f"{row.now_parameters:,}")
-            note = row.reason if row.error is None else f"error {row.error:.3f}"
-            table.append((" = ".join((row.name, *row.also)), row.was, *numbers, note))
-        lines = aligned(table, "<<><><")
+            numbers = (f"{row.was_parameters:,}", row.now or "skipped", f"{row.now_parameters:,}")
+            table.append((
+                row.names,
+                row.was,
+                *numbers,
+                row.reason if row.error is None else f"error {row.error:.3f}",
+            ))
+        lines = text_table(table, "<<><><")
         if self.others:
             kinds = ", ".join(f"{count} {kind} ({numbers:,})" for kind, count, numbers in self.others)
-            lines.append(f"other modules with parameters, stay: {kinds}")
+            lines.append(f"other modules with parameters, skipped: {kinds}")
         if self.unmatched:
             lines.append(f"patterns that no layer matches: {', '.join(map(repr, self.unmatched))}")
         share = 100 * self.total_after / max(self.total_before, 1)
-        changed = sum(row.changes for row in self.rows)
         lines.append(
-            f"{changed} of {len(self.rows)} layers change: {self.total_before:,} -> {self.total_after:,} "
+            f"{_changed(self.rows)} layers change: {self.total_before:,} -> {self.total_after:,} "
             f"parameters in all ({share:.1f} %)"
         )
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What was folded.
+
+    Attributes:
+        rows: one for each layer or stack of layers that was ours.
+        removed: names of shared rules that were taken from their base.
+        before: parameters of the model before.
+        after: parameters of the model now.
+    """
+
+    rows: tuple[FoldRow, ...]
+    removed: tuple[str, ...]
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        cells = [(row.names, row.was, row.now or "skipped", row.reason) for row in self.rows]
+        lines = text_table([("layer", "was", "now", ""), *cells], "<<<<")
+        if self.removed:
+            lines.append(f"shared rules without a layer, removed: {', '.join(self.removed)}")
+        lines.append(f"{_changed(self.rows)} layers folded: {self.before:,} -> {self.after:,} parameters")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class FactorReport:
+    """One row for each rule, and a sentence on the optimizer (empty where no parameter changed)."""
+
+    rows: tuple[FactorRow, ...]
+    optimizer: str = ""
+
+    def __str__(self) -> str:
+        table = [("rule", "layers", "n", "rank", "of_dense", "error", "growth", "seconds", "")]
+        for row in self.rows:
+            layers = ", ".join(row.layers[:3]) + f", ... ({len(row.layers)})" * (len(row.layers) > 3)
+            rank = f"{row.before or 'full'}" + f" -> {row.after or 'full'}" * row.changes
+            numbers = (f"{row.error:.1e}", f"{row.growth:.1f}", f"{row.seconds:.2f}") if row.changes else ("", "", "")
+            table.append((row.name, layers, str(row.n), rank, f"{row.share:.2f}", *numbers, row.reason))
+        lines = [*text_table(table, "<<><>>>><"), f"{_changed(self.rows)} rules change"]
+        return "\n".join(lines + [self.optimizer] * bool(self.optimizer))
+
+
+def text_table(lines: Iterable[Sequence[str]], sides: str) -> list[str]:
+    """Lines of cells as columns of one width; `sides` has "<" or ">" for each column.
+
+    Examples:
+        >>> text_table([("layer", "n"), ("a", "12")], "<>")
+        ['layer   n', 'a      12']
+    """
+    table = list(lines)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    cells = [zip(line, sides, widths, strict=True) for line in table]
+    return ["  ".join(f"{cell:{side}{width}}" for cell, side, width in line).rstrip() for line in cells]
+
+
+def label(module: nn.Module, rule: Rule | None = None) -> str:
+    """`Conv2d(64, 128, 3x3)`, `LSTM(32, 64, layers=2)`; with a rule `Linear(64, 256, rule=4)`.
+
+    Examples:
+        >>> label(nn.LSTM(32, 64, num_layers=2))
+        'LSTM(32, 64, layers=2)'
+    """
+    kind = type(module).__name__.replace("NonDynamicallyQuantizable", "")
+    names = next((names for names in SIZES if all(hasattr(module, name) for name in names)), ())
+    parts = [str(getattr(module, name)) for name in names]
+    kernel = getattr(module, "kernel_size", None)
+    if isinstance(kernel, tuple):
+        parts.append("x".join(map(str, kernel)))
+    for name, plain in PLAIN.items():
+        value = getattr(module, name, plain)
+        if value != plain:
+            parts.append(f"{SHORT.get(name, name)}={value}")
+    if rule is not None:
+        parts.append(f"rule={rule_label(rule)}")
+    return f"{kind}({', '.join(parts)})" if parts else kind
+
+
+def rule_label(rule: Rule) -> str:
+    """`4`, `4:7`, `quaternion`: a rule as the command line writes it."""
+    algebra = getattr(rule, "algebra", None)
+    if algebra is not None:
+        return algebra.name
+    return f"{rule.n}" if rule.rank is None else f"{rule.n}:{rule.rank}"
+
+
+def _changed(rows: Sequence[FoldRow | FactorRow]) -> str:
+    return f"{sum(row.changes for row in rows)} of {len(rows)}"

@@ -14,7 +14,7 @@ _FIXED = {"algebra", "rank", "units", "table", "conjugation", "algorithm"}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StoredRule:
     """How a rule is made.
 
     Attributes:
@@ -93,8 +93,8 @@ def rule_record(rule: Rule) -> dict[str, Any]:
     return data
 
 
-def read_rule(data: Any) -> Recipe:
-    """The recipe of a rule that rule_record wrote.
+def read_rule(data: Any) -> StoredRule:
+    """How to make a rule that rule_record wrote.
 
     Raises:
         ValueError: it is damaged or hostile; says what was expected and what came.
@@ -105,7 +105,7 @@ def read_rule(data: Any) -> Recipe:
             _whole("rank", data["rank"], n * n)
         if not isinstance(data["learned"], bool):
             raise ValueError(f"learned must be true or false, got {data['learned']!r}")
-        return Recipe(data)
+        return StoredRule(data)
     if not isinstance(data, dict) or not {"algebra", "rank"} <= data.keys() <= _FIXED:
         keys = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"a rule has n, rank and learned, or algebra and rank; got {keys}")
@@ -122,7 +122,7 @@ def read_rule(data: Any) -> Recipe:
         raise ValueError(f"the algebra {data['algebra']!r} is damaged: {error}") from None
     if data["rank"] is not None:
         _whole("rank", data["rank"], algebra.n**2)
-    return Recipe(data, algebra, algorithm)
+    return StoredRule(data, algebra, algorithm)
 
 
 def _is_ready(algebra: Algebra) -> bool:

@@ -22,7 +22,7 @@ class Choice:
 
     Attributes:
         pattern: of full names, as fnmatch reads it.
-        rule: n, an algebra, or a rule; None for layers that stay.
+        rule: n, an algebra, or a rule; None for layers that are skipped.
         shared: whether all its layers use one rule.
     """
 
@@ -48,7 +48,7 @@ class Choice:
     def template(self) -> Rule:
         """The rule that each layer's own is like."""
         if self.rule is None:
-            raise ValueError(f"the layers of {self.pattern!r} stay and have no rule")
+            raise ValueError(f"the layers of {self.pattern!r} are skipped and have no rule")
         return as_rule(self.rule, device="meta")
 
     def fresh(self, device: torch.device, dtype: torch.dtype) -> Rule:
@@ -66,7 +66,7 @@ class Conversion:
 
     Attributes:
         rule: n, an algebra, or a rule; each converted layer gets a fresh rule of its own like it. Or a mapping from
-            patterns of full names to these, in which the first that matches counts and None means: stays.
+            patterns of full names to these, in which the first that matches counts and None means: skip.
         where: which layers, by name and module; None for all but embeddings.
         shared: whether all layers of a rule use one, registered at the base of the model as `rule`, `rule_1`, ...
     """
@@ -101,7 +101,7 @@ class Conversion:
         return tuple(Choice(pattern, rule, self.shared) for pattern, rule in rules.items())
 
     def choose(self, names: list[str], module: nn.Module) -> Choice | str:
-        """The rule for a module, or the reason why it stays."""
+        """The rule for a module, or the reason to skip it."""
         if reason := unselected(self.where, names, module):
             return reason
         found = {self.first(name) for name in names}
@@ -110,7 +110,7 @@ class Conversion:
         choice = found.pop()
         if choice is None:
             return "its name matches no pattern of the rules"
-        return f"stays by the rule for {choice.pattern!r}" if choice.rule is None else choice
+        return f"skipped by the rule for {choice.pattern!r}" if choice.rule is None else choice
 
     def first(self, name: str) -> Choice | None:
         """The first rule whose pattern the name matches."""

@@ -1,4 +1,4 @@
-"""Looking at a model before it is changed: what would change, what would stay, and why."""
+"""Looking at a model before it is changed: what would change, what is skipped, and why."""
 
 from collections import Counter
 from dataclasses import replace
@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from nplex.convert.label import label
-from nplex.convert.lost import check_model, check_no_adapters, lost, special
-from nplex.convert.report import Report, Row
+from nplex.convert.reasons import check_model, check_no_adapters, lost, special
+from nplex.convert.report import Report, Row, label
 from nplex.convert.spec import Choice, Conversion
 from nplex.convert.twins import TWINS, is_layer, make_twin, shadow, twin_class, untransposed
 from nplex.nn import Rule
@@ -93,13 +92,13 @@ def _row(module: Any, places: list[str], spec: Conversion, tied: str) -> tuple[R
         now, reason = _twin_size(module, choice)
         if not reason and now < was:
             twin = label(untransposed(shadow(module)), choice.template)
-            return Row(places[0], tuple(places[1:]), label(module), was, twin, now, ""), choice
+            return Row(places[0], tuple(places[1:]), label(module), twin, "", was, now), choice
         reason = reason or f"would have {now:,} parameters, not fewer"
-    return Row(places[0], tuple(places[1:]), label(module), was, None, was, reason), None
+    return Row(places[0], tuple(places[1:]), label(module), None, reason, was, was), None
 
 
 def _own_kind(module: nn.Module) -> str:
-    """The reason to leave a layer that is not simply one of torch's, or nothing."""
+    """The reason to skip a layer that is not simply one of torch's, or nothing."""
     if any(is_lazy(p) for p in module.parameters()):
         return "is not initialised yet: run one batch first"
     if reason := special(module):
@@ -139,7 +138,7 @@ def _content(module: nn.Module) -> set[str]:
 
 
 def _tied(module: nn.Module, places: list[str], holders: dict[int, set[str]]) -> str:
-    """The reason to leave a layer whose parameter another module holds too."""
+    """The reason to skip a layer whose parameter another module holds too."""
     for key, parameter in module.named_parameters():
         own = {f"{place}.{name}" for place in places for name, p in module.named_parameters() if p is parameter}
         if others := holders[id(parameter)] - own:

@@ -13,7 +13,7 @@ from nplex.nn.sharing import register
 
 
 def preview(model: nn.Module, rule: Rules, *, where: Where | None = None, shared: bool = False) -> Report:
-    """What `convert_` would change, what would stay and why; prints itself, changes nothing, takes no memory.
+    """Reports what `convert_` would change, and why it skips a layer; changes nothing, takes no memory.
 
     Args:
         model: any model; on the meta device too.
@@ -26,7 +26,7 @@ def preview(model: nn.Module, rule: Rules, *, where: Where | None = None, shared
         >>> print(preview(model, rule=4, where=lambda name, module: name == "0"))
         layer  was              was_parameters  now                      now_parameters
         0      Linear(64, 256)          16,640  Linear(64, 256, rule=4)           4,416
-        2      Linear(256, 8)            2,056  stays                             2,056  not selected by where
+        2      Linear(256, 8)            2,056  skipped                           2,056  not selected by where
         1 of 2 layers change: 18,696 -> 6,472 parameters in all (34.6 %)
     """
     return survey(model, Conversion(rule, where, shared)).report
@@ -48,10 +48,10 @@ def convert_(
         model: any model that contains such layers; it is changed.
         rule: n, an algebra, or a rule; each layer gets a fresh one of its own like it. A rule that is shared
             already (`nplex.nn.share`) is used itself. Or a mapping from patterns of full names to these,
-            `{"encoder.*": 4, "decoder.*": quaternion}`: the first that matches counts, None means that a layer
-            stays, and so does one that matches none.
+            `{"encoder.*": 4, "decoder.*": quaternion}`: the first that matches counts, None skips a layer,
+            and so does no match.
         where: which layers, by name and module; see `only`, `all_but` and `sensible`. It answers True, False, or a
-            text, the reason to stay. None for all but embeddings. A layer with several names is taken if all are.
+            text, the reason to skip. None for all but embeddings. A layer with several names is taken if all are.
         shared: one rule for all converted layers, registered as `model.rule` (of transformers' models with a head
             as `model.base_model.rule`); with a mapping one for each of its rules: `rule`, `rule_1`, ...
         weights: "fresh" first values, or those "nearest" to the old weights, with the old biases; the report tells

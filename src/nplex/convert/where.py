@@ -1,6 +1,7 @@
-"""Which layers: functions of name and module, and what they answer."""
+"""Which layers: functions of name and module that answer True, False, or the reason to skip a layer."""
 
 import fnmatch
+import re
 from collections.abc import Callable
 
 from torch import nn
@@ -8,6 +9,11 @@ from torch import nn
 Where = Callable[[str, nn.Module], bool | str]
 NOT_SELECTED = "not selected by where"
 EMBEDDINGS = "embeddings change only where `where` asks for them"
+HEADS = re.compile(r"(.*_)?head|classifier|score|scores|qa_outputs|cls|embed_out|(to_)?logits")
+OUTERMOST_HEADS = {"fc", "proj_out", "conv_out", "output", "generator"}  # inside a model they mean other things
+ROUTERS = {"router", "gate", "gating", "wg"}
+TINY = 2**12
+IMAGE = 8
 
 
 def only(*patterns: str) -> Where:
@@ -30,7 +36,7 @@ def all_but(*patterns: str) -> Where:
 
 
 def all_of(*conditions: Where) -> Where:
-    """Takes layers that all conditions take: `all_of(only("encoder.*"), sensible)`; the first refusal is told."""
+    """Takes layers that all conditions take: `all_of(only("encoder.*"), sensible)`; the first refusal is the reason."""
     if not conditions or not all(map(callable, conditions)):
         raise TypeError(f'all_of needs conditions, as in all_of(only("encoder.*"), sensible), got {conditions!r}')
 
@@ -41,8 +47,42 @@ def all_of(*conditions: Where) -> Where:
     return where
 
 
+def sensible(name: str, module: nn.Module) -> bool | str:
+    """Takes layers that are worth converting; the preview has the reason for each that is not.
+
+    Skipped are embeddings; output heads (by their names: `lm_head`, `classifier`, `score`, `qa_outputs`, `cls`, `head`,
+    `*_head`, `logits`, and outermost `fc`, `proj_out`, `conv_out`); routers of mixtures of experts (`router`, `gate`
+    with at most a quarter as many outputs as inputs); layers with fewer than 4096 weights; convolutions from or to
+    fewer than 8 channels, as an image has; depthwise convolutions. A name tells little: look at the preview, and say
+    otherwise with a `where` of your own, or narrow it by `all_of(sensible, only("encoder.*"))`.
+
+    Examples:
+        >>> sensible("lm_head", nn.Linear(512, 32000)), sensible("layers.0.up", nn.Linear(512, 2048))
+        ('an output head by its name (lm_head)', True)
+    """
+    if is_embedding(module):
+        return EMBEDDINGS
+    parts = name.split(".")
+    head = name if name in OUTERMOST_HEADS else next((part for part in parts if HEADS.fullmatch(part)), None)
+    if head is not None:
+        return f"an output head by its name ({head})"
+    if ROUTERS.intersection(parts) and 4 * getattr(module, "out_features", 4) <= getattr(module, "in_features", 0):
+        return "a router by its name and its few outputs"
+    weights = sum(p.numel() for p in module.parameters() if p.ndim > 1)
+    if weights < TINY:
+        return f"tiny: {weights:,} weights, fewer than {TINY:,}"
+    inputs, outputs = getattr(module, "in_channels", None), getattr(module, "out_channels", None)
+    if inputs is None or outputs is None:
+        return True
+    if min(inputs, outputs) < IMAGE:
+        return f"a convolution {'from' if inputs < IMAGE else 'to'} {min(inputs, outputs)} channels, as an image has"
+    if getattr(module, "groups", 1) == inputs:
+        return "a depthwise convolution"
+    return True
+
+
 def unselected(where: Where | None, names: list[str], module: nn.Module) -> str:
-    """The reason why `where` leaves a module, or nothing; a module with several names is taken if all are."""
+    """The reason why `where` skips a module, or nothing; a module with several names is taken if all are."""
     if where is None:
         return EMBEDDINGS * is_embedding(module)
     for name in names:
@@ -55,7 +95,7 @@ def unselected(where: Where | None, names: list[str], module: nn.Module) -> str:
 
 
 def is_yes(answer: bool | str) -> bool:
-    """A text is a reason to stay, not a yes."""
+    """A text is a reason to skip, not a yes."""
     return bool(answer) and not isinstance(answer, str)
 
 

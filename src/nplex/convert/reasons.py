@@ -1,4 +1,4 @@
-"""What a replacement would lose or break: wrappers, adapters, quantized numbers, hooks."""
+"""Reasons to skip a layer, or to refuse a model: what a replacement would lose or break."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def check_no_adapters(model: nn.Module) -> None:
 
 
 def special(module: nn.Module) -> str:
-    """The reason to leave a layer that is quantized, parametrized, pruned, normalised or compiled, or nothing."""
+    """The reason to skip a layer that is quantized, parametrized, pruned, normalised or compiled, or nothing."""
     path, has_size = type(module).__module__, hasattr(module, "in_features") or hasattr(module, "in_channels")
     package = path.split(".")[0]
     if has_size and (package in QUANTIZED or ".quantized" in path):
@@ -66,7 +66,7 @@ def special(module: nn.Module) -> str:
 
 
 def lost(module: Any) -> str:
-    """The reason to leave a layer of which something would be lost, or nothing."""
+    """The reason to skip a layer of which something would be lost, or nothing."""
     for name, parameter in module.named_parameters():
         if type(parameter) is not nn.Parameter:
             kind = type(parameter).__name__
