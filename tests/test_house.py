@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import nplex
 
 SRC = Path(nplex.__file__).parent
+ROOT = Path(__file__).parents[1]
 FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = {
@@ -65,6 +67,16 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "base", "core", "types"
 THIRD_PARTY = {
     "torch": None, "jaxtyping": None, "safetensors": None, "typer": "nplex.cli", "rich": "nplex.cli",
     "transformers": "nplex.huggingface",
+}  # fmt: skip
+OLD_NAMES = {
+    "place": "ownership of a rule, RunFolder, blocks or device", "evened": "balanced", "held": "constrained",
+    "told": "summary or description", "_told": "summary or description", "fresh_rule": "new_like",
+    "turns": "lock", "choosing": "Classification", "writing": "Seq2Seq", "front": "pareto",
+    "check_same_place": "check_same_dtype_and_device", "stays": "skipped", "aligned": "text_table",
+}  # fmt: skip
+OLD_PHRASES = {
+    r"\b[Ii]s no (?!longer|more)[a-z]": "is not a", "Without more said": "By default", r"\bmend(s|ed)?\b": "fix",
+    "commoner": "majority class", "of its kind alone": "only", "on to the same bits": "resumes bit for bit",
 }  # fmt: skip
 HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IGNORECASE)
 
@@ -168,6 +180,14 @@ def folder(name):
     return name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
 
 
+def lines(modules):
+    return sum(len(MODULES[name].read_text("utf-8").splitlines()) for name in modules)
+
+
+def in_lab(name):
+    return name.startswith("nplex.lab")
+
+
 def test_the_house_is_looked_at():
     """The tests below would pass on nothing."""
     assert len(FILES) > 20
@@ -175,6 +195,14 @@ def test_the_house_is_looked_at():
     assert any(name == "nplex.ops.product.product" for name, _ in FUNCTIONS)
     assert GRAPH["nplex.ops.product"] >= {"nplex.ops.dense", "nplex.algebra.bilinear"}
     assert GRAPH["nplex.lab.cli.experiments"] >= {"nplex.lab.experiment", "nplex.lab.train"}
+
+
+@pytest.mark.parametrize(
+    ("part", "most"), [(lambda name: not in_lab(name), 10_500), (in_lab, 5_500)], ids=["library", "laboratory"]
+)
+def test_lines_in_all(part, most):
+    """A new capability moves the limit; nothing else does."""
+    assert lines(filter(part, MODULES)) <= most
 
 
 def test_files_have_300_lines_at_most():
@@ -227,6 +255,95 @@ def test_imports_go_down_or_stay_in_their_folder():
         or (floor(target) == floor(name) and folder(target) != folder(name))
     }
     assert upward == set()
+
+
+def test_the_library_does_not_know_the_laboratory():
+    found = {name for name, targets in GRAPH.items() if not in_lab(name) and any(map(in_lab, targets))}
+    assert found == {"nplex.cli", "nplex.cli.rule"}, "only the command line adds the laboratory's verbs"
+
+
+def imported_names(name):
+    """(module, name) of every `from nplex... import name` in a module."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "nplex":
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def test_the_laboratory_uses_public_names_of_the_library_alone():
+    private = {
+        f"{name}: from {source} import {wanted}"
+        for name in filter(in_lab, MODULES)
+        for source, wanted in imported_names(name)
+        if not in_lab(source)
+        and not in_lab(f"{source}.{wanted}")
+        and f"{source}.{wanted}" not in PUBLIC
+        and wanted not in PUBLIC.get(source, [])
+    }
+    assert private == set()
+
+
+@pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.name == "__init__.py"])
+def test_no_name_shadows_a_module(package):
+    """`import nplex.ops.plan as m` gives the module, not a function that its package shows."""
+    inside = {name.rpartition(".")[2] for name in MODULES if name.rpartition(".")[0] == package}
+    module = importlib.import_module(package)
+    shadowed = {name for name in inside if not isinstance(getattr(module, name, module), types.ModuleType)}
+    assert shadowed == set()
+
+
+def test_private_names_of_torch_stand_in_one_file():
+    private = re.compile(r"\btorch(\.\w+)*\._[a-z]|from torch[\w.]* import _|from torch\._")
+    found = {name for name, path in MODULES.items() if private.search(path.read_text("utf-8"))}
+    assert found <= {"nplex.ops.tracing"}
+
+
+def names(tree):
+    """Every name that a module defines: functions, classes, arguments, variables, attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, (*FUNCTION, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+@pytest.mark.parametrize("word", OLD_NAMES)
+def test_names_have_one_meaning(word):
+    found = {name for name, tree in TREES.items() if word in map(str.lower, names(tree))}
+    assert found == set(), f"{word} is now {OLD_NAMES[word]}"
+
+
+@pytest.mark.parametrize("phrase", OLD_PHRASES)
+def test_sentences_are_plain(phrase):
+    pages = [*SRC.rglob("*.py"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    found = {str(page.relative_to(ROOT)) for page in pages if re.search(phrase, page.read_text("utf-8"))}
+    assert found == set(), f"{phrase}: say it as {OLD_PHRASES[phrase]}"
+
+
+def tree_of_design():
+    """The files that docs/design.md lists, each with its folder, by the tree's indentation."""
+    text = (ROOT / "docs" / "design.md").read_text("utf-8").partition("    src/nplex/\n")[2]
+    folders: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        if not line.strip():
+            return
+        depth = len(line) - len(line.lstrip())
+        folders = [(other, folder) for other, folder in folders if other < depth]
+        above = "".join(folder for _, folder in folders)
+        if name := re.match(r"\s*([\w/]+/)(\s|$)", line):
+            folders.append((depth, name[1]))
+            above += name[1]
+        yield from (f"{above}{name}" for name in re.findall(r"\b\w+\.py\b", line))
+
+
+def test_the_tree_in_the_design_is_the_tree():
+    told = list(tree_of_design())
+    assert len(told) == len(set(told))
+    there = {str(path.relative_to(SRC)) for path in FILES if path.name not in ("__init__.py", "__main__.py")}
+    assert set(told) == there
 
 
 def test_no_module_imports_itself_through_others():
