@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from nplex.algebra.formulas import additions, formulas
+from nplex.algebra.fractions import additions, formulas
 from nplex.lab.checkpoint import write_json
 from nplex.lab.environment import environment
 from nplex.lab.recipes.rule_learned import Learned

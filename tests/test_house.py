@@ -88,7 +88,8 @@ PUBLIC = {
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",
         "sedenion", "clifford", "cyclic", "matrices", "direct", "BilinearAlgorithm", "as_table", "generic_rank",
-        "known_algorithm", "find", "Search", "identify", "Identification",
+        "known_algorithm", "find", "Search", "lower_bound", "LowerBound", "round_off", "ExactAlgorithm", "formulas",
+        "additions", "identify", "Identification",
     ],
     "nplex.ops": ["product", "plan", "Plan", "Cost", "Machine", "measure", "METHODS", "expand"],
     "nplex.nn": [

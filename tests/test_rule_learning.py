@@ -14,10 +14,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from nplex.algebra import BilinearAlgorithm, complex_, find, known_algorithm, matrices, named, quaternion
-from nplex.algebra.formulas import additions, formulas
+from nplex.algebra.fractions import ExactAlgorithm, additions, formulas
 from nplex.algebra.rounding import SMALL_NUMBERS, round_off
 from nplex.algebra.tucker import smaller_error
-from nplex.algebra.verify import ExactAlgorithm
 from nplex.cli import app, spread
 from nplex.lab.checkpoint import read_tensors, write_tensors
 from nplex.lab.recipes.products import ROTATIONS, examples_of, product_named

@@ -8,20 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra import conjugate_gradients
-from nplex.algebra.bilinear import BilinearAlgorithm, generic_rank
-from nplex.algebra.conjugate_gradients import IteratedEquations
-from nplex.algebra.normal_equations import (
-    FactorizedEquations,
-    factor_gram,
-    gradient,
-    result_gram,
-    sum_of_products,
-    underdetermined,
-)
-from nplex.algebra.search import find
-from nplex.algebra.smallest_rank import GOOD_GROWTH
-from nplex.algebra.warm_start import check_start, near_factors
+from nplex.algebra import BilinearAlgorithm, find, generic_rank
+from nplex.algebra.search import equations
+from nplex.algebra.search.equations import Moves, conjugate_gradients, factor_gram, factorized, gradient
+from nplex.algebra.search.factors import as_algorithm, balanced, check_factors, stacked, sum_of_products
+from nplex.algebra.search.ranks import GOOD_GROWTH
 
 
 def from_products(n: int, products: dict[tuple[int, int], tuple[int, float]]) -> Float[Tensor, "n n n"]:
@@ -193,7 +184,7 @@ def test_special_tables_of_many_dimensions(table, rank):
 
 
 def test_what_conjugate_gradients_do_not_solve_is_factorized(monkeypatch):
-    monkeypatch.setattr(conjugate_gradients, "MOST_PRODUCTS", 3)
+    monkeypatch.setattr(equations, "MOST_PRODUCTS", 3)
     search = find(random_table(10, 0), 38, starts=1)
     assert search.verdict == "exact"
 
@@ -201,8 +192,9 @@ def test_what_conjugate_gradients_do_not_solve_is_factorized(monkeypatch):
 SIZES = [(3, 5), (4, 7), (4, 3), (5, 2)]
 
 
-def some_factors(n: int, rank: int) -> Float[Tensor, "3 n R"]:
-    return torch.randn(3, n, rank, generator=torch.Generator().manual_seed(n * rank), dtype=torch.float64)
+def some_factors(n: int, rank: int) -> Float[Tensor, "2 3 n R"]:
+    """Of two starts."""
+    return torch.randn(2, 3, n, rank, generator=torch.Generator().manual_seed(n * rank), dtype=torch.float64)
 
 
 def derivatives(factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "n**3 3*n*R"]:
@@ -213,73 +205,52 @@ def derivatives(factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "n**3 3*n*R"]:
 
 @pytest.mark.parametrize(("n", "rank"), SIZES)
 def test_products_with_the_derivatives(n, rank):
-    factors, y = some_factors(n, rank), random_table(n, 0)
-    jacobian = derivatives(factors)
-    torch.testing.assert_close(gradient(y, factors).flatten(), jacobian.mT @ y.flatten())
-    torch.testing.assert_close(result_gram(factors), jacobian @ jacobian.mT)
-    torch.testing.assert_close(factor_gram(factors), jacobian.mT @ jacobian)
-    x = torch.randn(factors.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    times = IteratedEquations.at(factors).times(x, 0.3)
-    torch.testing.assert_close(times.flatten(), jacobian.mT @ (jacobian @ x.flatten()) + 0.3 * x.flatten())
+    factors, y = some_factors(n, rank), torch.stack([random_table(n, 0), random_table(n, 1)])
+    for start in range(2):
+        jacobian = derivatives(factors[start])
+        torch.testing.assert_close(gradient(y, factors)[start].flatten(), jacobian.mT @ y[start].flatten())
+        torch.testing.assert_close(factor_gram(factors)[start], jacobian.mT @ jacobian)
 
 
 @pytest.mark.parametrize(("n", "rank"), SIZES)
-def test_the_preconditioner_inverts_the_diagonal_blocks(n, rank):
-    factors = some_factors(n, rank)
-    system = (derivatives(factors).mT @ derivatives(factors)).reshape(3, n, rank, 3, n, rank)
-    inverse = IteratedEquations.at(factors).preconditioner(0.2)
-    assert inverse is not None
-    for axis in range(3):
-        for row in range(n):
-            block = system[axis, row, :, axis, row] + 0.2 * torch.eye(rank, dtype=torch.float64)
-            torch.testing.assert_close(inverse[axis], torch.linalg.inv(block))
-
-
-@pytest.mark.parametrize(("n", "rank"), SIZES)
-@pytest.mark.parametrize("penalty", [0.0, 0.05])
-def test_moves_solve_the_damped_equations(n, rank, penalty):
-    factors, residual = some_factors(n, rank), random_table(n, 0) * 1e-9
-    jacobian = derivatives(factors)
-    wish = jacobian.mT @ residual.flatten() - penalty * factors.flatten()
-    shift = 0.01 + penalty
-    damped = jacobian.mT @ jacobian + shift * torch.eye(factors.numel(), dtype=torch.float64)
-    expected = torch.linalg.solve(damped, wish).reshape(factors.shape)
-    factorized = FactorizedEquations.at(factors).move(residual, 0.01, penalty)
-    torch.testing.assert_close(factorized, expected, rtol=1e-7, atol=1e-9 * float(expected.abs().max()))
-    equations = IteratedEquations.at(factors)
-    inverse = equations.preconditioner(shift)
-    solution, solved = equations.solve(wish.reshape(factors.shape), shift, inverse, 1e-12, 1000)
-    assert solved
-    torch.testing.assert_close(solution, expected, rtol=1e-7, atol=1e-9 * float(expected.abs().max()))
+def test_factorizations_solve_the_damped_equations(n, rank):
+    factors, wish = some_factors(n, rank), some_factors(n, rank).flip(0)
+    shift = torch.tensor([0.01, 0.5], dtype=torch.float64)
+    by_factorization = factorized(factors, wish)(shift)
+    for start in range(2):
+        jacobian = derivatives(factors[start])
+        damped = jacobian.mT @ jacobian + shift[start] * torch.eye(wish[0].numel(), dtype=torch.float64)
+        expected = torch.linalg.solve(damped, wish[start].flatten()).reshape(wish[start].shape)
+        torch.testing.assert_close(by_factorization[start], expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("rank", [20, 30])
-@pytest.mark.parametrize("penalty", [0.0, 0.05])
-def test_moves_by_conjugate_gradients_are_those_by_factorization(rank, penalty):
-    factors = some_factors(9, rank) * 0.3
+@pytest.mark.parametrize("weight", [0.0, 0.05])
+def test_moves_by_conjugate_gradients_are_those_by_factorization(rank, weight):
+    factors = some_factors(9, rank)[:1] * 0.3
+    damping, weights = torch.tensor([[0.1], [weight]], dtype=torch.float64)
     for size, near in ((1.0, 0.05), (1e-9, 2e-3)):
-        residual = random_table(9, 0) * size
-        rough = IteratedEquations.at(factors).move(residual, 0.1, penalty)
-        exact = FactorizedEquations.at(factors).move(residual, 0.1, penalty)
+        residual = random_table(9, 0)[None] * size
+        rough, exact = (Moves(unknowns).at(factors, residual, weights)(damping) for unknowns in (10**4, 1))
         assert float((rough - exact).norm()) < near * float(exact.norm())
 
 
-def test_equations_that_are_singular_give_no_move():
-    nothing = torch.zeros(3, 3, 5, dtype=torch.float64)
-    for equations in (FactorizedEquations.at(nothing), IteratedEquations.at(nothing)):
-        assert equations.move(random_table(3, 0), 0.0, 0.0) is None
+def test_entries_that_are_not_free_do_not_move():
+    factors, wish = some_factors(3, 4), some_factors(3, 4).flip(0)
+    free = torch.rand(3, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.6
+    solved = factorized(factors, wish, free)(torch.ones(2, dtype=torch.float64))
+    assert not solved[:, ~free].any()
+    damped = factor_gram(factors)[0] + torch.eye(36, dtype=torch.float64)
+    rows = free.flatten()
+    expected = torch.linalg.solve(damped[rows][:, rows], wish[0][free])
+    torch.testing.assert_close(solved[0][free], expected)
 
 
-def test_the_smaller_gram_is_factorized():
-    assert underdetermined(some_factors(4, 6))
-    assert FactorizedEquations.at(some_factors(4, 6)).gram.shape == (64, 64)
-    assert not underdetermined(some_factors(4, 5))
-    assert FactorizedEquations.at(some_factors(4, 5)).gram.shape == (60, 60)
-
-
-def test_unsolved_equations_say_so():
-    equations = IteratedEquations.at(some_factors(4, 7))
-    solved = equations.solve(some_factors(4, 7), 1e-6, equations.preconditioner(1e-6), 1e-6, 2)[1]
+def test_singular_equations_give_no_move():
+    nothing, wish = torch.zeros(1, 3, 3, 5, dtype=torch.float64), some_factors(3, 5)[:1]
+    assert factorized(nothing, wish)(torch.zeros(1, dtype=torch.float64)).isnan().all()
+    solution, solved = conjugate_gradients(nothing[0], wish[0], 0.0, 0.1)
+    assert solution.isnan().all()
     assert not solved
 
 
@@ -332,22 +303,21 @@ def test_random_starts_follow_a_start_that_leads_nowhere():
     assert len(search.attempts) > 1
 
 
-def test_a_start_is_scaled_and_evened_but_for_terms_of_zeros():
-    algorithm = find(random_table(4, 0), 8).algorithm
-    uneven = algorithm._replace(decode=algorithm.decode * 100, encode_input=algorithm.encode_input / 100)
-    factors = near_factors(uneven, 5.0)
-    torch.testing.assert_close(sum_of_products(factors) * 5, algorithm.table())
-    torch.testing.assert_close(factors[0].norm(dim=0), factors[1].norm(dim=0))
-    uneven.decode[:, 3] = 0
-    nothing, rest = near_factors(uneven, 5.0)[:, :, 3].norm(dim=1), near_factors(uneven, 5.0)[:, :, 4]
-    assert (nothing == 0).tolist() == [False, True, False]
-    torch.testing.assert_close(rest, factors[:, :, 4])
+def test_balanced_columns_have_equal_norms_but_for_terms_of_zeros():
+    factors = some_factors(4, 8)[0]
+    factors[1, :, 3] = 0
+    even = balanced(factors)
+    torch.testing.assert_close(sum_of_products(even), sum_of_products(factors))
+    torch.testing.assert_close(even[:, :, 3], factors[:, :, 3])
+    norms = even[:, :, 4:].norm(dim=1)
+    torch.testing.assert_close(norms, norms[:1].expand_as(norms))
+    torch.testing.assert_close(stacked(as_algorithm(factors)), factors)
 
 
 def test_starts_that_are_no_algorithms():
     for start in (torch.zeros(3, 3, 5), tuple(torch.zeros(3, 3, 5))):
         with pytest.raises(TypeError, match=f"start must be a BilinearAlgorithm, got {type(start).__name__}; give"):
-            check_start(start, 3, None)
+            check_factors(start, 3, None)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nplex.algebra import laws
 from nplex.algebra.isotopy import evened
-from nplex.algebra.lower_bound import lower_bound
+from nplex.algebra.search.bound import lower_bound
 from nplex.algebra.unital import Unital, unital_isotopes
 
 Table = Float[Tensor, "n n n"]
@@ -22,7 +22,7 @@ class Invariants:
     """Numbers and defects of a table of norm 1; a defect is 0 where the law holds.
 
     Attributes:
-        rank_at_least: How many products it is proved to need (nplex.algebra.lower_bound).
+        rank_at_least: How many products it is proved to need (nplex.algebra.search).
         multilinear_ranks: The ranks of its three flattenings: component, result, input.
         symmetry: `|| T - T' || / || T ||` for T' with component and input exchanged, component and result, result
             and input: in the bases it came in.

@@ -1,13 +1,19 @@
-"""Rounding: from factors that are exact up to rounding errors to factors in small numbers that are exact."""
+"""Rounding: from factors near a table to exact factors in small numbers.
+
+Factors are stacked 3 x n x R in the order of the table's axes: component, result, input.
+"""
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.algebra.held import solve
-from nplex.algebra.sparse import evened, sparsify
-from nplex.algebra.verify import ExactAlgorithm
+from nplex.algebra.fractions import ExactAlgorithm
+from nplex.algebra.levenberg_marquardt import Fit, least_squares
+from nplex.algebra.search.equations import factor_gram, factorized, gradient
+from nplex.algebra.search.factors import as_algorithm, balanced, stacked, sum_of_products
 
 # The numbers that entries are rounded to.
 SMALL_NUMBERS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 0.25, -0.25)
@@ -18,62 +24,117 @@ THERE, EXACT, RUNAWAY = 1e-9, 1e-10, 30.0
 SHAKE = 0.05
 # Further than this from the table no algorithm is near that could be rounded.
 FAR = 0.2
-# Entries that one try may hold or refuse, and cubed unknowns of all equations that are solved for it in all tries:
-# about a minute. At n = 4 those that succeed hold fewer than 20. Above a tenth of it in one step nothing is tried.
+# Entries that one try may constrain or refuse, and cubed unknowns of all equations that are solved for it in all
+# tries: about a minute. At n = 4 those that succeed constrain fewer than 20. Above a tenth of it in one step nothing
+# is tried.
 PATIENCE, WORK = 200, 1e11
 # Products of three such numbers are whole multiples of 1/64; with other tables there is nothing to look for.
 GRAIN = 64
+# The weight of the zeros that are wished for beside the table, and how large a wish may move an entry in a step.
+WISH, LARGEST_MOVE = 1e-4, 0.3
+# What counts as small: from entries of ordinary size down to almost nothing.
+FIRST_SMALL, LEAST_SMALL, SHRINK = 1.0, 1e-3, 0.9
+SPARSE_STEPS, BETWEEN = 60, 10
 
 
 @torch.no_grad()
 def round_off(
     algorithm: BilinearAlgorithm, table: Float[Tensor, "n n n"], seed: int = 0, tries: int = 20
 ) -> ExactAlgorithm | None:
-    """An algorithm of this table with as many products, all entries in 0, +-1/4, +-1/2, +-1, +-2; or None.
+    """`table[k, i, j] = sum_r encode_component[k, r] decode[i, r] encode_input[j, r]`, exactly, in small numbers.
 
-    The factors given may be off by some per cent: they are first brought to the table. Then they are moved to where
-    many entries are zero, the largest entry of each encoder's column is made 1, and entries are held at the nearest
-    small number one by one, zeros first, while the others give way (Gauss-Newton). What cannot be held is left to
-    its own. The result is checked in fractions, so it is exact or not given. Factors of more than 2,154 numbers are
-    not tried: a step takes seconds there.
+    All entries of the result are 0, +-1/4, +-1/2, +-1 or +-2, and it has as many products as the algorithm given.
+    That one may be off by some per cent: it is first brought to the table. Then it is moved to where many entries
+    are zero, the largest entry of each encoder's column is made 1, and entry after entry is constrained to the
+    nearest small number, zeros first, while the others give way. The result is checked in fractions.
+
+    Examples:
+        >>> from nplex.algebra import complex_, find
+        >>> exact = round_off(find(complex_.table, 3).algorithm, complex_.table)
+        >>> exact.rank, exact.wrong_entries(complex_.entries)
+        (3, 0)
 
     Args:
-        algorithm: factors near the table, of any type.
+        algorithm: Factors near the table, of any type.
         table: n x n x n, exact as it stands (integers, halves, ...).
-        seed: the same seed gives the same result.
-        tries: how many members of the algorithm's family are tried.
+        seed: The same seed gives the same result; torch's own random state is not touched.
+        tries: How many members of the algorithm's family are tried.
+
+    Returns:
+        The exact algorithm, or None where none was found. None comes at once where the factors are more than 20 % from
+        the table or not finite, where an entry of the table is not a multiple of 1/64, and for more than 2,154 factor
+        entries, where a step takes seconds.
 
     Raises:
-        ValueError: the algorithm has another n than the table.
+        ValueError: The algorithm has another n than the table.
 
-    Source: Smirnov, The bilinear complexity and practical algorithms for matrix multiplication (2013), for holding
-    entries one by one; de Groote, On varieties of optimal algorithms for the computation of bilinear mappings II
-    (1978): all algorithms of 7 products for 2 x 2 matrices are one family.
+    Source: Smirnov, The bilinear complexity and practical algorithms for matrix multiplication (2013), for
+    constraining entries one by one; de Groote, On varieties of optimal algorithms for the computation of bilinear
+    mappings II (1978): all algorithms of 7 products for 2 x 2 matrices are one family.
     """
     if algorithm.n != table.shape[0]:
         raise ValueError(
             f"the algorithm has n = {algorithm.n}, the table n = {table.shape[0]}; give a pair that fits"
         )
-    target = table.detach().to("cpu", torch.float64)
-    exact = algorithm.to(torch.float64, "cpu")
-    first = evened(torch.stack([exact.encode_component, exact.decode, exact.encode_input]))
-    generator = torch.Generator("cpu").manual_seed(seed)
-    grains, step = target * GRAIN, first.numel() ** 3
-    if step > WORK / 10:
+    target, given = table.detach().to("cpu", torch.float64), stacked(algorithm)
+    grains, step = target * GRAIN, given.numel() ** 3
+    usable = bool(given.isfinite().all()) and torch.equal(grains, grains.round()) and step <= WORK / 10
+    if not usable or algorithm.error(target) > FAR:
         return None
-    if not bool(first.isfinite().all()) or exact.error(target) > FAR or not torch.equal(grains, grains.round()):
-        return None
+    first, generator = balanced(given), torch.Generator("cpu").manual_seed(seed)
     most = max(1, int(WORK / step))
     for number in range(min(tries, max(1, most // PATIENCE))):
         noise = torch.randn(first.shape, generator=generator, dtype=torch.float64, device="cpu")
-        factors, error = sparsify(target, first + number * SHAKE * noise)
-        if error < EXACT and bool(_scaled(factors).isfinite().all()):
-            factors = _held(target, _scaled(factors), min(most, PATIENCE))
-            u, w, v = factors
-            rounded = ExactAlgorithm.from_factors(BilinearAlgorithm(encode_component=u, encode_input=v, decode=w))
+        factors, error = _sparse(target, first + number * SHAKE * noise)
+        factors = _scaled(factors)
+        if error < EXACT and bool(factors.isfinite().all()):
+            factors = _constrained(target, factors, min(most, PATIENCE))
+            rounded = ExactAlgorithm.from_factors(as_algorithm(factors))
             if _small(factors) and rounded.wrong_entries(target.tolist()) == 0:
                 return rounded
     return None
+
+
+def _solved(
+    target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"], free: Bool[Tensor, "3 n R"]
+) -> tuple[Float[Tensor, "3 n R"], float]:
+    """Lowers `|| target - sum of products ||` by the free entries; the factors reached and their error."""
+
+    def residual(unknowns: Tensor, _: Tensor) -> Tensor:
+        return target - sum_of_products(unknowns)
+
+    def equations(fit: Fit, _: Tensor) -> Callable[[Tensor], Tensor]:
+        move = factorized(fit.unknowns, gradient(fit.residual, fit.unknowns), free)
+        return lambda damping: fit.unknowns + move(damping)
+
+    fit = least_squares(factors[None], residual, equations, steps=60, tolerance=1e-12, damping=1e-3, window=5)
+    return fit.unknowns[0], float(fit.error)
+
+
+def _sparse(target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"]) -> tuple[Float[Tensor, "3 n R"], float]:
+    """Lowers `sum log(x^2 + small^2)` over all entries x, on the table; the factors reached and their error.
+
+    Algorithms come in families: a table keeps its numbers under changes of basis that the factors do not. Least
+    squares with weights made anew at every step, `1 / (x^2 + small^2)`, while small shrinks, moves along the family.
+    Every tenth step goes back to the table and gives the three columns of each term equal norms.
+
+    Source: Daubechies, DeVore, Fornasier and Gunturk, Iteratively reweighted least squares minimization for sparse
+    recovery (2010), for the weights; the constraint there is linear.
+    """
+    small, everything = FIRST_SMALL, torch.ones_like(factors, dtype=torch.bool)
+    for step in range(SPARSE_STEPS):
+        if step % BETWEEN == 0:
+            factors, _ = _solved(target, balanced(factors), everything)
+        entries = factors.reshape(-1)
+        weights = WISH / (entries.square() + small**2)
+        gram = factor_gram(factors[None])[0]
+        gram.diagonal().add_(weights)
+        slope = gradient((target - sum_of_products(factors))[None], factors[None]).reshape(-1) - weights * entries
+        move = torch.linalg.solve(gram, slope)
+        scale = min(1.0, LARGEST_MOVE * float(entries.abs().max()) / max(float(move.abs().max()), 1e-30))
+        factors = factors + scale * move.reshape(factors.shape)
+        small = max(small * SHRINK, LEAST_SMALL)
+    return _solved(target, balanced(factors), everything)
 
 
 def _scaled(factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "3 n R"]:
@@ -88,8 +149,10 @@ def _largest(factor: Float[Tensor, "n R"]) -> Float[Tensor, "R"]:
     return factor.gather(0, factor.abs().argmax(0, keepdim=True))[0]
 
 
-def _held(target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"], patience: int) -> Float[Tensor, "3 n R"]:
-    """Holds entry after entry at a small number, while the others can still give the table."""
+def _constrained(
+    target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"], patience: int
+) -> Float[Tensor, "3 n R"]:
+    """Constrains entry after entry to a small number, while the others can still give the table."""
     numbers = factors.new_tensor(SMALL_NUMBERS)
     free = _all_but_ones(factors)
     refused = torch.zeros_like(free).reshape(-1)
@@ -103,7 +166,7 @@ def _held(target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"], patie
         place, number = candidates[first], numbers[nearest[first]]
         wish, rest = factors.clone(), free.clone()
         wish.view(-1)[place], rest.view(-1)[place] = number, False
-        solved, error = solve(target, wish, rest)
+        solved, error = _solved(target, wish, rest)
         if error < EXACT and float(solved.abs().max()) < RUNAWAY:
             factors, free = solved, rest
         else:
@@ -122,7 +185,7 @@ def _all_but_ones(factors: Float[Tensor, "3 n R"]) -> Bool[Tensor, "3 n R"]:
 def _there(
     factors: Float[Tensor, "3 n R"], free: Bool[Tensor, "3 n R"], numbers: Float[Tensor, "m"]
 ) -> tuple[Float[Tensor, "3 n R"], Bool[Tensor, "3 n R"]]:
-    """Entries that are at a small number already, set to it and held; the held ones set exactly."""
+    """Entries that are at a small number already, set to it exactly and constrained."""
     distance, nearest = (factors[..., None] - numbers).abs().min(-1)
     at = distance < THERE
     return torch.where(at, numbers[nearest], factors), free & ~at

@@ -5,8 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nplex.algebra.formulas import formulas
-from nplex.algebra.verify import Columns, ExactAlgorithm
+from nplex.algebra.fractions import Columns, ExactAlgorithm, formulas
 from nplex.lab.checkpoint import write_json, write_tensors, write_text
 from nplex.lab.environment import environment
 from nplex.lab.plot import new_figure
@@ -15,7 +14,6 @@ from nplex.lab.recipes.rule_learned import Learned, counted
 from nplex.lab.recipes.rule_text import algorithm, beside, explained, rows
 from nplex.lab.recipes.rules import RuleLearning
 from nplex.lab.run_folder import LEARNED_CURVE, LEARNED_PAGE, LEARNED_TABLES, LEARNED_VIDEO, RESULT, SETTINGS
-from nplex.lab.summary import markdown_table
 from nplex.stored_rules import LEARNED
 
 

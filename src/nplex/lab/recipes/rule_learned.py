@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.algebra.lower_bound import LowerBound, lower_bound
+from nplex.algebra.fractions import ExactAlgorithm
 from nplex.algebra.orbits import orbits
 from nplex.algebra.rounding import round_off
+from nplex.algebra.search.bound import LowerBound, lower_bound
 from nplex.algebra.tucker import smaller_error
-from nplex.algebra.verify import ExactAlgorithm
 from nplex.lab.recipes.products import Product, unknowns
 from nplex.lab.recipes.rule_fit import Learner, LeastSquares, Moment
 

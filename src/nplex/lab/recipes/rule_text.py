@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra import Algebra
-from nplex.algebra.formulas import additions, formulas
+from nplex.algebra.fractions import additions, formulas
 from nplex.lab.recipes.rule_learned import Learned
 
 # Wider tables are not printed, and those up to half of it stand side by side.

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from nplex.algebra.bilinear import generic_rank
-from nplex.algebra.gauss_newton import Descent, descend, random_factors
+from nplex.algebra.search.descent import Descent, descend
+from nplex.algebra.search.factors import random_factors
 
 # Above this growth another start, or one more product, is tried: float32 would lose more than a digit.
 GOOD_GROWTH = 20.0
@@ -14,6 +15,8 @@ GOOD_GROWTH = 20.0
 # a step buy, at n = 8 so few; the look has so many steps.
 CHEAP, FEW_STARTS = 1e8, 3
 LOOK_STEPS = 25
+# Starts descend together while a step costs this many operations: its overhead is then paid once.
+TOGETHER = 5e7
 # From this n on one product more costs 3 % or less, and a second start as much time as the first: each rank gets one.
 LARGE = 10
 # The generic rank is then passed over if this share of the unknowns is not to spare: the equations are so nearly
@@ -54,42 +57,43 @@ class Result(NamedTuple):
     best: Descent
     attempts: tuple[Attempt, ...]
 
-    @property
-    def good(self) -> bool:
-        """Exact, with a growth that float32 can bear."""
-        return self.best.ended == "exact" and self.best.growth <= GOOD_GROWTH
-
 
 def at_rank(task: Task, rank: int, starts: int, steps: int) -> Result:
     """Starts until one is exact with a good growth, those that are near first; the best of them."""
-    descents: list[Descent] = []
-    while len(descents) < starts:
-        if task.near is not None and not descents:
-            # Without a penalty: that would move the start away from the table.
-            descents.append(descend(task.target, task.near, steps, task.tolerance, penalty=0.0))
-        else:
-            start = random_factors(task.target.shape[0], rank, task.generator)
-            descents.append(descend(task.target, start, steps, task.tolerance))
-        if descents[-1].ended == "exact" and descents[-1].growth <= GOOD_GROWTH:
-            break
+    descents, n = [], task.target.shape[0]
+    if task.near is not None:
+        # Without a penalty: that would move the start away from the table.
+        descents = descend(task.target, task.near[None], steps, task.tolerance, penalty=0.0)
+    together = max(1, int(TOGETHER / (3 * n * rank) ** 3))
+    while len(descents) < starts and not any(map(_good, descents)):
+        # The first one alone: it often does.
+        count = min(together, starts - len(descents)) if descents else 1
+        begun = torch.stack([random_factors(n, rank, task.generator) for _ in range(count)])
+        descents += descend(task.target, begun, steps, task.tolerance)
+    made = next((number for number, tried in enumerate(descents, 1) if _good(tried)), len(descents))
     attempts = tuple(
         Attempt(rank, number, tried.steps, tried.error, tried.growth, tried.ended)
-        for number, tried in enumerate(descents)
+        for number, tried in enumerate(descents[:made])
     )
-    best = min(descents, key=lambda d: (0, d.growth) if d.ended == "exact" else (1, d.error))
+    best = min(descents[:made], key=lambda d: (0, d.growth) if d.ended == "exact" else (1, d.error))
     return Result(rank, best, attempts)
+
+
+def _good(descent: Descent) -> bool:
+    """Exact, with a growth that float32 can bear."""
+    return descent.ended == "exact" and descent.growth <= GOOD_GROWTH
 
 
 def smallest(task: Task, least: int) -> tuple[Result, tuple[Attempt, ...]]:
     """The smallest rank that works, and all attempts on the way."""
     large = task.target.shape[0] >= LARGE
     tried = _far_below(task, least) if large else []
-    if not any(result.good for result in tried):
+    if not any(_good(result.best) for result in tried):
         tried += _upwards(task, max(_first_rank(task.target.shape[0]), least))
     if not large and len(tried) == 1:
         tried += _downwards(task, tried[0].rank, least)
     working = [result for result in tried if result.best.ended == "exact"] or tried[-1:]
-    best = min(working, key=lambda result: (not result.good, result.rank))
+    best = min(working, key=lambda result: (not _good(result.best), result.rank))
     return best, tuple(attempt for result in tried for attempt in result.attempts)
 
 
@@ -101,7 +105,7 @@ def _upwards(task: Task, first: int) -> list[Result]:
     # n^2 products always do (one for each pair e_k, e_j), so the way up ends.
     for rank in range(first, max(first, n * n) + 1):
         tried.append(at_rank(task, rank, starts, task.steps))
-        if tried[-1].good or (len(tried) > 1 and tried[-2].best.ended == "exact"):
+        if _good(tried[-1].best) or (len(tried) > 1 and tried[-2].best.ended == "exact"):
             break
     return tried
 
@@ -120,7 +124,7 @@ def _downwards(task: Task, works: int, least: int) -> list[Result]:
     tried = at_rank(task, works - 1, looks, LOOK_STEPS)
     if tried.best.error > max(SPECIAL, task.tolerance):
         return [tried]
-    return [tried, *_bisected(task, works - tried.good, least - 1, task.starts)]
+    return [tried, *_bisected(task, works - _good(tried.best), least - 1, task.starts)]
 
 
 def _far_below(task: Task, least: int) -> list[Result]:
@@ -139,5 +143,5 @@ def _bisected(task: Task, works: int, fails: int, starts: int) -> list[Result]:
     while works - fails > 1:
         middle = (works + fails) // 2
         tried.append(at_rank(task, middle, starts, task.steps))
-        works, fails = (middle, fails) if tried[-1].good else (works, middle)
+        works, fails = (middle, fails) if _good(tried[-1].best) else (works, middle)
     return tried

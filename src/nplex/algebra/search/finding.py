@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm, check_cube, generic_rank
-from nplex.algebra.lower_bound import LowerBound, lower_bound
-from nplex.algebra.smallest_rank import Attempt, Result, Task, at_rank, smallest
-from nplex.algebra.warm_start import check_start, near_factors
+from nplex.algebra.search.bound import LowerBound, lower_bound
+from nplex.algebra.search.factors import as_algorithm, balanced, check_factors, stacked
+from nplex.algebra.search.ranks import Attempt, Result, Task, at_rank, smallest
 
 # Two starts that end with residuals this close are said to have ended at the same one.
 SAME = 1.02
@@ -87,18 +87,18 @@ def find(
     """
     exact = _checked_table(table)
     _check_numbers(rank, starts, steps, tolerance)
+    scale, near = float(exact.norm()), None
     if start is not None:
-        check_start(start, exact.shape[0], rank)
-        rank = start.rank
-    near = None if start is None else near_factors(start, float(exact.norm()))
-    task = Task(exact / exact.norm(), torch.Generator("cpu").manual_seed(seed), starts, steps, tolerance, near)
+        check_factors(start, exact.shape[0], rank)
+        rank, near = start.rank, balanced(stacked(start) / scale ** (1 / 3))
+    task = Task(exact / scale, torch.Generator("cpu").manual_seed(seed), starts, steps, tolerance, near)
     bound = lower_bound(task.target, tolerance)
     if rank is None:
         result, attempts = smallest(task, bound.rank)
     else:
         result = at_rank(task, rank, starts, steps)
         attempts = result.attempts
-    algorithm = _balanced(result.best.factors, float(exact.norm()))
+    algorithm = as_algorithm(balanced(result.best.factors * scale ** (1 / 3)))
     verdict, reason = _verdict(result, attempts, bound)
     return Search(algorithm, result.rank, algorithm.error(exact), algorithm.growth, verdict, reason, attempts)
 
@@ -123,14 +123,6 @@ def _check_numbers(rank: int | None, starts: int, steps: int, tolerance: float) 
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     if not 1e-14 <= tolerance < 1:
         raise ValueError(f"tolerance must be from 1e-14, what float64 can reach, to below 1, got {tolerance!r}")
-
-
-def _balanced(factors: Float[Tensor, "3 n R"], scale: float) -> BilinearAlgorithm:
-    """The same products, `scale` times as large, each with its norm spread evenly over its three columns."""
-    norms = factors.norm(dim=1, keepdim=True)
-    even = (norms.prod(dim=0, keepdim=True) * scale) ** (1 / 3)
-    u, w, v = torch.where(norms > 0, factors * even / norms, 0.0)
-    return BilinearAlgorithm(encode_component=u, encode_input=v, decode=w)
 
 
 def _verdict(

@@ -1,0 +1,158 @@
+"""The damped step of a table as a sum of products: by a factorization, or by conjugate gradients where n is large.
+
+J is the n^3 x 3nR matrix of derivatives of the sum of products by the factors. `J^T J` times a vector is four batches
+of matmuls with n x R and R x R matrices, 24 n R^2 operations, where one factorization takes 9 (n R)^3.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+# Up to this many unknowns (n = 8) one factorization is faster than conjugate gradients.
+FACTORIZED = 800
+# Up to this many (n = 13) what they do not solve is left to a factorization; beyond, that takes too long itself.
+FACTORIZABLE = 2400
+# Moves that leave more than this of the gradient are too many, those that leave less too dear (found by trial).
+SOLVED, MOST_SOLVED = 1e-2, 1e-4
+# Products for one move, at most: so many, and no more than half as many operations as a factorization has.
+MOST_PRODUCTS = 2000
+
+
+class Moves:
+    """From dampings to `(J^T J + (damping + weight) I)^-1 (J^T residual - weight factors)`, NaN if singular.
+
+    For many unknowns it is solved roughly; the smaller the residual, the less so, such that the last steps still
+    nearly square the error. What conjugate gradients do not solve once is factorized from then on: nearer to the table
+    it will be harder. Where that is too large, the move is what they gave: the next goes on from better factors.
+    """
+
+    def __init__(self, unknowns: int):
+        self.factorizes = unknowns <= FACTORIZED
+        self.may_factorize = unknowns <= FACTORIZABLE
+
+    def at(
+        self, factors: Float[Tensor, "b 3 n R"], residual: Float[Tensor, "b n n n"], weight: Float[Tensor, "b"]
+    ) -> Callable[[Float[Tensor, "b"]], Float[Tensor, "b 3 n R"]]:
+        """Those from these factors."""
+        wish = gradient(residual, factors) - weight[:, None, None, None] * factors
+        solve = factorized(factors, wish) if self.factorizes else None
+
+        def move(damping: Tensor) -> Tensor:
+            nonlocal solve
+            shift = damping + weight
+            if solve is None:
+                lefts = residual.flatten(1).norm(dim=1).sqrt().clamp(MOST_SOLVED, SOLVED)
+                ways = zip(factors, wish, shift.tolist(), lefts.tolist(), strict=True)
+                solutions, solved = zip(*(conjugate_gradients(*way) for way in ways), strict=True)
+                if all(solved) or not self.may_factorize:
+                    return torch.stack(solutions)
+                self.factorizes, solve = True, factorized(factors, wish)
+            return solve(shift)
+
+        return move
+
+
+def gradient(y: Float[Tensor, "b n n n"], factors: Float[Tensor, "b 3 n R"]) -> Float[Tensor, "b 3 n R"]:
+    """`J^T y`: for the first factor `[k, r] = sum_ij y[k, i, j] w[i, r] v[j, r]`, and so on."""
+    u, w, v = (factor[:, None] for factor in factors.unbind(1))
+    n = u.shape[2]
+    with_v = y @ v  # k, i, r
+    with_u = (y.flatten(2).mT @ u[:, 0]).unflatten(1, (n, n))  # i, j, r
+    across = (with_v * u.transpose(1, 2)).sum(1), (with_u * w.transpose(1, 2)).sum(1)
+    return torch.stack([(with_v * w).sum(2), *across], dim=1)
+
+
+def factor_gram(factors: Float[Tensor, "b 3 n R"]) -> Float[Tensor, "b 3*n*R 3*n*R"]:
+    """`J^T J`: diagonal blocks I (x) (product of the other two Gram matrices), and the mixed ones.
+
+    The mixed block of axes a and b, c being the third, is
+    `[k, r, i, s] = factors[a, k, s] factors[b, i, r] (factors[c]^T factors[c])[r, s]`.
+    """
+    count, _, n, rank = factors.shape
+    grams = factors.mT @ factors
+    system = factors.new_zeros(count, 3, n, rank, 3, n, rank)
+    for a in range(3):
+        b, c = (a + 1) % 3, (a + 2) % 3
+        own = system[:, a, :, :, a].diagonal(dim1=1, dim2=3)
+        own.copy_((grams[:, b] * grams[:, c])[..., None].expand(-1, -1, -1, n))
+        turned = factors[:, b].mT[:, None, :, :, None] * grams[:, c, None, :, None]
+        torch.mul(factors[:, a, :, None, None], turned, out=system[:, a, :, :, b])
+        system[:, b, :, :, a] = system[:, a, :, :, b].permute(0, 3, 4, 1, 2)
+    return system.reshape(count, 3 * n * rank, 3 * n * rank)
+
+
+def factorized(
+    factors: Float[Tensor, "b 3 n R"], wish: Float[Tensor, "b 3 n R"], free: Bool[Tensor, "3 n R"] | None = None
+) -> Callable[[Float[Tensor, "b"]], Float[Tensor, "b 3 n R"]]:
+    """From shifts to `(J^T J + shift I)^-1 wish` by Cholesky factorizations, NaN where that is singular.
+
+    Args:
+        factors: Where J is taken.
+        wish: The right sides.
+        free: The unknowns that may move, in whose rows and columns alone it is solved; all by default.
+    """
+    chosen = slice(None) if free is None else free.reshape(-1)
+    gram, right = factor_gram(factors)[:, chosen][:, :, chosen], wish.flatten(1)[:, chosen, None]
+
+    def solve(shift: Tensor) -> Tensor:
+        damped = gram.clone()
+        damped.diagonal(dim1=1, dim2=2).add_(shift[:, None])
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        solved = torch.cholesky_solve(right, lower)[..., 0]
+        solution = torch.zeros_like(wish)
+        solution.flatten(1)[:, chosen] = solved.masked_fill_(failed[:, None] > 0, torch.nan)
+        return solution
+
+    return solve
+
+
+def conjugate_gradients(
+    factors: Float[Tensor, "3 n R"], wish: Float[Tensor, "3 n R"], shift: float, left: float
+) -> tuple[Float[Tensor, "3 n R"], bool]:
+    """`(J^T J + shift I)^-1 wish` without ever writing J down, and whether it is that.
+
+    It is when `sqrt(r^T D^-1 r)`, r being what is left of the wish, is down to `left` times what it was. D is the
+    preconditioner, `J^T J + shift I` in its diagonal blocks alone.
+
+    Source: Sorber, Van Barel, De Lathauwer, Optimization-based algorithms for tensor decompositions: canonical
+    polyadic decomposition, decomposition in rank-(Lr,Lr,1) terms, and a new generalization (2013), for the
+    product and for the diagonal blocks as preconditioner.
+    """
+    n, rank = factors.shape[1:]
+    grams = factors.mT @ factors
+    nexts, others = grams.roll(-1, 0), grams.roll(-2, 0)
+    blocks = nexts * others
+    blocks.diagonal(dim1=1, dim2=2).add_(shift)
+    lower, failed = torch.linalg.cholesky_ex(blocks)
+    if bool(failed.any()):
+        return torch.full_like(wish, torch.nan), False
+    inverse = torch.cholesky_inverse(lower)
+
+    def times(x: Tensor) -> Tensor:
+        mixed = x.mT @ factors
+        weights = mixed.roll(-1, 0).mul_(others).addcmul_(mixed.roll(-2, 0), nexts)
+        return (factors @ weights).baddbmm_(x, blocks)
+
+    solution, rest = torch.zeros_like(wish), wish.clone()
+    direction = rest @ inverse
+    first = height = _dot(rest, direction)
+    for _ in range(min(MOST_PRODUCTS, 27 * n**2 * rank // 144)):
+        if not height > left**2 * first:
+            break
+        product = times(direction)
+        curvature = _dot(direction, product)
+        # Rounding may leave none where J^T J is singular and hardly damped.
+        if not curvature > 0:
+            break
+        solution.add_(direction, alpha=height / curvature)
+        rest.sub_(product, alpha=height / curvature)
+        preconditioned = rest @ inverse
+        height, before = _dot(rest, preconditioned), height
+        direction.mul_(height / before).add_(preconditioned)
+    return solution, not height > left**2 * first
+
+
+def _dot(x: Tensor, y: Tensor) -> float:
+    return float(torch.dot(x.reshape(-1), y.reshape(-1)))
