@@ -193,10 +193,10 @@ def matmul_flops(model: nn.Module, tokens: int) -> float:
 
 
 def bilinear_flops(layer: nplex.nn.Linear, tokens: int) -> float:
-    """As nplex.ops.plan counts them: building blocks, mixing, block products, those made again for the gradients."""
+    """As nplex.ops.plan_for counts them: building blocks, mixing, block products, those made again for the gradients."""
     rule = layer.rule
     sizes = {"tokens": tokens, "n": rule.n, "rank": rule.rank, "training": True}
-    plan = nplex.ops.plan(layer.in_features, layer.out_features, **sizes)
+    plan = nplex.ops.plan_for(layer.in_features, layer.out_features, **sizes)
     return next(cost.flops for cost in plan.costs if cost.method == "bilinear")
 
 

@@ -79,7 +79,7 @@ def timed(case: Case, repeats: int) -> list[dict]:
             )
             agree(layer, x)
             layers[f"{rule} {method}"] = layer
-        chosen[rule] = planned(layer.rule(), layer.components)
+        chosen[rule] = planned(x, layer.rule(), layer.components)
     rows = []
     for mode in ("forward", "training"):
         seconds = in_turns({name: call(layer, x, mode) for name, layer in layers.items()}, repeats)

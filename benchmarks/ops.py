@@ -27,7 +27,7 @@ from nplex.convert import parse_rule
 from nplex.lab.checkpoint import write_json
 from nplex.lab.environment import environment
 from nplex.nn import LearnedRule, Linear, cached
-from nplex.ops import METHODS, plan
+from nplex.ops import METHODS, plan_for
 
 RESULTS = Path(__file__).parent / "results"
 TARGETED = ("4:7", "4:4", "8:24", "8:8", "4", "8")
@@ -94,7 +94,7 @@ def targeted(case: Case, repeats: int) -> list[dict]:
     runs: dict[tuple[str, str], Callable] = {("dense", "linear"): call(dense, case)}
     for twin in layers.values():
         agree(twin)
-    few = [method for method in METHODS if method not in ("auto", "reference")]
+    few = [method for method in METHODS if method != "reference"]
     for keep in (False, True)[: 1 + (case.tokens == 1)]:
         for method in few:
             for rule, twin in layers.items():  # inside: a layer that was just called would lie in the cache
@@ -150,7 +150,7 @@ def limit(twin: Linear, case: Case) -> float:
 
 def planned(twin: Linear, case: Case, keep: bool) -> str:
     """The method that the plan takes."""
-    return plan(
+    return plan_for(
         case.d_in, case.d_out, tokens=case.tokens, n=twin.rule.n, rank=twin.rule.rank,
         element_size=torch.get_default_dtype().itemsize, training=case.mode == "training", prepared=keep,
     ).method  # fmt: skip
@@ -162,7 +162,7 @@ def agree(twin: Linear) -> None:
     allowed = 1e-5 if x.dtype == torch.float32 else 0.1
     results = {}
     for method in METHODS:
-        if method not in ("auto", "bilinear") or (method == "bilinear" and twin.rule.rank is not None):
+        if not METHODS[method].needs_factors or twin.rule.rank is not None:
             twin.method = method
             results[method] = twin(x).detach().float()
     twin.method = "auto"

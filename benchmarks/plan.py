@@ -99,7 +99,7 @@ def timed(case: Case, repeats: int, machine: ops.Machine | None) -> dict:
     x, upstream = torch.randn(tokens, d_in), torch.randn(tokens, d_out)
     leaves = [tensor.requires_grad_(mode == "training") for tensor in (x, components, *factors)]
     rule = BilinearAlgorithm(*factors) if rank else factors[0]
-    methods = [m for m in ops.METHODS if m not in ("auto", "reference") and (rank or m != "bilinear")]
+    methods = [m for m in ops.METHODS if m != "reference" and (rank or m != "bilinear")]
     if tokens <= 16 and d_in * d_out <= 2**20:
         agree(x, rule, components, methods)
 
@@ -109,7 +109,7 @@ def timed(case: Case, repeats: int, machine: ops.Machine | None) -> dict:
         return lambda: torch.autograd.grad(ops.product(x, rule, components, method=method), leaves, upstream)
 
     seconds = in_turns({method: call(method) for method in methods}, repeats)
-    chosen = ops.plan(
+    chosen = ops.plan_for(
         d_in, d_out, tokens=tokens, n=n, rank=rank or None, training=mode == "training", machine=machine
     ).method
     best = min(methods, key=lambda method: seconds[method])

@@ -27,10 +27,10 @@ RULES = {
     "from quaternion:8": lambda **kw: LearnedRule(4, 8, start=algebra.quaternion, **kw),
 }
 
-METHODS = [method for method in ops.METHODS if method != "auto"]
+METHODS = list(ops.METHODS)
 SIZES = [(8, 8), (9, 17), (16, 10), (23, 8)]
 
 
 def methods_for(rule):
     """The methods that a rule allows."""
-    return [method for method in METHODS if method != "bilinear" or rule.rank is not None]
+    return [method for method in METHODS if not ops.METHODS[method].needs_factors or rule.rank is not None]

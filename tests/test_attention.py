@@ -198,11 +198,11 @@ def test_gradients_of_parameters_are_those_through_the_dense_weights(name, kinsh
 
 
 def test_one_product_for_one_tensor(monkeypatch):
-    from nplex.ops import parts
+    from nplex.ops import grouped
 
     calls = []
-    product = parts.product
-    monkeypatch.setattr(parts, "product", lambda x, *args, **kw: calls.append(x) or product(x, *args, **kw))
+    product = grouped.run
+    monkeypatch.setattr(grouped, "run", lambda x, *args, **kw: calls.append(x) or product(x, *args, **kw))
     layer = make()
     for kinship, expected in {"all": 1, "key is value": 2, "query is key": 2, "none": 3}.items():
         calls.clear()

@@ -1,6 +1,7 @@
 """What is kept inside nplex.nn.cached is used, and is never stale."""
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -9,7 +10,21 @@ from cases import RULES, methods_for
 from torch import nn
 
 from nplex import ops
-from nplex.nn import LearnedRule, Linear, cached, share
+from nplex.nn import (
+    GRU,
+    LSTM,
+    RNN,
+    Conv2d,
+    GRUCell,
+    LearnedRule,
+    Linear,
+    LSTMCell,
+    MultiheadAttention,
+    RNNCell,
+    cached,
+    share,
+)
+from nplex.ops import cache, conv, grouped, tracing
 
 METHODS = [(name, method) for name, make in RULES.items() for method in methods_for(make())]
 CHANGES = {
@@ -35,10 +50,16 @@ def _in_inference_mode(layer):
 
 @pytest.fixture
 def builds(monkeypatch):
-    """Counts what is built."""
+    """Names what is built, by linear layers, convolutions and recurrent layers."""
     built = []
-    real = ops.cache.prepare
-    monkeypatch.setattr(ops.cache, "prepare", lambda method, *args: built.append(method) or real(method, *args))
+    for table in (ops.METHODS, conv.METHODS):
+        for name, method in list(table.items()):
+            noted = dataclasses.replace(
+                method, prepare=lambda *a, method=method: built.append(method.name) or method.prepare(*a)
+            )
+            monkeypatch.setitem(table, name, noted)
+    expand = grouped.expand
+    monkeypatch.setattr(grouped, "expand", lambda *args: built.append("weight") or expand(*args))
     return built
 
 
@@ -71,7 +92,87 @@ def test_built_once_for_many_calls(builds, rank, method):
     assert builds == [method] * 2  # one with a graph, one without
     layer(torch.ones(2, 16))
     assert len(builds) == 2
-    assert layer.cache is None
+    assert cache._ACTIVE == {}
+
+
+LAYERS = {
+    "Linear": (lambda **kw: Linear(8, 12, **kw), (2, 8), 1),
+    "attention": (lambda **kw: MultiheadAttention(8, 2, **kw), (3, 2, 8), 2),
+    "RNNCell": (lambda **kw: RNNCell(8, 8, **kw), (2, 8), 2),
+    "LSTMCell": (lambda **kw: LSTMCell(8, 8, **kw), (2, 8), 2),
+    "GRUCell": (lambda **kw: GRUCell(8, 8, **kw), (2, 8), 2),
+    "RNN": (lambda **kw: RNN(8, 8, **kw), (3, 2, 8), 2),
+    "LSTM": (lambda **kw: LSTM(8, 8, **kw), (3, 2, 8), 2),
+    "GRU": (lambda **kw: GRU(8, 8, **kw), (3, 2, 8), 2),
+    "Conv2d": (lambda **kw: Conv2d(8, 12, 3, **kw), (2, 8, 5, 5), 1),
+}
+
+
+def _output(layer, x):
+    found = layer(x, x, x) if isinstance(layer, MultiheadAttention) else layer(x)
+    while isinstance(found, tuple):
+        found = found[0]
+    return found
+
+
+@pytest.mark.parametrize("rank", [None, 7])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_layer_builds_once_and_is_never_stale(builds, kind, rank):
+    make, shape, parameters = LAYERS[kind]
+    layer = make(rule=LearnedRule(4, rank, dtype=torch.float64), dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, fused=True)
+    for context in (torch.no_grad, torch.inference_mode):
+        expected = _output(layer, x).detach()
+        builds.clear()
+        with context(), cached(layer):
+            for _ in range(3):
+                torch.testing.assert_close(_output(layer, x), expected)
+            kept = [name for name in builds if name != "weight" or kind in ("RNN", "LSTM", "GRU")]
+            assert len(kept) == parameters
+    with cached(layer):
+        for _ in range(2):
+            _output(layer, x).square().sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                found = _output(layer, x)
+                torch.testing.assert_close(found, _output(copy.deepcopy(layer), x))  # a copy has nothing kept
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradients_of_every_layer_are_the_same(kind):
+    make, shape, _ = LAYERS[kind]
+    layer = make(rule=LearnedRule(4, 7, dtype=torch.float64), dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    def run():
+        y = _output(layer, x) + _output(layer, 2 * x)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
+
+    expected = run()
+    with cached(layer):
+        torch.testing.assert_close(run(), expected)
+        torch.testing.assert_close(run(), expected)
+
+
+def test_projections_of_one_attention_are_kept_apart(builds):
+    layer = MultiheadAttention(8, 2, rule=4)
+    query, key, value = torch.randn(3, 4, 2, 8)
+    inputs = [(query, query, query), (query, key, value), (query, key, key), (query, query, value)]
+    with torch.no_grad():
+        expected = [layer(*three)[0] for three in inputs]
+        with cached(layer):
+            for _ in range(2):
+                for three, right in zip(inputs, expected, strict=True):
+                    torch.testing.assert_close(layer(*three)[0], right)
+
+
+def test_a_weight_that_is_read_is_the_readers():
+    layer, x = LSTM(8, 8, rule=4), torch.randn(3, 2, 8)
+    with torch.no_grad(), cached(layer):
+        before = _output(layer, x)
+        layer.weight_ih_l0.zero_()
+        torch.testing.assert_close(_output(layer, x), before)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -98,7 +199,7 @@ def test_packed_components_give_the_same(monkeypatch, dtype, tokens, n, widths):
     with cached(layer):
         with torch.no_grad():
             torch.testing.assert_close(layer(x), expected, rtol=tolerance, atol=tolerance)
-            assert layer.cache.get("rule_first", layer.rule(), layer.components)[1].is_mkldnn
+            assert _packed(layer) == tracing.onednn_packs(dtype)
             layer.components.mul_(2)
             torch.testing.assert_close(layer(x), 2 * expected - layer.bias, rtol=tolerance, atol=2 * tolerance)
         y = layer(x.requires_grad_())  # with gradients nothing is packed
@@ -107,12 +208,40 @@ def test_packed_components_give_the_same(monkeypatch, dtype, tokens, n, widths):
             assert layer(x).dtype == torch.bfloat16
 
 
+def _packed(layer):
+    """Whether what is kept for rule_first is packed."""
+    kept = cache.kept_for(layer.components, layer.rule())
+    return kept.get(("rule_first", None), lambda: pytest.fail("nothing is kept"))[1].is_mkldnn
+
+
+def test_one_type_that_onednn_cannot_pack_falls_back_alone(monkeypatch):
+    """As bfloat16 on processors without AVX-512, where oneDNN raises a RuntimeError."""
+    pack = tracing.onednn_pack
+
+    def refusing(weight, rows):
+        if weight.dtype == torch.bfloat16:
+            raise RuntimeError("bfloat16 needs AVX-512")
+        return pack(weight, rows)
+
+    monkeypatch.setattr(tracing, "onednn_pack", refusing)
+    tracing.onednn_packs.cache_clear()
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            layer = Linear(1024, 1024, rule=LearnedRule(4, dtype=dtype), method="rule_first", dtype=dtype)
+            with torch.no_grad(), cached(layer):
+                layer(torch.ones(1, 1024, dtype=dtype))
+                assert _packed(layer) == tracing.onednn_packs(dtype)
+        assert not tracing.onednn_packs(torch.bfloat16)
+    finally:
+        tracing.onednn_packs.cache_clear()
+
+
 def test_without_onednn_nothing_is_packed(monkeypatch):
-    monkeypatch.setattr(ops.packed, "_works", lambda: False)
+    monkeypatch.setattr(tracing, "onednn_packs", lambda dtype: False)
     layer = Linear(1024, 1024, rule=4, method="rule_first")
     with cached(layer), torch.no_grad():
         layer(torch.ones(1, 1024))
-        assert not layer.cache.get("rule_first", layer.rule(), layer.components)[1].is_mkldnn
+        assert not _packed(layer)
 
 
 def test_never_stale_after_a_change_of_type_or_place():
@@ -175,8 +304,8 @@ def test_vmap_and_copies_do_without():
     layer, x = Linear(16, 12, rule=LearnedRule(4, 7)), torch.randn(3, 16)
     with torch.no_grad(), cached(layer):
         torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
-        assert copy.deepcopy(layer).cache is None
-        assert pickle.loads(pickle.dumps(layer)).cache is None
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert cache.kept_for(copied.components, copied.rule()) is None
 
 
 def test_nested_and_after_an_error():
@@ -186,14 +315,17 @@ def test_nested_and_after_an_error():
             rule = share(self, LearnedRule(4))
             self.up, self.down, self.plain = Linear(8, 16, rule=rule), Linear(16, 8, rule=rule), nn.Linear(8, 8)
 
+    def kept(layer):
+        return cache.kept_for(layer.components, layer.rule())
+
     model = Model()
     with cached(model):
-        outer = model.up.cache
+        outer = kept(model.up)
         with cached(model.up):
-            assert model.up.cache is outer
-        assert model.up.cache is outer
-        assert model.down.cache is not None
+            assert kept(model.up) is outer
+        assert kept(model.up) is outer
+        assert kept(model.down) is not None
     with pytest.raises(RuntimeError, match="mine"), cached(model):
         raise RuntimeError("mine")
-    assert model.up.cache is None
-    assert model.down.cache is None
+    assert kept(model.up) is None
+    assert cache._ACTIVE == {}

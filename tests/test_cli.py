@@ -502,24 +502,25 @@ def test_plan_shows_what_is_chosen(rule, method):
 
 
 def test_plan_agrees_with_the_library():
-    from nplex.ops import plan
+    from nplex.ops import plan_for
 
     printed = ok(call("plan", 100, 30, "--tokens", 7, "--rule", "3:5")).stdout
-    assert printed == f"{plan(100, 30, tokens=7, n=3, rank=5)}\n"
+    assert printed == f"{plan_for(100, 30, tokens=7, n=3, rank=5)}\n"
 
 
 def test_plan_counts_gradients_and_what_is_at_hand():
-    from nplex.ops import plan
+    from nplex.ops import plan_for
 
     printed = ok(call("plan", 64, 32, "--tokens", 7, "--rule", "4:5", "--training", "--prepared")).stdout
-    assert printed == f"{plan(64, 32, tokens=7, n=4, rank=5, training=True, prepared=True)}\n"
+    assert printed == f"{plan_for(64, 32, tokens=7, n=4, rank=5, training=True, prepared=True)}\n"
 
 
 def test_measure_prints_the_machine_and_keeps_it(tmp_path, monkeypatch):
+    from nplex import ops
     from nplex.ops import machine
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(machine, "measure", lambda device: machine.DEFAULT)
+    monkeypatch.setattr(ops, "measure", lambda device: machine.DEFAULT)
     result = ok(call("measure"))
     assert result.stdout == f"{machine.DEFAULT}\n"
     assert "machine.json" in result.stderr

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nplex.algebra import quaternion
 from nplex.nn import Embedding, EmbeddingBag, LearnedRule
-from nplex.ops.lookup import lookup
+from nplex.ops.lookup import look_up
 
 DOUBLE = torch.float64
 SIZES = [(8, 8), (11, 9), (50, 17), (9, 30)]
@@ -288,7 +288,7 @@ def test_second_derivatives():
     rule = LearnedRule(2, dtype=DOUBLE).table.detach().requires_grad_()
     components = torch.randn(2, 4, 2, dtype=DOUBLE, requires_grad=True)
     for ids in (torch.tensor([0, 6, 1]), torch.tensor([0, 6, 1, 1, 2, 3, 4, 5])):
-        torch.autograd.gradgradcheck(lambda *t, ids=ids: lookup(ids, *t, (7, 3)), (rule, components))
+        torch.autograd.gradgradcheck(lambda *t, ids=ids: look_up(ids, *t, (7, 3)), (rule, components))
 
 
 @pytest.mark.parametrize("kind", [Embedding, EmbeddingBag])

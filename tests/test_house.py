@@ -52,13 +52,13 @@ MANY_ARGUMENTS: dict[str, str] = {
     "nplex.lab.cli.reproducing.reproduce": "each is an option of the command line",
     "nplex.lab.cli.rule_learning.learn": "each is an option of the command line",
     "nplex.lab.cli.tuning.tune": "each is an option of the command line",
-    "nplex.ops.plan.plan": "what is planned: two widths, four sizes, two circumstances, a machine",
+    "nplex.ops.plan.plan_for": "what is planned: two widths, four sizes, two circumstances, a machine",
 }
 STAR_ARGUMENTS = {
     "nplex.convert.where.only": 'reads as a list of patterns: only("encoder.*", "*.linear1")',
     "nplex.convert.where.all_but": "as only",
     "nplex.convert.where.all_of": "as only, a list of conditions",
-    "nplex.ops.eager.is_eager": "as many tensors as a call has",
+    "nplex.ops.tracing.is_eager": "as many tensors as a call has",
     "nplex.huggingface.NplexConfig.from_dict": "as transformers calls it",
     "nplex.huggingface.NplexQuantizer.__init__": "as transformers calls it",
     "nplex.nn.linear.check_widths": "the keywords are the names that the message gives",
@@ -91,7 +91,7 @@ PUBLIC = {
         "known_algorithm", "find", "Search", "lower_bound", "LowerBound", "round_off", "ExactAlgorithm", "formulas",
         "additions", "identify", "Identification",
     ],
-    "nplex.ops": ["product", "plan", "Plan", "Cost", "Machine", "measure", "METHODS", "expand"],
+    "nplex.ops": ["product", "plan_for", "Plan", "Cost", "Machine", "measure", "METHODS", "expand"],
     "nplex.nn": [
         "Linear", "LowRankLinear", "Bilinear", "Embedding", "EmbeddingBag", "Conv1d", "Conv2d", "Conv3d",
         "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
@@ -193,8 +193,8 @@ def test_the_house_is_looked_at():
     """The tests below would pass on nothing."""
     assert len(FILES) > 20
     assert len(FUNCTIONS) > 100
-    assert any(name == "nplex.ops.product.product" for name, _ in FUNCTIONS)
-    assert GRAPH["nplex.ops.product"] >= {"nplex.ops.dense", "nplex.algebra.bilinear"}
+    assert any(name == "nplex.ops.dispatch.product" for name, _ in FUNCTIONS)
+    assert GRAPH["nplex.ops.dispatch"] >= {"nplex.ops.methods", "nplex.algebra.bilinear"}
     assert GRAPH["nplex.lab.cli.experiments"] >= {"nplex.lab.experiment", "nplex.lab.train"}
 
 

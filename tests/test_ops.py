@@ -1,4 +1,4 @@
-import importlib
+import dataclasses
 
 import pytest
 import torch
@@ -200,10 +200,13 @@ def test_errors_say_what_does_not_fit(changes, message, unchecked):
 
 
 def test_auto_takes_the_plans_method(monkeypatch):
-    taken, products = [], importlib.import_module("nplex.ops.product").PRODUCTS
-    for name, method in list(products.items()):
-        monkeypatch.setitem(products, name, lambda *a, name=name, method=method: taken.append(name) or method(*a))
+    taken = []
+    for name, method in list(ops.METHODS.items()):
+        noted = dataclasses.replace(
+            method, product=lambda *a, name=name, method=method: taken.append(name) or method.product(*a)
+        )
+        monkeypatch.setitem(ops.METHODS, name, noted)
     x, rule, components, bias = case(4, 256, 256, (300,), 4, True, torch.float32)
     ops.product(x, rule, components, bias)
     ops.product(x[:1], rule, components, bias)
-    assert taken == [ops.plan(256, 256, tokens=t, n=4, rank=4, training=True).method for t in (300, 1)]
+    assert taken == [ops.plan_for(256, 256, tokens=t, n=4, rank=4, training=True).method for t in (300, 1)]

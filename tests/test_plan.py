@@ -1,5 +1,4 @@
 import dataclasses
-import importlib
 import json
 import math
 import subprocess
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from nplex import nn, ops
 from nplex.algebra import quaternion
 from nplex.nn import LearnedRule
-from nplex.ops import machine
+from nplex.ops import dispatch, machine
 
 WIDTHS = st.integers(8, 4096)
 FULL_OR_RANK = st.sampled_from([None, 4, 8, 24])
@@ -22,7 +21,7 @@ FAST = dataclasses.replace(machine.DEFAULT, flops_per_second=1e15)
 
 def plan(*widths, **rest):
     """On the default machine, whatever this one has measured."""
-    return ops.plan(*widths, **{"machine": machine.DEFAULT} | rest)
+    return ops.plan_for(*widths, **{"machine": machine.DEFAULT} | rest)
 
 
 @pytest.fixture
@@ -74,7 +73,7 @@ def test_a_plan_without_factors_has_no_bilinear_method():
 
 def test_a_plan_prints_every_method_and_the_choice():
     text = str(plan(512, 2048, tokens=1024, n=4, rank=7))
-    assert "for a machine by default" in text
+    assert "estimates for the default machine" in text
     assert all(word in text for word in ("dense", "components_first", "rule_first", "torch's Linear"))
     assert [line.split()[0] for line in text.splitlines() if "<- chosen" in line] == ["bilinear"]
 
@@ -144,13 +143,12 @@ def test_training_counts_three_block_products():
 def test_a_plan_says_what_it_counts():
     text = str(plan(64, 64, tokens=1, n=4, training=True, prepared=True, machine=FAST))
     assert "1 token, 4 bytes a number, training step, prepared" in text
-    assert "for a machine as measured" in text
+    assert "estimates for the machine measured" in text
 
 
 def test_the_door_counts_gradients_where_there_will_be_some(monkeypatch):
-    asked = []
-    product = importlib.import_module("nplex.ops.product")
-    monkeypatch.setattr(product, "plan", lambda *widths, **rest: asked.append(rest) or plan(*widths, **rest))
+    asked, choose = [], dispatch.choose
+    monkeypatch.setattr(dispatch, "choose", lambda methods, r: asked.append(r) or choose(methods, r))
     x, layer = torch.ones(3, 8), nn.Linear(8, 8, rule=LearnedRule(4, rank=7))
     fixed = nn.Linear(8, 8, rule=quaternion)
     layer(x), fixed(x)
@@ -159,8 +157,8 @@ def test_the_door_counts_gradients_where_there_will_be_some(monkeypatch):
     fixed.requires_grad_(False)(x), fixed(x.requires_grad_())
     with torch.no_grad(), nn.cached(layer):
         layer(x)
-    assert [rest["training"] for rest in asked] == [True, True, False, False, True, False]
-    assert [rest["prepared"] for rest in asked] == [False, False, False, False, False, True]
+    assert [request.training for request in asked] == [True, True, False, False, True, False]
+    assert [request.prepared for request in asked] == [False, False, False, False, False, True]
 
 
 def test_the_machine_file_comes_back(cache):
@@ -171,7 +169,7 @@ def test_the_machine_file_comes_back(cache):
     machine.save(slow, cache, device="cuda")
     assert machine.load(cache) == {("cpu", torch.get_num_threads()): FAST, ("cuda", 1): slow}
     assert (machine.current(), machine.current("cuda"), machine.current("mps")) == (FAST, slow, machine.DEFAULT)
-    assert ops.plan(8, 8, tokens=1, n=2).machine == FAST
+    assert ops.plan_for(8, 8, tokens=1, n=2).machine == FAST
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
 
 

@@ -30,11 +30,11 @@ def inputs(dtype=torch.float64, requires_grad=(True,) * 6):
 
 def formula(x, u, v, w, components, bias):
     rule = BilinearAlgorithm(u, v, w)
-    return bilinear.formula(x, rule, bilinear.blocks(rule, components), bias).flatten(1)
+    return tiles.formula(x, rule, tiles.blocks(rule, components), bias).flatten(1)
 
 
 def product(x, u, v, w, components, bias, *prepared):
-    return tiles.product(x.flatten(1), BilinearAlgorithm(u, v, w), components, bias, prepared)
+    return bilinear.product(x.flatten(1), BilinearAlgorithm(u, v, w), components, bias, prepared)
 
 
 def gradients(run, tensors, grad=None):
@@ -66,7 +66,7 @@ def test_without_gradients(tiled):
 def test_one_token_block_by_block(monkeypatch):
     x, *others = inputs()
     expected = formula(x[:1], *others).detach()
-    monkeypatch.setattr(tiles, "LARGE_BLOCK", 1)
+    monkeypatch.setattr(bilinear, "LARGE_BLOCK", 1)
     with torch.no_grad():
         torch.testing.assert_close(product(x[:1], *others), expected)
         torch.testing.assert_close(product(x[:1], *others[:-1], None), expected - others[-1])
@@ -85,7 +85,7 @@ def test_gradients_of_prepared_blocks_go_to_the_blocks(tiled):
     wanted = [x, v, w, bias, prepared]
     found = torch.autograd.grad(product(x, u, v, w, components, bias, prepared).sum(), wanted)
     rule = BilinearAlgorithm(u, v, w)
-    torch.testing.assert_close(found, torch.autograd.grad(bilinear.formula(x, rule, prepared, bias).sum(), wanted))
+    torch.testing.assert_close(found, torch.autograd.grad(tiles.formula(x, rule, prepared, bias).sum(), wanted))
 
 
 def test_backward_twice_through_one_graph(tiled):

@@ -32,7 +32,7 @@ def same(model, x, run):
 
 
 def layers():
-    for method in METHODS:
+    for method in ("auto", *METHODS):
         yield f"rank 7, {method}", Linear(9, 14, rule=LearnedRule(4, 7), method=method)
     yield "full, auto", Linear(9, 14, rule=4)
     yield "quaternion, auto", Linear(8, 16, rule=quaternion)

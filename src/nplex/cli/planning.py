@@ -24,12 +24,12 @@ def plan(
     """
     with refusing():
         from nplex.convert import parse_rule
-        from nplex.ops import plan as make
+        from nplex.ops import plan_for
 
         if (parsed := parse_rule(rule)) is None:
             refuse("a dense layer has one way only; give a rule, as --rule 4")
         sizes = {"tokens": tokens, "n": parsed.n, "rank": parsed.rank}
-        print(make(in_features, out_features, **sizes, training=training, prepared=prepared))
+        print(plan_for(in_features, out_features, **sizes, training=training, prepared=prepared))
 
 
 def measure(device: Annotated[str, typer.Option(help="cpu, cuda, ...", metavar="DEVICE")] = "cpu") -> None:
@@ -40,8 +40,8 @@ def measure(device: Annotated[str, typer.Option(help="cpu, cuda, ...", metavar="
       OMP_NUM_THREADS=1 nplex measure    # each number of threads has its own numbers
     """
     with refusing():
-        from nplex.ops import machine
+        from nplex.ops import machine, measure
 
-        print(found := machine.measure(device))
+        print(found := measure(device))
         machine.save(found, machine.cache_file(), device=device)
     messages.print(f"kept in {machine.cache_file()}", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from nplex.nn.attention import MultiheadAttention
 from nplex.nn.bilinear import Bilinear
-from nplex.nn.cached import cached
 from nplex.nn.cells import GRUCell, LSTMCell, RNNCell
 from nplex.nn.conv import Conv1d, Conv2d, Conv3d
 from nplex.nn.conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
@@ -15,6 +14,7 @@ from nplex.nn.recurrent import GRU, LSTM, RNN
 from nplex.nn.rule import FixedRule, LearnedRule, Rule, as_rule
 from nplex.nn.sharing import missing_rules, share
 from nplex.nn.transformer import Transformer
+from nplex.nn.weight_cache import cached
 
 __all__ = [
     "Linear",

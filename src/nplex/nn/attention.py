@@ -12,9 +12,9 @@ from nplex.nn.fresh import fresh_rule
 from nplex.nn.linear import Linear, check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
-from nplex.ops.attention import Mask, append, attention, check_inputs, check_masks, merge_masks
-from nplex.ops.parts import expand_parts, product_parts
-from nplex.ops.product import check_method
+from nplex.ops.attention import Mask, append, attend, check_inputs, check_masks, merge_masks
+from nplex.ops.grouped import expand_grouped, product_grouped
+from nplex.ops.dispatch import check_method
 
 _WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -47,7 +47,7 @@ class MultiheadAttention(nn.Module):
         device: as in torch.nn.
         dtype: as in torch.nn.
         rule: n for learned rules of this layer's own, an Algebra for fixed ones, or a Rule.
-        method: how to compute the projections; "auto" plans it for each input size, see nplex.ops.product.
+        method: how to compute the projections; "auto" plans it for each input size, see nplex.ops.plan_for.
 
     Attributes:
         in_proj_components: n x 3 x ceil(embed_dim / n) x ceil(embed_dim / n) for query, key, value, or None.
@@ -198,7 +198,7 @@ class MultiheadAttention(nn.Module):
         v, _ = append(v, self.bias_v, None, zero=self.add_zero_attn)
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
         dropout = self.dropout if self.training else 0.0
-        y, weights = attention(q, k, v, mask, dropout=dropout, causal=causal, need_weights=need_weights)
+        y, weights = attend(q, k, v, mask, dropout=dropout, causal=causal, need_weights=need_weights)
         y = y.transpose(1, 2).flatten(2)
         y = self.out_proj((y if batch_first else y.transpose(0, 1)) if batched else y[0])
         if weights is None:
@@ -223,8 +223,10 @@ class MultiheadAttention(nn.Module):
         packed, bias = self.in_proj_components, self.in_proj_bias
         if bias is not None:
             bias = bias[first * self.embed_dim : last * self.embed_dim]
-        components = getattr(self, f"{'qkv'[first]}_proj_components") if packed is None else packed[:, first:last]
-        y = product_parts(x, rule, components, bias, rows=self.embed_dim, method=self.method)
+        components, groups = packed, (first, last)
+        if components is None:
+            components, groups = getattr(self, f"{'qkv'[first]}_proj_components"), None
+        y = product_grouped(x, rule, components, bias, rows=self.embed_dim, method=self.method, groups=groups)
         return y.chunk(last - first, -1)
 
     def _nested(self, sequences: Tensor, need_weights: bool, average: bool) -> tuple[Tensor, Tensor | None]:
@@ -257,7 +259,7 @@ class MultiheadAttention(nn.Module):
         return self._weight(self.v_proj_components, self.vdim)
 
     def _weight(self, components: Tensor | None, width: int) -> Tensor | None:
-        return None if components is None else expand_parts(self.rule(), components, self.embed_dim, width)
+        return None if components is None else expand_grouped(self.rule(), components, self.embed_dim, width)
 
     @classmethod
     def like(cls, layer: nn.MultiheadAttention, *, rule: int | Algebra | Rule) -> "MultiheadAttention":

@@ -13,9 +13,9 @@ from nplex.nn.fresh import fresh_parameter
 from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
-from nplex.ops.eager import autocast_type, full_precision, is_eager
-from nplex.ops.parts import expand_parts
-from nplex.ops.product import check_method, product
+from nplex.ops.tracing import autocast_type, full_precision, is_eager
+from nplex.ops.grouped import expand_grouped
+from nplex.ops.dispatch import check_method, product
 
 # From so many pairs of inputs on (half a gigabyte in float32), they are not written down.
 MOST_PAIRS = 2**27
@@ -40,7 +40,7 @@ class Bilinear(nn.Module):
         device: as in torch.nn.Bilinear.
         dtype: as in torch.nn.Bilinear.
         rule: n for a learned rule of this layer's own, an Algebra for a fixed one, or a Rule.
-        method: how to compute; "auto" plans it for each input size, see nplex.ops.product.
+        method: how to compute; "auto" plans it for each input size, see nplex.ops.plan_for.
 
     Attributes:
         components: n x 1 x ceil(out_features / n) x ceil(in1_features / n) x in2_features.
@@ -127,7 +127,7 @@ class Bilinear(nn.Module):
     def weight(self) -> Float[Tensor, "d_out d1 d2"]:
         """The dense W, built at each call and differentiable; to change it, change rule and components."""
         with full_precision(self.components):
-            return expand_parts(self.rule(), self.components, self.out_features, self.in1_features)
+            return expand_grouped(self.rule(), self.components, self.out_features, self.in1_features)
 
     @classmethod
     def like(cls, layer: nn.Bilinear, *, rule: int | Algebra | Rule) -> "Bilinear":

@@ -12,8 +12,8 @@ from nplex.nn import init
 from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
-from nplex.ops.parts import expand_parts, product_parts
-from nplex.ops.product import check_method
+from nplex.ops.grouped import expand_grouped, product_grouped
+from nplex.ops.dispatch import check_method
 
 Input = Float[Tensor, "*batch d_in"]
 State = Float[Tensor, "*batch d_hidden"]
@@ -36,7 +36,7 @@ class Cell(nn.Module):
         device: as in torch.nn.
         dtype: as in torch.nn.
         rule: n for a learned rule of this cell's own, an Algebra for a fixed one, or a Rule.
-        method: how to compute; "auto" plans it for each input size, see nplex.ops.product.
+        method: how to compute; "auto" plans it for each input size, see nplex.ops.plan_for.
 
     Attributes:
         components_ih: n x gates x ceil(hidden_size / n) x ceil(input_size / n), in torch's order of gates.
@@ -103,8 +103,8 @@ class Cell(nn.Module):
         """`W_ih x + b_ih` and `W_hh h + b_hh`; the rule is asked once."""
         rule = self.rule()
         return (
-            product_parts(x, rule, self.components_ih, self.bias_ih, rows=self.hidden_size, method=self.method),
-            product_parts(h, rule, self.components_hh, self.bias_hh, rows=self.hidden_size, method=self.method),
+            product_grouped(x, rule, self.components_ih, self.bias_ih, rows=self.hidden_size, method=self.method),
+            product_grouped(h, rule, self.components_hh, self.bias_hh, rows=self.hidden_size, method=self.method),
         )
 
     def _state(self, input: Input, state: State | None, name: str = "hidden") -> State:
@@ -129,12 +129,12 @@ class Cell(nn.Module):
     @property
     def weight_ih(self) -> Float[Tensor, "d_gates d_in"]:
         """The dense weight of the input, built at each call and differentiable; to change it, change its parts."""
-        return expand_parts(self.rule(), self.components_ih, self.hidden_size, self.input_size)
+        return expand_grouped(self.rule(), self.components_ih, self.hidden_size, self.input_size)
 
     @property
     def weight_hh(self) -> Float[Tensor, "d_gates d_hidden"]:
         """The dense weight of the hidden state, built at each call and differentiable."""
-        return expand_parts(self.rule(), self.components_hh, self.hidden_size, self.hidden_size)
+        return expand_grouped(self.rule(), self.components_hh, self.hidden_size, self.hidden_size)
 
     @classmethod
     def like(cls, layer: Any, *, rule: int | Algebra | Rule) -> Any:

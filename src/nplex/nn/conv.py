@@ -16,8 +16,8 @@ from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
 from nplex.ops.conv import check_method, convolution
-from nplex.ops.eager import full_precision
-from nplex.ops.parts import expand_parts
+from nplex.ops.tracing import full_precision
+from nplex.ops.grouped import expand_grouped
 
 Sizes = int | tuple[int, ...]
 _PLAIN = {
@@ -154,7 +154,7 @@ class Conv(nn.Module):
     def weight(self) -> Float[Tensor, "out_channels inputs *kernel"]:
         """The dense weight of torch's layer, built at each call and differentiable."""
         inputs, outputs = self._channels
-        return expand_parts(self.rule(), self.components, outputs, inputs)
+        return expand_grouped(self.rule(), self.components, outputs, inputs)
 
     @classmethod
     def like(cls, layer: Any, *, rule: int | Algebra | Rule) -> Any:

@@ -15,7 +15,7 @@ from nplex.nn.conv import Sizes, check_input, describe, fresh_layer, torch_twin
 from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
-from nplex.ops.parts import expand_parts, transposed
+from nplex.ops.grouped import expand_grouped, transposed
 
 _ARGUMENTS = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding", "groups", "dilation",
@@ -141,7 +141,7 @@ class ConvTranspose(nn.Module):
     @property
     def weight(self) -> Float[Tensor, "in_channels outputs *kernel"]:
         """The dense weight of torch's layer, built at each call and differentiable."""
-        return expand_parts(transposed(self.rule()), self.components, *self._channels)
+        return expand_grouped(transposed(self.rule()), self.components, *self._channels)
 
     @classmethod
     def like(cls, layer: Any, *, rule: int | Algebra | Rule) -> Any:

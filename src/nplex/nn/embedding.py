@@ -14,8 +14,8 @@ from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
 from nplex.ops.dense import expand
-from nplex.ops.eager import full_precision
-from nplex.ops.lookup import by_frequency, clip, lookup
+from nplex.ops.tracing import full_precision
+from nplex.ops.lookup import by_frequency, clip, look_up
 
 MODES = ("sum", "mean", "max")
 _OPTIONS = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
@@ -273,7 +273,7 @@ def _set_up(
 
 def _rows(layer: Embedding | EmbeddingBag, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d"]:
     """`W[ids]`, with max_norm and scale_grad_by_freq."""
-    rows = lookup(ids, layer.rule(), layer.components, (layer.num_embeddings, layer.embedding_dim))
+    rows = look_up(ids, layer.rule(), layer.components, (layer.num_embeddings, layer.embedding_dim))
     if layer.max_norm is not None:
         rows = clip(rows, layer.max_norm, layer.norm_type)
     return by_frequency(rows, ids, layer.num_embeddings) if layer.scale_grad_by_freq else rows

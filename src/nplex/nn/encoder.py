@@ -53,7 +53,7 @@ class TransformerEncoderLayer(nn.Module):
         dtype: as in torch.nn.
         rule: n for learned rules, an Algebra for fixed ones, or a Rule. Each attention and linear layer gets a fresh
             rule of its own like it; only a rule that is shared (`nplex.nn.share`) is used itself.
-        method: how to compute the products; "auto" plans it for each input size, see nplex.ops.product.
+        method: how to compute the products; "auto" plans it for each input size, see nplex.ops.plan_for.
 
     Attributes:
         self_attn: a MultiheadAttention.

@@ -12,9 +12,8 @@ from nplex.nn import init
 from nplex.nn.fresh import fresh_parameter
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
-from nplex.ops.cache import Cache
-from nplex.ops.eager import full_precision
-from nplex.ops.product import check_method
+from nplex.ops.tracing import full_precision
+from nplex.ops.dispatch import check_method
 
 
 class Linear(nn.Module):
@@ -33,13 +32,12 @@ class Linear(nn.Module):
         device: as in torch.nn.Linear.
         dtype: as in torch.nn.Linear.
         rule: n for a learned rule of this layer's own, an Algebra for a fixed one, or a Rule.
-        method: how to compute; "auto" plans it for each input size, see nplex.ops.product.
+        method: how to compute; "auto" plans it for each input size, see nplex.ops.plan_for.
 
     Attributes:
         components: n x ceil(out_features / n) x ceil(in_features / n), the layer's own numbers.
         bias: out_features numbers, or None.
         rule: the rule; registered here unless it is shared.
-        cache: what is kept of the weight inside nplex.nn.cached, else None.
 
     Raises:
         ValueError: a size, rule or method is impossible; says what was expected.
@@ -58,7 +56,6 @@ class Linear(nn.Module):
     rule: Rule
     components: nn.Parameter
     bias: nn.Parameter | None
-    cache: Cache | None
 
     def __init__(
         self,
@@ -76,7 +73,6 @@ class Linear(nn.Module):
         check_widths(rule.n, in_features=in_features, out_features=out_features)
         check_method(method, factors=rule.rank is not None)
         self.in_features, self.out_features, self.method = in_features, out_features, method
-        self.cache = None
         n, a, b = rule.n, math.ceil(out_features / rule.n), math.ceil(in_features / rule.n)
         self.components = nn.Parameter(torch.empty(n, a, b, device=device, dtype=dtype))
         self.register_parameter(
@@ -96,9 +92,7 @@ class Linear(nn.Module):
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """`y = x W^T + b`."""
         features = (self.in_features, self.out_features)
-        return ops.product(
-            x, self.rule(), self.components, self.bias, features=features, method=self.method, cache=self.cache
-        )
+        return ops.product(x, self.rule(), self.components, self.bias, features=features, method=self.method)
 
     @property
     def weight(self) -> Float[Tensor, "d_out d_in"]:

@@ -15,7 +15,7 @@ from nplex.nn import init
 from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
-from nplex.ops.parts import expand_parts
+from nplex.ops.grouped import expand_grouped
 
 State = Float[Tensor, "*state d_out"]
 States = tuple[State, Float[Tensor, "*state d_hidden"]]
@@ -108,16 +108,16 @@ class Recurrent(nn.Module):
         """Torch's recurrence: the outputs of all steps, and the last states."""
         outside_graphs = torch.compiler.is_dynamo_compiling() and not torch._dynamo.config.allow_rnn
         run = _run_outside_graphs if outside_graphs else _run
-        return run(self, self._dense(self._names), input, hx)
+        return run(self, self._dense(self._names, keep=True), input, hx)
 
-    def _dense(self, names: list[str]) -> list[Tensor]:
+    def _dense(self, names: list[str], keep: bool = False) -> list[Tensor]:
         """Weights and biases as torch's layer has them; the rule is asked once."""
         rule, tensors = self.rule(), []
         for name in names:
             own_name, *size = self._weights.get(name, (name,))
             tensor = getattr(self, own_name)
             if size:  # autocast, under which a weight is narrow, leaves torch's parameters as they are
-                tensor = expand_parts(rule, tensor, *size).to(tensor.dtype)
+                tensor = expand_grouped(rule, tensor, *size, keep=keep).to(tensor.dtype)
             tensors.append(tensor)
         return tensors
 

@@ -1,8 +1,11 @@
-"""The product, one file per method; `product` is the door and `plan` says which method it takes."""
+"""The product, one file per method; `product` is the door and `plan_for` says which method it takes."""
 
+from nplex.ops.calibrate import measure
+from nplex.ops.cost import Cost
 from nplex.ops.dense import expand
-from nplex.ops.machine import Cost, Machine, measure
-from nplex.ops.plan import Plan, plan
-from nplex.ops.product import METHODS, product
+from nplex.ops.dispatch import product
+from nplex.ops.machine import Machine
+from nplex.ops.methods import METHODS
+from nplex.ops.plan import Plan, plan_for
 
-__all__ = ["product", "plan", "Plan", "Cost", "Machine", "measure", "METHODS", "expand"]
+__all__ = ["product", "plan_for", "Plan", "Cost", "Machine", "measure", "METHODS", "expand"]

@@ -6,16 +6,15 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nplex.ops.eager import is_eager
+from nplex.ops.tracing import is_eager, is_transformed
 
 Mask = Bool[Tensor, "..."] | Float[Tensor, "..."]
 
 
-def attention(
+def attend(
     query: Float[Tensor, "batch heads length d"],
     key: Float[Tensor, "batch heads source d"],
     value: Float[Tensor, "batch heads source d"],
@@ -39,20 +38,13 @@ def attention(
     Source: Vaswani et al., Attention Is All You Need (2017), equation (1).
     """
     if not need_weights:
-        with sdpa_kernel(SDPBackend.MATH) if _is_transformed() else contextlib.nullcontext():
+        with sdpa_kernel(SDPBackend.MATH) if is_transformed() else contextlib.nullcontext():
             return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal), None
     scores = torch.matmul(query * math.sqrt(1 / query.shape[-1]), key.mT)
     if mask is not None:
         scores = scores + mask
     weights = F.dropout(scores.softmax(-1), dropout)
     return torch.matmul(weights, value), weights
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func's transforms or forward-mode derivatives look on, which the fused kernels do not know."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def merge_masks(

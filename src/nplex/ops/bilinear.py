@@ -3,33 +3,132 @@
 The only method that saves arithmetic: R / n^2 of the dense layer's, for a rule of rank R.
 """
 
+import math
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.ops import tiles
+from nplex.ops.cost import Work
+from nplex.ops.method import Method, Request
+from nplex.ops.tracing import autocast_type, is_eager
+
+# Of one token, block products are matrix-vector products; from this size on, R calls cost less than what a batch of
+# matmuls loses by packing the blocks.
+LARGE_BLOCK = 2**16
+# Calls beside the matmuls (nplex.ops.cost says how they were fitted): the others have less to call when prepared,
+# this method has not.
+CALLS, PREPARED_CALLS, BACKWARD_CALLS, TILE_CALLS, TILE_BACKWARD_CALLS = 3, 6, 75, 3, 12
+CPU = torch.device("cpu")
 
 
-def blocks(rule: BilinearAlgorithm, components: Float[Tensor, "n a b"]) -> Float[Tensor, "R a b"]:
-    """`blocks[r] = sum_k encode_component[k, r] components[k]`."""
+def product(
+    x: Float[Tensor, "*batch d_in"],
+    rule: BilinearAlgorithm,
+    components: Float[Tensor, "n a b"],
+    bias: Float[Tensor, "d_out"] | None = None,
+    prepared: tuple[Tensor, ...] = (),
+) -> Float[Tensor, "*batch n*a"]:
+    """`y[i] = sum_r decode[i, r] (sum_k encode_component[k, r] components[k]) (sum_j encode_input[j, r] x[j])`.
+
+    An ordinary call runs in tiles; torch.compile, torch.func and the like see the formula. `prepared` holds the
+    blocks, the bracket with k, where they are at hand; gradients then go to them.
+    """
     n, a, b = components.shape
-    return torch.matmul(rule.encode_component.mT, components.reshape(n, a * b)).reshape(-1, a, b)
+    if (dtype := autocast_type(x)) is not None:
+        x, components, bias = (_cast(t, dtype) for t in (x, components, bias))
+        prepared = tuple(_cast(t, dtype) for t in prepared)
+        rule = BilinearAlgorithm(*(_cast(factor, dtype) for factor in rule))
+    rows = x.reshape(-1, n, b)
+    inputs = (rows, *rule, components, bias, prepared[0] if prepared else None)
+    eager = is_eager(*inputs)
+    if eager and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        y = tiles.Product.apply(*inputs)
+    else:
+        made = prepared[0] if prepared else tiles.blocks(rule, components)
+        if eager and rows.shape[0] > tiles.LEAST_TOKENS:
+            y, _ = tiles.forward(rows, rule, made, bias)
+        elif eager and rows.shape[0] == 1 and a * b >= LARGE_BLOCK and x.dtype in (torch.float32, torch.float64):
+            y = _one_token(rows[0], rule, made, bias)
+        else:
+            y = tiles.formula(rows, rule, made, bias)
+    return y.reshape(*x.shape[:-1], n * a)
 
 
-def formula(
-    x: Float[Tensor, "tokens n b"],
+def prepare(rule: BilinearAlgorithm, components: Float[Tensor, "n a b"]) -> tuple[Float[Tensor, "R a b"]]:
+    """The blocks."""
+    return (tiles.blocks(rule, components),)
+
+
+def _one_token(
+    x: Float[Tensor, "n b"],
     rule: BilinearAlgorithm,
     blocks: Float[Tensor, "R a b"],
     bias: Float[Tensor, "d_out"] | None,
-) -> Float[Tensor, "tokens n a"]:
-    """`y[i] = sum_r decode[i, r] (blocks[r] sum_j encode_input[j, r] x[j])`, for all tokens at once.
+) -> Float[Tensor, "n a"]:
+    """As `formula`, reading every block once at the speed of memory."""
+    mixed = torch.mm(rule.encode_input.mT, x)
+    products = x.new_empty(blocks.shape[:2])
+    for block, z, u in zip(blocks, mixed, products, strict=True):
+        torch.mv(block, z, out=u)
+    y = torch.mm(rule.decode, products)
+    return y if bias is None else y + bias.reshape(y.shape)
 
-    Differentiable any number of times, easy to transform and to compile; `tiles.product` is the same, faster.
-    x is copied into n x (tokens b), so that mixing is one large matmul instead of many tiny ones.
+
+def _cast(tensor: Any, dtype: torch.dtype) -> Any:
+    """In autocast's type, as it would do for each matmul; float64 stays, and so does None."""
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def cost(r: Request) -> Work:
+    """R blocks from n components; for each tile of tokens mix to R, R block products, mix to n.
+
+    Backward blocks and mixed inputs are made again; two block products a tile, and a matmul with few rows for each
+    mix and each factor.
     """
-    rank, a, b = blocks.shape
-    n = x.shape[1]
-    mixed = torch.matmul(rule.encode_input.mT, x.transpose(0, 1).reshape(n, -1)).reshape(rank, -1, b)
-    products = torch.bmm(mixed, blocks.mT)
-    y = torch.matmul(rule.decode, products.reshape(rank, -1)).reshape(n, -1, a).transpose(0, 1)
-    return y if bias is None else y + bias.to(y.dtype).reshape(n, a)
+    n, a, b, rank = r.n, r.a, r.b, r.rank or 0
+    work, tile = r.work(), r.work()
+    count = math.ceil(r.tokens / tiles.tile_tokens(r.tokens, rank, a, b, r.element_size, CPU))
+    tokens = r.tokens / max(count, 1)
+    if not r.prepared:
+        work.mix(rank, n, a * b)
+    tile.move(n * tokens * b, n * tokens * b)
+    tile.mix(rank, n, tokens * b)
+    tile.matmul(tokens, b, a, count=rank)
+    tile.mix(n, rank, tokens * a)
+    tile.move(n * tokens * a, n * tokens * a)
+    tile.call(TILE_CALLS)
+    work.call(PREPARED_CALLS if r.prepared else CALLS)
+    if r.training:
+        _add_backward(r, rank, work, tile, tokens)
+    work.repeat(count, tile)
+    return work
+
+
+def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | float) -> None:
+    """Adds the gradients of all, per call and per tile."""
+    n, a, b = r.n, r.a, r.b
+    if not r.prepared:
+        work.mix(rank, n, a * b)
+        work.mix(n, a * b, rank)
+        work.mix(n, rank, a * b)
+    work.move(r.tokens * n * a, rank * a * b)
+    work.stream((2 if r.prepared else 3) * rank * a * b)  # blocks, once more, and their gradients: all new memory
+    work.call(BACKWARD_CALLS)
+    tile.move(n * tokens * (a + 2 * b), n * tokens * (a + 2 * b))
+    if b < tiles.KEPT_FROM and tiles.KEPT_SHARE * n * b < rank * a:  # at least a part of the block products is made again
+        tile.matmul(tokens * (1 - tiles.KEPT_SHARE * n * b / (rank * a)), b, a, count=rank)
+    tile.mix(n, tokens * a, rank)
+    tile.mix(rank, n, tokens * a)
+    tile.mix(rank, n, tokens * b)
+    tile.matmul(a, tokens, b, count=rank)
+    tile.matmul(tokens, a, b, count=rank)
+    tile.mix(n, tokens * b, rank)
+    tile.mix(n, rank, tokens * b)
+    tile.call(TILE_BACKWARD_CALLS)
+
+
+METHOD = Method("bilinear", product, prepare, cost, needs_factors=True)

@@ -1,19 +1,20 @@
-"""What a method makes of rule and components alone, kept until one of them changes."""
+"""What is made of rule and components alone, kept from call to call inside nplex.nn.cached."""
 
 import operator
+import weakref
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from torch import Tensor
 
-from nplex.algebra.bilinear import BilinearAlgorithm, as_table
-from nplex.ops.bilinear import blocks
-from nplex.ops.dense import expand
-from nplex.ops.eager import autocast_type
-from nplex.ops.factored import prepare_rule_first
+from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.ops.tracing import autocast_type, is_eager, version
+
+_ACTIVE: dict[int, "Cache"] = {}  # by the identity of a parameter
 
 
 class Cache:
-    """One layer's weight, blocks or table, each built at its first use and again when it would be stale.
+    """The weights, blocks or tables made of one parameter, each at its first use and again when it would be stale.
 
     A change is seen by the tensors' identity, address and version: optimizers, load_state_dict, .to and in-place
     operations show there, except that fused optimizers and writing into `.data` or a numpy view do not; for these
@@ -23,24 +24,27 @@ class Cache:
         methods: what was planned for a call, kept beside; forgotten with the rest.
 
     Examples:
-        >>> cache, table, components = Cache(), torch.eye(2).expand(2, 2, 2), torch.ones(2, 3, 3)
-        >>> cache.renew(table, components), cache.get("dense", table, components)[0].shape
-        (True, torch.Size([6, 6]))
+        >>> table, components = torch.eye(2).expand(2, 2, 2), torch.ones(2, 3, 3)
+        >>> cache = Cache(components)
+        >>> cache.renew(table), cache.get("twice", lambda: (2 * components,))[0].shape
+        (True, torch.Size([2, 3, 3]))
     """
 
-    def __init__(self) -> None:
-        self.methods: dict[tuple, str] = {}
-        self._values: dict[str, tuple[Tensor, ...]] = {}
+    def __init__(self, components: Tensor) -> None:
+        self.components = weakref.ref(components)
+        self.methods: dict[Hashable, str] = {}
+        self._values: dict[Hashable, tuple[Tensor, ...]] = {}
         self._sources: tuple[Tensor, ...] = ()
         self._state: tuple = ()
 
-    def renew(self, rule: Tensor | BilinearAlgorithm, components: Tensor) -> bool:
+    def renew(self, rule: Tensor | BilinearAlgorithm) -> bool:
         """Forgets what rule and components no longer agree with; to be called before `get`.
 
         False where nothing can be kept: inference tensors have no version.
         """
-        sources = (components, *leaves(rule))
-        if any(source.is_inference() for source in sources):
+        components = self.components()
+        sources = (*leaves(rule), *(() if components is None else (components,)))
+        if components is None or any(source.is_inference() for source in sources):
             return False
         state = _state(sources)
         if state != self._state or not all(map(operator.is_, sources, self._sources)):
@@ -48,11 +52,11 @@ class Cache:
             self._sources, self._state = sources, state
         return True
 
-    def get(self, method: str, rule: Tensor | BilinearAlgorithm, components: Tensor) -> tuple[Tensor, ...]:
-        """What `method` prepares: the weight, the blocks, the rule and the components in its order; or nothing."""
-        values = self._values.get(method)
+    def get(self, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What is kept under the key, made where there is nothing."""
+        values = self._values.get(key)
         if values is None:
-            values = self._values[method] = prepare(method, rule, components)
+            values = self._values[key] = make()
             for value in values:
                 if value.requires_grad:
                     value.register_hook(lambda grad: self.clear())  # returns None: the gradient stays
@@ -64,11 +68,35 @@ class Cache:
         self._values.clear()
         self._sources, self._state = (), ()
 
-    def __deepcopy__(self, memo: dict) -> None:
-        """A copied layer starts without one."""
 
-    def __reduce__(self) -> tuple:
-        return type(None), ()
+def activate(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Begins to keep what is made of these parameters; returns those that were not kept for already."""
+    added = [p for p in parameters if id(p) not in _ACTIVE or _ACTIVE[id(p)].components() is not p]
+    _ACTIVE.update({id(p): Cache(p) for p in added})
+    return added
+
+
+def deactivate(parameters: Iterable[Tensor]) -> None:
+    """Forgets what was made of these parameters, and keeps nothing more."""
+    for parameter in parameters:
+        _ACTIVE.pop(id(parameter), None)
+
+
+def clear(parameters: Iterable[Tensor]) -> None:
+    """Forgets what was made of these parameters."""
+    for parameter in parameters:
+        if id(parameter) in _ACTIVE:
+            _ACTIVE[id(parameter)].clear()
+
+
+def kept_for(components: Tensor, rule: Tensor | BilinearAlgorithm, *others: Tensor) -> Cache | None:
+    """The cache of these components, up to date; None outside nplex.nn.cached, and where nothing can be kept."""
+    if torch.compiler.is_compiling() or not _ACTIVE:
+        return None
+    cache = _ACTIVE.get(id(components))
+    if cache is None or cache.components() is not components:
+        return None
+    return cache if is_eager(components, *leaves(rule), *others) and cache.renew(rule) else None
 
 
 def leaves(rule: Tensor | BilinearAlgorithm) -> tuple[Tensor, ...]:
@@ -76,18 +104,7 @@ def leaves(rule: Tensor | BilinearAlgorithm) -> tuple[Tensor, ...]:
     return (rule,) if isinstance(rule, Tensor) else tuple(rule)
 
 
-def prepare(method: str, rule: Tensor | BilinearAlgorithm, components: Tensor) -> tuple[Tensor, ...]:
-    """What a method can make before it sees an input."""
-    if method == "dense":
-        return (expand(rule, components),)
-    if method == "rule_first":
-        return prepare_rule_first(rule, components)
-    if method == "components_first":
-        return (as_table(rule),)
-    return (blocks(rule, components),) if method == "bilinear" and not isinstance(rule, Tensor) else ()
-
-
 def _state(sources: tuple[Tensor, ...]) -> tuple:
     """What must be the same for a kept tensor to be right: addresses, versions, and the modes it was made in."""
-    numbers = [(source.data_ptr(), source._version, source.requires_grad) for source in sources]
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast_type(sources[0]), numbers
+    numbers = [(source.data_ptr(), version(source), source.requires_grad) for source in sources]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast_type(sources[-1]), numbers

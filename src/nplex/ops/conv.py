@@ -12,12 +12,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.ops.parts import expand_parts
+from nplex.ops import dispatch
+from nplex.ops.cache import kept_for
+from nplex.ops.cost import Work
+from nplex.ops.dense import add_build
+from nplex.ops.grouped import expand_grouped
+from nplex.ops.machine import current
+from nplex.ops.method import Method, Request
+from nplex.ops.plan import choose
+from nplex.ops.tracing import constant_when_compiled
 
-METHODS = ("auto", "dense", "bilinear")
-# What bilinear takes of the time of a dense convolution, as measured on one core (docs/performance.md), is about
-# R / n^2 (1 + SMALL / channels of a block) + MIXING (1 + R / n) / (channels places); it is taken below WORTH_IT.
-SMALL, MIXING, WORTH_IT = 16, 30, 0.7
+# A multiply-add of a grouped convolution with c channels a group takes 1 + SMALL / c times as long as one of a dense
+# convolution, and ONE_PLACE times that with a kernel of one place; channels are mixed at 1 / MIXING of the speed of a
+# layer's inputs. Least squares over the logarithms of bilinear / dense in the 60 times of `python benchmarks/conv.py`
+# (one thread, AMD Zen 4; benchmarks/results/conv-1-thread.md): all choices but one of 1 % are then the faster ones.
+SMALL, ONE_PLACE, MIXING = 24, 2, 5
 Convolve = Callable[[Tensor, Tensor, int], Tensor]
 
 
@@ -37,17 +46,18 @@ def convolution(
         components: a block for each group and place of the kernel.
         channels: inputs and outputs of a group.
         convolve: torch's convolution.
-        method: "dense", "bilinear", or "auto", which takes bilinear where it saves enough arithmetic.
+        method: "dense", "bilinear", or "auto", which takes the plan's.
 
     Raises:
         ValueError: an unknown method, or "bilinear" for a rule without factors.
     """
     check_method(method, factors=not isinstance(rule, Tensor))
-    method = planned(rule, components) if method == "auto" else method
-    if isinstance(rule, Tensor) or method == "dense":
-        inputs, outputs = channels
-        return convolve(x, expand_parts(rule, components, outputs, inputs), components.shape[1])
-    return _bilinear(x, rule, components, channels, convolve)
+    cache = kept_for(components, rule, x)
+    if method == "auto":
+        method = planned(x, rule, components, cache is not None)
+    taken = METHODS[method]
+    prepared = () if cache is None else cache.get((method, channels), lambda: taken.prepare(rule, components, channels))
+    return taken.product(x, rule, components, channels, convolve, prepared)
 
 
 def check_method(method: str, *, factors: bool) -> None:
@@ -56,13 +66,71 @@ def check_method(method: str, *, factors: bool) -> None:
     Raises:
         ValueError: says which there are, or how to get factors.
     """
-    if method not in METHODS:
-        raise ValueError(f"method of a convolution must be one of {', '.join(METHODS)}; got {method!r}")
-    if method == "bilinear" and not factors:
-        raise ValueError(
-            "method 'bilinear' needs a rule held as factors, got a full table; give the rule a rank, "
-            "LearnedRule(n, rank=R), or take another method"
-        )
+    dispatch.check_method(method, factors=factors, methods=METHODS, of=" of a convolution")
+
+
+def planned(
+    x: Float[Tensor, "batch c_in *space"],
+    rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
+    components: Float[Tensor, "n groups a b *kernel"],
+    prepared: bool = False,
+) -> str:
+    """What "auto" takes: the plan's method for the sizes of one group, with an output place for each of the input."""
+    tokens = x.shape[0] * math.prod(x.shape[2:])
+    if torch.compiler.is_compiling():
+        tokens = dispatch.TOKENS_WHEN_COMPILING
+    n, _, a, b, *kernel = components.shape
+    sizes = (n, a, b, None if isinstance(rule, Tensor) else rule.rank, x.element_size())
+    training = dispatch.counts_gradients(rule, x, components)
+    taken = _taken_once if isinstance(components, torch.nn.Parameter) else _taken
+    return taken(tokens, sizes, math.prod(kernel), training, prepared, x.device.type)
+
+
+def _taken(
+    tokens: int, sizes: dispatch.Sizes, kernel: int, training: bool, prepared: bool, device: str
+) -> str:
+    """The method of the plan for numbers alone."""
+    n, a, b, rank, element_size = sizes
+    machine = current(device)
+    request = Request(n * b, n * a, tokens, n, rank, element_size, training, prepared, machine, kernel)
+    return choose(tuple(METHODS.values()), request)
+
+
+@constant_when_compiled
+def _taken_once(
+    tokens: int, sizes: dispatch.Sizes, kernel: int, training: bool, prepared: bool, device: str
+) -> str:
+    """As _taken, a constant to torch.compile."""
+    return _taken(tokens, sizes, kernel, training, prepared, device)
+
+
+def _dense(
+    x: Float[Tensor, "batch c_in *space"],
+    rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
+    components: Float[Tensor, "n groups a b *kernel"],
+    channels: tuple[int, int],
+    convolve: Convolve,
+    prepared: tuple[Tensor, ...] = (),
+) -> Float[Tensor, "batch c_out *places"]:
+    """Torch's convolution with the dense weight."""
+    (weight,) = prepared or _prepare_dense(rule, components, channels)
+    return convolve(x, weight, components.shape[1])
+
+
+def _prepare_dense(
+    rule: Tensor | BilinearAlgorithm, components: Tensor, channels: tuple[int, int]
+) -> tuple[Tensor]:
+    inputs, outputs = channels
+    return (expand_grouped(rule, components, outputs, inputs),)
+
+
+def _dense_cost(r: Request) -> Work:
+    """The weight, where it is not at hand, and the convolution; backward two more of the same size."""
+    work = r.work()
+    _add_convolution(work, r, r.n * r.a, r.n * r.b)
+    if not r.prepared:
+        add_build(work, r)
+    return work
 
 
 def _bilinear(
@@ -71,29 +139,56 @@ def _bilinear(
     components: Float[Tensor, "n groups a b *kernel"],
     channels: tuple[int, int],
     convolve: Convolve,
+    prepared: tuple[Tensor, ...] = (),
 ) -> Float[Tensor, "batch c_out *places"]:
     """`y[i] = sum_r decode[i, r] conv(sum_j encode_input[j, r] x[j], sum_k encode_component[k, r] components[k])`."""
-    (n, groups, a, b), kernel = components.shape[:4], components.shape[4:]
-    rank, (inputs, outputs) = rule.rank, channels
+    (n, groups, a, b), rank, (inputs, outputs) = components.shape[:4], rule.rank, channels
     parts = x.unflatten(1, (groups, inputs)).flatten(3)
     if inputs < n * b:
         parts = F.pad(parts, (0, 0, 0, n * b - inputs))
     mixed = torch.matmul(rule.encode_input.mT, parts.unflatten(2, (n, b)).flatten(3))
-    blocks = torch.matmul(rule.encode_component.mT, components.reshape(n, -1)).reshape(rank, groups, a, b, *kernel)
-    blocks = blocks.transpose(0, 1).reshape(groups * rank * a, b, *kernel)
+    (blocks,) = prepared or _prepare_bilinear(rule, components, channels)
     products = convolve(mixed.reshape(x.shape[0], groups * rank * b, *x.shape[2:]), blocks, groups * rank)
     y = torch.matmul(rule.decode, products.unflatten(1, (groups, rank, a)).flatten(3))
     places = products.shape[2:]
     return y.reshape(x.shape[0], groups, n * a, *places)[:, :, :outputs].flatten(1, 2)
 
 
-def planned(
-    rule: Float[Tensor, "n n n"] | BilinearAlgorithm, components: Float[Tensor, "n groups a b *kernel"]
-) -> str:
-    """What "auto" takes: bilinear where its convolutions and mixing cost clearly less than one of all channels."""
-    n, _, a, b, *kernel = components.shape
-    if isinstance(rule, Tensor) or math.prod(kernel) == 1:  # torch's grouped convolution is slow with one place
-        return "dense"
-    blocks = rule.rank / n**2 * (1 + SMALL / min(a, b))
-    mixing = MIXING * (1 + rule.rank / n) / (n * min(a, b) * math.prod(kernel))
-    return "bilinear" if blocks + mixing < WORTH_IT else "dense"
+def _prepare_bilinear(
+    rule: BilinearAlgorithm, components: Tensor, channels: tuple[int, int]
+) -> tuple[Tensor]:
+    (n, groups, a, b), kernel = components.shape[:4], components.shape[4:]
+    blocks = torch.matmul(rule.encode_component.mT, components.reshape(n, -1)).reshape(-1, groups, a, b, *kernel)
+    return (blocks.transpose(0, 1).reshape(-1, b, *kernel),)
+
+
+def _bilinear_cost(r: Request) -> Work:
+    """The blocks; mix the channels to R, R convolutions, mix back; backward each has its two."""
+    n, a, b, rank, tokens = r.n, r.a, r.b, r.rank or 0, r.tokens
+    work, mixing = r.work(), r.work()
+    _add_convolution(work, r, a, b, groups=rank, slower=(1 + SMALL / min(a, b)) * (ONE_PLACE if r.kernel == 1 else 1))
+    if not r.prepared:
+        work.mix(rank, n, a * b * r.kernel)
+    mixing.mix(rank, n, tokens * b)
+    mixing.mix(n, rank, tokens * a)
+    if r.training:
+        for to, size, back in ((n, tokens * b, rank), (rank, tokens * a, n)):
+            mixing.mix(to, size, back)
+            mixing.mix(size, to, back)
+    work.repeat(1, mixing)
+    work.seconds += (MIXING - 1) * mixing.seconds
+    return work
+
+
+def _add_convolution(work: Work, r: Request, a: int, b: int, groups: int = 1, slower: float = 1.0) -> None:
+    """So many convolutions of b channels to a."""
+    flops, numbers = 2 * r.tokens * a * b * r.kernel, r.tokens * (a + b) + a * b * r.kernel
+    for _ in range(3 if r.training else 1):
+        work.add(groups * flops, groups * (numbers - r.tokens * a), groups * r.tokens * a)
+        work.seconds += (slower - 1) * groups * flops / r.machine.flops_per_second
+
+
+METHODS = {
+    "dense": Method("dense", _dense, _prepare_dense, _dense_cost),
+    "bilinear": Method("bilinear", _bilinear, _prepare_bilinear, _bilinear_cost, needs_factors=True),
+}

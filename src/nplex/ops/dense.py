@@ -1,15 +1,24 @@
 """The dense method: build the weight, then torch's own kernel."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table
-from nplex.ops.eager import autocast_type, is_eager
+from nplex.ops.cost import Work
+from nplex.ops.method import Method, Request
+from nplex.ops.tracing import autocast_type, is_eager
 
 # Blocks of the weight are built in a buffer of about so many bytes, which stays in cache, and put in their places.
 TILE_BYTES = 2**21
+# Calls beside the matmuls, forward and backward (nplex.ops.cost says how they were fitted): of torch's linear, of
+# building the weight, and of each step from factors to the table.
+LINEAR_BACKWARD_CALLS = 12
+BUILD_CALLS, BUILD_BACKWARD_CALLS = 10, 45
+TABLE_CALLS, TABLE_TRAINING_CALLS = 2, 6
 
 
 def product(
@@ -40,6 +49,13 @@ def expand(
     if torch.is_grad_enabled() and (table.requires_grad or components.requires_grad):
         return _Expand.apply(table, components)
     return _forward(table, components)
+
+
+def prepare(
+    rule: Float[Tensor, "n n n"] | BilinearAlgorithm, components: Float[Tensor, "n a b"]
+) -> tuple[Float[Tensor, "n*a n*b"]]:
+    """The weight."""
+    return (expand(rule, components),)
 
 
 def formula(table: Float[Tensor, "n n n"], components: Float[Tensor, "n a b"]) -> Float[Tensor, "n*a n*b"]:
@@ -127,3 +143,60 @@ def _buffer(components: Float[Tensor, "n a b"]) -> Tensor:
     """Room for those rows."""
     n, _, b = components.shape
     return components.new_empty(n * n * _rows(components) * b)
+
+
+def linear_cost(r: Request, inputs: int, outputs: int) -> Work:
+    """`x W^T + bias`; backward `dy W` and `dy^T x`."""
+    work = r.work()
+    work.matmul(r.tokens, inputs, outputs)
+    if r.training:
+        work.matmul(r.tokens, outputs, inputs)
+        work.matmul(outputs, r.tokens, inputs)
+        work.move(r.tokens * outputs, 0)
+        work.call(LINEAR_BACKWARD_CALLS)
+    return work
+
+
+def cost(r: Request) -> Work:
+    """The weight, where it is not at hand; then as torch's."""
+    work = linear_cost(r, r.n * r.b, r.n * r.a)
+    if not r.prepared:
+        add_build(work, r)
+    return work
+
+
+def add_build(work: Work, r: Request) -> None:
+    """The weight, n multiply-adds an entry, in rows that fit the cache, each then put in its place.
+
+    Backward the gradient of W goes the same way back: read from its places, two matmuls.
+    """
+    n, a, b = r.n, r.a, r.b * r.kernel
+    entries = n * n * a * b
+    tiles = math.ceil(a / max(1, min(a, TILE_BYTES // (r.element_size * n * n * b))))
+    build, back = r.work(), r.work()
+    build.mix(n * n, n, a * b / tiles)
+    build.move(entries / tiles, entries / tiles)
+    work.repeat(tiles, build)
+    work.stream(entries)
+    work.call(BUILD_CALLS)
+    add_table(work, r)
+    if r.training:
+        back.move(entries / tiles, entries / tiles)
+        back.mix(n, n * n, a * b / tiles)
+        back.mix(n, a * b / tiles, n * n)
+        work.repeat(tiles, back)
+        work.stream(entries)
+        work.call(BUILD_BACKWARD_CALLS)
+
+
+def add_table(work: Work, r: Request) -> None:
+    """The table of a rule held as factors: `n^2 R` products, then one matmul; backward twice that."""
+    if r.rank is None or r.prepared:
+        return
+    for _ in range(3 if r.training else 1):
+        work.move(0, r.n * r.n * r.rank)
+        work.mix(r.n, r.rank, r.n * r.n)
+        work.call(TABLE_TRAINING_CALLS if r.training else TABLE_CALLS)
+
+
+METHOD = Method("dense", product, prepare, cost)

@@ -9,7 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table
-from nplex.ops.packed import linear, pack
+from nplex.ops.cost import Work
+from nplex.ops.dense import add_table
+from nplex.ops.method import Method, Request
+from nplex.ops.packed import is_worth_it, linear, pack
+
+# Calls beside the matmuls, forward and backward; nplex.ops.cost says how they were fitted.
+COMPONENTS_FIRST_CALLS, COMPONENTS_FIRST_BACKWARD_CALLS = 5, 42
+RULE_FIRST_CALLS, RULE_FIRST_BACKWARD_CALLS = 3, 36
 
 
 def components_first(
@@ -98,3 +105,62 @@ def _plus(y: Float[Tensor, "*batch d_out"], bias: Float[Tensor, "d_out"] | None)
     if bias is None:
         return y
     return y + (bias if bias.dtype == y.dtype else bias.to(y.dtype))
+
+
+def components_first_cost(r: Request) -> Work:
+    """n matmuls of n T inputs with the components, then one n x n^2 matmul mixes; backward each has its two."""
+    work = r.work()
+    tokens, n, a, b = r.tokens, r.n, r.a, r.b
+    work.move(tokens * n * b, tokens * n * b)
+    work.matmul(n * tokens, b, a, count=n)
+    work.mix(n, n * n, tokens * a)
+    work.move(2 * tokens * n * a, 2 * tokens * n * a)
+    work.call(COMPONENTS_FIRST_CALLS)
+    add_table(work, r)
+    if r.training:
+        work.move(2 * tokens * n * a, tokens * n * a)
+        work.mix(n * n, n, tokens * a)
+        work.mix(n, tokens * a, n * n)
+        work.matmul(n * tokens, a, b, count=n)
+        work.matmul(a, n * tokens, b, count=n)
+        work.move(tokens * (n * n + n) * b, tokens * n * b)
+        work.call(COMPONENTS_FIRST_BACKWARD_CALLS)
+    return work
+
+
+def rule_first_cost(r: Request) -> Work:
+    """One n^2 x n matmul mixes, then n matmuls of n T inputs with the components, then the sum over k.
+
+    Prepared, the last two are one matmul, of packed components where there are no gradients.
+    """
+    work = r.work()
+    tokens, n, a, b = r.tokens, r.n, r.a, r.b
+    work.move(tokens * n * b, tokens * n * b)
+    work.mix(n * n, n, tokens * b)
+    if r.prepared:
+        packed = not r.training and is_worth_it(n * a * b, r.element_size)
+        work.matmul(n * tokens, n * b, a, packed=packed)
+        work.move(tokens * n * a, tokens * n * a)
+    else:
+        work.matmul(n * tokens, b, a, count=n)
+        work.move(tokens * (n * n + 2 * n) * a, 2 * tokens * n * a)
+        work.call(RULE_FIRST_CALLS)
+    add_table(work, r)
+    if r.training:
+        work.move(2 * tokens * n * a, tokens * n * a)
+        work.matmul(n * tokens, a, b, count=n)
+        work.matmul(a, n * tokens, b, count=n)
+        work.mix(n, n * n, tokens * b)
+        work.mix(n * n, tokens * b, n)
+        work.move(tokens * n * b, tokens * n * b)
+        work.call(RULE_FIRST_BACKWARD_CALLS)
+    return work
+
+
+def prepare_components_first(rule: Tensor | BilinearAlgorithm, components: Tensor) -> tuple[Tensor]:
+    """The table."""
+    return (as_table(rule),)
+
+
+COMPONENTS_FIRST = Method("components_first", components_first, prepare_components_first, components_first_cost)
+RULE_FIRST = Method("rule_first", rule_first, prepare_rule_first, rule_first_cost)

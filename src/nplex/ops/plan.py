@@ -1,14 +1,19 @@
 """Planning: sizes in, what each method would cost out. A plan can be made and printed without any layer.
 
-What each method does is in nplex.ops.counts, what that costs in nplex.ops.machine.
+What a method does stands beside its code, what that costs in nplex.ops.cost. Linear layers, grouped weights,
+convolutions and lookups all ask `choose`.
 """
 
 import functools
 from dataclasses import dataclass, replace
 
-from nplex.ops import counts
-from nplex.ops.counts import Request
-from nplex.ops.machine import DEFAULT, Cost, Machine, current
+import torch
+
+from nplex.ops.cost import Cost
+from nplex.ops.dense import linear_cost
+from nplex.ops.machine import DEFAULT, Machine, current
+from nplex.ops.method import Method, Request
+from nplex.ops.methods import METHODS
 
 # With so few tokens all is in reading the weights. Where they are kept from call to call, as in generation, those of
 # the model's other layers have pushed them out of the cache meanwhile.
@@ -21,7 +26,7 @@ class Plan:
 
     Examples:
         >>> from nplex.ops.machine import DEFAULT
-        >>> print(plan(512, 2048, tokens=1024, n=4, rank=7, machine=DEFAULT))
+        >>> print(plan_for(512, 2048, tokens=1024, n=4, rank=7, machine=DEFAULT))
         512 -> 2048, n = 4, rank 7, 1024 tokens, 4 bytes a number, forward
           method               MFLOP  of dense    MByte     estimate
           torch's Linear      2147.5      1.00     14.7    25.486 ms
@@ -29,7 +34,7 @@ class Plan:
           components_first    2214.6      1.03    122.7    36.662 ms
           rule_first          2164.3      1.01    124.8    36.244 ms
           bilinear             979.9      0.46     85.7    13.201 ms  <- chosen
-          for a machine by default; nplex measure measures this one
+          estimates for the default machine; run `nplex measure` to calibrate
     """
 
     in_features: int
@@ -47,11 +52,7 @@ class Plan:
     @property
     def method(self) -> str:
         """The method with the lowest estimate."""
-        best = self.costs[0]
-        for cost in self.costs:  # not min(key=...): torch.compile cannot trace that
-            if cost.seconds < best.seconds:
-                best = cost
-        return best.method
+        return _cheapest(self.costs)
 
     def __str__(self) -> str:
         rank = "full rule" if self.rank is None else f"rank {self.rank}"
@@ -69,12 +70,12 @@ class Plan:
                 f"  {cost.method:<16} {cost.flops / 1e6:>9.1f} {share:>9.2f} {cost.bytes / 1e6:>8.1f} "
                 f"{cost.seconds * 1e3:>9.3f} ms{chosen}"
             )
-        measured = "by default; nplex measure measures this one" if self.machine == DEFAULT else "as measured"
-        lines.append(f"  for a machine {measured}")
+        default = "the default machine; run `nplex measure` to calibrate"
+        lines.append(f"  estimates for {default if self.machine == DEFAULT else 'the machine measured'}")
         return "\n".join(lines)
 
 
-def plan(  # noqa: PLR0913 - each is a size or a circumstance
+def plan_for(  # noqa: PLR0913 - each is a size or a circumstance
     in_features: int,
     out_features: int,
     *,
@@ -103,31 +104,53 @@ def plan(  # noqa: PLR0913 - each is a size or a circumstance
     Raises:
         ValueError: a size is not positive; it is named.
     """
-    machine = current() if machine is None else machine
-    return _plan(Request(in_features, out_features, tokens, n, rank, element_size, training, prepared, machine))
-
-
-@functools.lru_cache(maxsize=4096)
-def _plan(r: Request) -> Plan:
-    """As plan, kept: a layer asks at every call."""
-    sizes = {"in_features": r.in_features, "out_features": r.out_features, "n": r.n, "element_size": r.element_size}
-    sizes |= {} if r.rank is None else {"rank": r.rank}
+    sizes = {"in_features": in_features, "out_features": out_features, "n": n, "element_size": element_size}
+    sizes |= {} if rank is None else {"rank": rank}
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be 1 or more, got {size}")
-    if r.tokens < 0:
-        raise ValueError(f"tokens must be 0 or more, got {r.tokens}")
+    if tokens < 0:
+        raise ValueError(f"tokens must be 0 or more, got {tokens}")
     for name in ("in_features", "out_features"):
-        if r.n > sizes[name]:
-            raise ValueError(f"n = {r.n} is larger than {name} = {sizes[name]}: take n of {sizes[name]} or less")
-    request = r
+        if n > sizes[name]:
+            raise ValueError(f"n = {n} is larger than {name} = {sizes[name]}: take n of {sizes[name]} or less")
+    machine = current() if machine is None else machine
+    r = Request(in_features, out_features, tokens, n, rank, element_size, training, prepared, machine)
+    linear = linear_cost(_as_found(r), in_features, out_features).total("torch's Linear")
+    return Plan(*r[:9], linear, _costs(tuple(METHODS.values()), r))
+
+
+def choose(methods: tuple[Method, ...], request: Request) -> str:
+    """The name of the method with the lowest estimate, of those that the rule allows; kept, as layers ask often."""
+    return (_chosen if torch.compiler.is_compiling() else _chosen_before)(methods, request)
+
+
+def _chosen(methods: tuple[Method, ...], request: Request) -> str:
+    return _cheapest(_costs(methods, request))
+
+
+_chosen_before = functools.lru_cache(maxsize=4096)(_chosen)  # torch.compile warns of what it traces through this
+
+
+def _costs(methods: tuple[Method, ...], request: Request) -> tuple[Cost, ...]:
+    """What each of the methods would cost, in their order."""
+    r, costs = _as_found(request), []
+    for method in methods:
+        if method.cost is not None and not (method.needs_factors and r.rank is None):
+            costs.append(method.cost(r).total(method.name))
+    return tuple(costs)
+
+
+def _cheapest(costs: tuple[Cost, ...]) -> str:
+    best = costs[0]
+    for cost in costs:  # not min(key=...): torch.compile cannot trace that
+        if cost.seconds < best.seconds:
+            best = cost
+    return best.method
+
+
+def _as_found(r: Request) -> Request:
+    """The request, for a machine without a cache where few tokens find everything outside of it."""
     if r.prepared and r.tokens <= FEW:
-        r = r._replace(machine=replace(r.machine, cache_bytes=1.0))
-    costs = [
-        counts.dense(r).cost("dense"),
-        counts.components_first(r).cost("components_first"),
-        counts.rule_first(r).cost("rule_first"),
-    ]
-    if r.rank is not None:
-        costs.append(counts.bilinear(r, r.rank).cost("bilinear"))
-    return Plan(*request, counts.linear(r, r.in_features, r.out_features).cost("torch's Linear"), tuple(costs))
+        return r._replace(machine=replace(r.machine, cache_bytes=1.0))
+    return r

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table
+from nplex.ops.method import Method
 
 
 def weight(
@@ -29,3 +30,6 @@ def product(
     """`y = x W^T + bias` with `W = sum_k kron(rule[k], components[k])`; nothing is ever prepared."""
     y = torch.matmul(x, weight(rule, components).mT)
     return y if bias is None else y + bias.to(y.dtype)
+
+
+METHOD = Method("reference", product)

@@ -2,18 +2,17 @@
 
 Large fresh buffers cost more than the mixing itself, so nothing of the size of R / n times the activations is
 written: each tile goes through mixing, block products and mixing in buffers that the next tile uses again. Kept for
-backward are the input, and some block products while `decode` is learned; all else is made again.
+backward are the input, and some block products while `decode` is learned; all else is made again. The method that
+uses them is nplex.ops.bilinear.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.ops.bilinear import blocks, formula
-from nplex.ops.eager import autocast_type, is_eager
 
 # On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
 LEAST_TOKENS, LEAST_BYTES, WIDE = 64, 2**20, 128
@@ -21,9 +20,6 @@ LEAST_TOKENS, LEAST_BYTES, WIDE = 64, 2**20, 128
 # too; the others are made again. More would take more memory than the smaller layer saves. But all are kept from so
 # many inputs of a block on, where making them again is dear.
 KEPT_SHARE, KEPT_FROM = 1.5, 256
-# Of one token, block products are matrix-vector products; from this size on, R calls cost less than what a batch of
-# matmuls loses by packing the blocks.
-LARGE_BLOCK = 2**16
 
 
 class _Sizes(NamedTuple):
@@ -35,37 +31,29 @@ class _Sizes(NamedTuple):
     tile: int
 
 
-def product(
-    x: Float[Tensor, "*batch d_in"],
-    rule: BilinearAlgorithm,
-    components: Float[Tensor, "n a b"],
-    bias: Float[Tensor, "d_out"] | None = None,
-    prepared: tuple[Tensor, ...] = (),
-) -> Float[Tensor, "*batch n*a"]:
-    """`y[i] = sum_r decode[i, r] (sum_k encode_component[k, r] components[k]) (sum_j encode_input[j, r] x[j])`.
-
-    An ordinary call runs in tiles; torch.compile, torch.func and the like see the formula. `prepared` holds the
-    blocks, the bracket with k, where they are at hand; gradients then go to them.
-    """
+def blocks(rule: BilinearAlgorithm, components: Float[Tensor, "n a b"]) -> Float[Tensor, "R a b"]:
+    """`blocks[r] = sum_k encode_component[k, r] components[k]`."""
     n, a, b = components.shape
-    if (dtype := autocast_type(x)) is not None:
-        x, components, bias = (_cast(t, dtype) for t in (x, components, bias))
-        prepared = tuple(_cast(t, dtype) for t in prepared)
-        rule = BilinearAlgorithm(*(_cast(factor, dtype) for factor in rule))
-    rows = x.reshape(-1, n, b)
-    inputs = (rows, *rule, components, bias, prepared[0] if prepared else None)
-    eager = is_eager(*inputs)
-    if eager and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        y = _Product.apply(*inputs)
-    else:
-        made = prepared[0] if prepared else blocks(rule, components)
-        if eager and rows.shape[0] > LEAST_TOKENS:
-            y, _ = _forward(rows, rule, made, bias)
-        elif eager and rows.shape[0] == 1 and a * b >= LARGE_BLOCK and x.dtype in (torch.float32, torch.float64):
-            y = _one_token(rows[0], rule, made, bias)
-        else:
-            y = formula(rows, rule, made, bias)
-    return y.reshape(*x.shape[:-1], n * a)
+    return torch.matmul(rule.encode_component.mT, components.reshape(n, a * b)).reshape(-1, a, b)
+
+
+def formula(
+    x: Float[Tensor, "tokens n b"],
+    rule: BilinearAlgorithm,
+    blocks: Float[Tensor, "R a b"],
+    bias: Float[Tensor, "d_out"] | None,
+) -> Float[Tensor, "tokens n a"]:
+    """`y[i] = sum_r decode[i, r] (blocks[r] sum_j encode_input[j, r] x[j])`, for all tokens at once.
+
+    Differentiable any number of times, easy to transform and to compile; `forward` is the same, faster.
+    x is copied into n x (tokens b), so that mixing is one large matmul instead of many tiny ones.
+    """
+    rank, a, b = blocks.shape
+    n = x.shape[1]
+    mixed = torch.matmul(rule.encode_input.mT, x.transpose(0, 1).reshape(n, -1)).reshape(rank, -1, b)
+    products = torch.bmm(mixed, blocks.mT)
+    y = torch.matmul(rule.decode, products.reshape(rank, -1)).reshape(n, -1, a).transpose(0, 1)
+    return y if bias is None else y + bias.to(y.dtype).reshape(n, a)
 
 
 def tile_tokens(tokens: int, rank: int, a: int, b: int, element_size: int, device: torch.device) -> int:
@@ -82,22 +70,7 @@ def tile_tokens(tokens: int, rank: int, a: int, b: int, element_size: int, devic
     return max(1, min(tokens, -(-size // 32) * 32))
 
 
-def _one_token(
-    x: Float[Tensor, "n b"],
-    rule: BilinearAlgorithm,
-    blocks: Float[Tensor, "R a b"],
-    bias: Float[Tensor, "d_out"] | None,
-) -> Float[Tensor, "n a"]:
-    """As `formula`, reading every block once at the speed of memory."""
-    mixed = torch.mm(rule.encode_input.mT, x)
-    products = x.new_empty(blocks.shape[:2])
-    for block, z, u in zip(blocks, mixed, products, strict=True):
-        torch.mv(block, z, out=u)
-    y = torch.mm(rule.decode, products)
-    return y if bias is None else y + bias.reshape(y.shape)
-
-
-class _Product(torch.autograd.Function):
+class Product(torch.autograd.Function):
     """x, the three factors, components, bias, blocks -> y."""
 
     @staticmethod
@@ -107,7 +80,7 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         rule = BilinearAlgorithm(encode_component, encode_input, decode)
         made = blocks(rule, components) if prepared is None else prepared
-        y, products = _forward(x, rule, made, bias, keep=ctx.needs_input_grad[3])
+        y, products = forward(x, rule, made, bias, keep=ctx.needs_input_grad[3])
         ctx.save_for_backward(x, *rule, components, prepared, *products)
         return y
 
@@ -131,7 +104,7 @@ class _Product(torch.autograd.Function):
         return x_grad, component_grad, input_grad, decode_grad, components_grad, bias_grad, None
 
 
-def _forward(
+def forward(
     x: Float[Tensor, "tokens n b"],
     rule: BilinearAlgorithm,
     blocks: Float[Tensor, "R a b"],
@@ -278,8 +251,3 @@ def _add_matmul(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.baddbmm_(left, right)
     else:
         total.addmm_(left, right)
-
-
-def _cast(tensor: Any, dtype: torch.dtype) -> Any:
-    """In autocast's type, as it would do for each matmul; float64 stays, and so does None."""
-    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)

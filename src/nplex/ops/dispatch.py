@@ -1,7 +1,7 @@
 """The door to the product: check, plan, call."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -9,23 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.ops import dense, factored, reference, tiles
-from nplex.ops.cache import Cache, leaves
-from nplex.ops.eager import is_eager
+from nplex.ops.cache import kept_for, leaves
 from nplex.ops.machine import current
-from nplex.ops.plan import plan
+from nplex.ops.method import Method, Request
+from nplex.ops.methods import METHODS
+from nplex.ops.plan import choose
+from nplex.ops.tracing import constant_when_compiled
 
 # A compiled or exported graph serves every batch size, so its method is planned once, for this many tokens.
 TOKENS_WHEN_COMPILING = 512
-
-PRODUCTS: dict[str, Callable[..., Tensor]] = {
-    "reference": reference.product,
-    "dense": dense.product,
-    "components_first": factored.components_first,
-    "rule_first": factored.rule_first,
-    "bilinear": tiles.product,
-}
-METHODS = ("auto", *PRODUCTS)
+Sizes = tuple[int, int, int, int | None, int]
 
 
 def product(
@@ -36,7 +29,6 @@ def product(
     *,
     features: tuple[int, int] | None = None,
     method: str = "auto",
-    cache: Cache | None = None,
 ) -> Float[Tensor, "*batch d_out"]:
     """`y = x W^T + bias` with `W = sum_k kron(rule[k], components[k])`, by the method named or planned.
 
@@ -47,7 +39,6 @@ def product(
         bias: added to the output.
         features: (d_in, d_out) where n does not divide them: x is padded with zeros to n * b, the output cropped.
         method: "auto", or one of reference, dense, components_first, rule_first, bilinear.
-        cache: where what the method makes of rule and components is kept from call to call; see nplex.nn.cached.
 
     Raises:
         TypeError: x or components are no tensors, or rule is neither a table nor factors.
@@ -62,80 +53,95 @@ def product(
         torch.Size([2, 12])
     """
     _check_types(x, rule, components)
-    if cache is not None and not (is_eager(x, components, *leaves(rule)) and cache.renew(rule, components)):
-        cache = None
     n, a, b = components.shape
-    d_in, d_out = features or (n * b, n * a)
-    call = (method, x.shape, x.dtype, x.requires_grad, features, None if bias is None else bias.shape)
-    chosen = None if cache is None else cache.methods.get(call)
+    return run(x, rule, components, bias, features or (n * b, n * a), method, components)
+
+
+def run(
+    x: Float[Tensor, "*batch d_in"],
+    rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
+    components: Float[Tensor, "n a b"],
+    bias: Float[Tensor, "d_out"] | None,
+    features: tuple[int, int],
+    method: str,
+    owner: Tensor,
+    part: tuple[int, int] | None = None,
+) -> Float[Tensor, "*batch d_out"]:
+    """As product, with components that are a part of a parameter, their owner, with which nplex.nn.cached keeps."""
+    cache = kept_for(owner, rule, x)
+    call = chosen = None
+    if cache is not None:
+        call = (part, method, x.shape, x.dtype, x.requires_grad, features, None if bias is None else bias.shape)
+        chosen = cache.methods.get(call)
+    n, a, b = components.shape
+    d_in, d_out = features
     if chosen is None:
-        _check(x, rule, components, bias, (d_in, d_out))
+        _check(x, rule, components, bias, features)
         check_method(method, factors=not isinstance(rule, Tensor))
-        chosen = method
-        if method == "auto":
-            chosen = _planned(x, rule, components, (d_in, d_out), prepared=cache is not None)
+        chosen = method if method != "auto" else _planned(x, rule, components, owner, cache is not None)
         if cache is not None:
             cache.methods[call] = chosen
     if d_in < n * b:
         x = F.pad(x, (0, n * b - d_in))
     if bias is not None and d_out < n * a:
         bias = F.pad(bias, (0, n * a - d_out))
-    y = PRODUCTS[chosen](x, rule, components, bias, () if cache is None else cache.get(chosen, rule, components))
+    taken = METHODS[chosen]
+    prepared = () if cache is None else cache.get((chosen, part), lambda: taken.prepare(rule, components))
+    y = taken.product(x, rule, components, bias, prepared)
     return y if d_out == n * a else y[..., :d_out]
 
 
-def check_method(method: str, *, factors: bool) -> None:
+def check_method(method: str, *, factors: bool, methods: Mapping[str, Method] = METHODS, of: str = "") -> None:
     """Refuses a method that does not exist or that the rule does not allow.
 
     Args:
         method: the name of one, or "auto".
         factors: whether the rule is held as factors.
+        methods: those there are.
+        of: what has these methods, for the message.
 
     Raises:
         ValueError: says which methods there are, or how to get factors.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    if method == "bilinear" and not factors:
+    if method == "auto":
+        return
+    if method not in methods:
+        raise ValueError(f"method{of} must be one of {', '.join(('auto', *methods))}; got {method!r}")
+    if methods[method].needs_factors and not factors:
         raise ValueError(
-            "method 'bilinear' needs a rule held as factors, got a full table; give the rule a rank, "
+            f"method {method!r} needs a rule held as factors, got a full table; give the rule a rank, "
             "LearnedRule(n, rank=R), or take another method"
         )
 
 
+def counts_gradients(rule: Tensor | BilinearAlgorithm, *tensors: Tensor) -> bool:
+    """Whether a call with these will have gradients to compute."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *leaves(rule)))
+
+
 def _planned(
-    x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor, features: tuple[int, int], prepared: bool
+    x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor, owner: Tensor, prepared: bool
 ) -> str:
     """The method that the plan takes for these sizes; with the gradients where there will be some."""
     tokens = TOKENS_WHEN_COMPILING if torch.compiler.is_compiling() else math.prod(x.shape[:-1])
-    rank, n = (None, rule.shape[0]) if isinstance(rule, Tensor) else (rule.rank, rule.n)
-    training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, components, *leaves(rule)))
+    n, a, b = components.shape
+    sizes = (n, a, b, None if isinstance(rule, Tensor) else rule.rank, x.element_size())
     # parameters have the same sizes at each call, other tensors' may be symbols
-    taken = _taken_once if isinstance(components, torch.nn.Parameter) else _taken
-    return taken(features, (tokens, n, rank, x.element_size()), (training, prepared), x.device.type)
+    taken = _taken_once if isinstance(owner, torch.nn.Parameter) else _taken
+    return taken(tokens, sizes, counts_gradients(rule, x, components), prepared, x.device.type)
 
 
-def _taken(
-    features: tuple[int, int], sizes: tuple[int, int, int | None, int], how: tuple[bool, bool], device: str
-) -> str:
+def _taken(tokens: int, sizes: Sizes, training: bool, prepared: bool, device: str) -> str:
     """The method of the plan for numbers alone."""
-    (tokens, n, rank, element_size), (training, prepared) = sizes, how
-    made = plan(
-        *features, tokens=tokens, n=n, rank=rank, element_size=element_size, training=training, prepared=prepared,
-        machine=current(device),
-    )  # fmt: skip
-    return made.method
+    n, a, b, rank, element_size = sizes
+    request = Request(n * b, n * a, tokens, n, rank, element_size, training, prepared, current(device))
+    return choose(tuple(METHODS.values()), request)
 
 
-def _taken_once(
-    features: tuple[int, int], sizes: tuple[int, int, int | None, int], how: tuple[bool, bool], device: str
-) -> str:
-    """As _taken; torch.compile takes the answer as a constant, where to trace it takes half a second a layer."""
-    return _taken(features, sizes, how, device)
-
-
-# torch.compiler.assume_constant_result sets this too, but imports all of the compiler
-setattr(_taken_once, "_dynamo_marked_constant", True)  # noqa: B010
+@constant_when_compiled
+def _taken_once(tokens: int, sizes: Sizes, training: bool, prepared: bool, device: str) -> str:
+    """As _taken; to trace it would take torch.compile half a second a layer."""
+    return _taken(tokens, sizes, training, prepared, device)
 
 
 def _check_types(x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor) -> None:

@@ -1,0 +1,108 @@
+"""What a list of operations costs on a machine.
+
+A model this small gives times to about 20 %; what the plan needs is their order. Beside its matmuls and passes each
+method has numbers of calls: what autograd and Python do around them, in units of `seconds_per_call`. These CALLS were
+fitted by hand to the times of `python benchmarks/plan.py --every 1` (one thread, float32, AMD Zen 4;
+benchmarks/results/plan-1-thread.md).
+"""
+
+from dataclasses import dataclass
+
+from nplex.ops.machine import Machine
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one method does for one call of the layer, or for one training step.
+
+    Attributes:
+        method: its name.
+        flops: floating-point operations; a multiply-add counts 2.
+        bytes: what its operations read and write.
+        calls: torch operations, and what costs as much.
+        seconds: the estimate, see Work.
+    """
+
+    method: str
+    flops: int
+    bytes: int
+    calls: int
+    seconds: float
+
+
+class Work:
+    """Adds up what operations cost on a machine.
+
+    Each takes `seconds_per_call + flops / flops_per_second + min(bytes, cache_bytes) / bytes_per_second + beyond`,
+    with `beyond = max(0, far - cache_bytes) / memory_bytes_per_second`, where far are the bytes read, twice for a
+    matmul, and twice the bytes written: new pages, and lines that are read before they are written.
+    """
+
+    def __init__(self, machine: Machine, element_size: int) -> None:
+        self.machine, self.element_size = machine, element_size
+        self.flops = self.bytes = self.seconds = 0.0
+        self.calls = 0
+
+    def matmul(
+        self, rows: int | float, inner: int | float, columns: int | float, *, count: int = 1, packed: bool = False
+    ) -> None:
+        """`count` matmuls, rows x inner by inner x columns, which read twice: once to rearrange for the processor.
+
+        With one row or column there is nothing to rearrange, nor with weights packed before; those are also read
+        while others are multiplied.
+        """
+        flops, read, written = (
+            2 * count * rows * inner * columns,
+            count * (rows + columns) * inner,
+            count * rows * columns,
+        )
+        self.add(flops, read, written, again=0 if packed or 1 in (rows, columns) else read)
+        if packed:
+            self.seconds -= min(self._compute(flops), self._beyond(read + 2 * written))
+
+    def mix(self, rows: int | float, inner: int | float, columns: int | float) -> None:
+        """A matmul where two of the sizes are about the algebra's: one pass over the long side."""
+        self.add(2 * rows * inner * columns, rows * inner + inner * columns, rows * columns)
+
+    def move(self, read: int | float, written: int | float) -> None:
+        """So many numbers read and written, by copies and sums."""
+        self.add(0, read, written)
+
+    def stream(self, written: int | float) -> None:
+        """So many numbers that were written in pieces go to memory all the same."""
+        self.seconds += self._beyond(2 * written)
+
+    def call(self, times: int) -> None:
+        """Operations that move next to nothing; what autograd and Python do around others counts as some."""
+        self.calls += times
+        self.seconds += times * self.machine.seconds_per_call
+
+    def repeat(self, times: int, other: "Work") -> None:
+        """All of `other`, so many times."""
+        self.flops += times * other.flops
+        self.bytes += times * other.bytes
+        self.calls += times * other.calls
+        self.seconds += times * other.seconds
+
+    def total(self, method: str) -> Cost:
+        """The sums, under the name of a method."""
+        return Cost(method, round(self.flops), round(self.bytes), self.calls, self.seconds)
+
+    def add(self, flops: int | float, read: int | float, written: int | float, again: int | float = 0) -> None:
+        """One operation and its pass over memory."""
+        size = self.element_size * (read + written)
+        self.flops += flops
+        self.bytes += size
+        self.seconds += self._compute(flops)
+        self.seconds += min(size, self.machine.cache_bytes) / self.machine.bytes_per_second
+        self.seconds += self._beyond(read + again + 2 * written)
+        self.call(1)
+
+    def _compute(self, flops: int | float) -> float:
+        """Seconds for the arithmetic; 8-byte numbers take twice as long."""
+        return flops / self.machine.flops_per_second * max(1.0, self.element_size / 4)
+
+    def _beyond(self, numbers: int | float) -> float:
+        """Seconds for what the cache does not hold."""
+        far = self.element_size * numbers - self.machine.cache_bytes
+        return max(0.0, far) / self.machine.memory_bytes_per_second

@@ -1,0 +1,90 @@
+"""What surrounds a call: who looks on, autocast; and every private name of torch that nplex uses.
+
+A test looks whether each private name still exists.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+Function = TypeVar("Function", bound=Callable)
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """True for ordinary tensors in an ordinary call.
+
+    False while torch.compile, export, jit.trace, torch.func's transforms or forward-mode derivatives look on, and
+    for subclasses of Tensor (FakeTensor, DTensor, ...): what is written there must be differentiable as it stands.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or _is_transformed():
+        return False
+    return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
+
+
+def is_transformed() -> bool:
+    """Whether torch.func's transforms or forward-mode derivatives look on, which the fused kernels do not know."""
+    return not torch.compiler.is_compiling() and _is_transformed()
+
+
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def version(tensor: Tensor) -> int:
+    """A number that every in-place operation on the tensor raises, except those on its `.data`."""
+    return tensor._version
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """Marks a function of plain numbers whose answer torch.compile takes as a constant, and does not trace.
+
+    torch.compiler.assume_constant_result does the same, but imports all of the compiler.
+    """
+    setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
+    return function
+
+
+def autocast_type(tensor: Tensor) -> torch.dtype | None:
+    """The type that autocast gives a matmul of this tensor, or None where it is off or unknown to the device."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """A context without autocast, for what torch's layer does in the type of its weight."""
+    if autocast_type(tensor) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def onednn_pack(weight: Tensor, rows: int) -> Tensor:
+    """The weight in oneDNN's order for about so many rows; opaque, only `onednn_linear` can read it."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+
+def onednn_linear(x: Tensor, packed: Tensor) -> Tensor:
+    """`x weight^T` for a packed weight."""
+    return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+@functools.cache
+def onednn_packs(dtype: torch.dtype) -> bool:
+    """Whether this torch on this processor packs weights of this type, and gives what it should; tried once.
+
+    oneDNN computes in bfloat16 only on processors with AVX-512, and raises an error on others.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight = torch.arange(6.0).reshape(2, 3).to(dtype), torch.arange(12.0).reshape(4, 3).to(dtype)
+    try:
+        return torch.equal(onednn_linear(x, onednn_pack(weight, 2)), x @ weight.mT)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
