@@ -193,7 +193,7 @@ def matmul_flops(model: nn.Module, tokens: int) -> float:
 
 
 def bilinear_flops(layer: nplex.nn.Linear, tokens: int) -> float:
-    """As nplex.ops.plan_for counts them: building blocks, mixing, block products, those made again for the gradients."""
+    """As nplex.ops.plan_for counts: building blocks, mixing, block products, those made again for the gradients."""
     rule = layer.rule
     sizes = {"tokens": tokens, "n": rule.n, "rank": rule.rank, "training": True}
     plan = nplex.ops.plan_for(layer.in_features, layer.out_features, **sizes)

@@ -1,14 +1,20 @@
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from cases import ALGEBRAS, METHODS, RULES, methods_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 from nplex import ops
 from nplex.algebra import BilinearAlgorithm, generic_rank, known_algorithm, quaternion
-from nplex.ops import reference
+from nplex.nn import Linear, cached
+from nplex.ops import reference, tracing
+from nplex.ops.method import Method
 
 BATCHES = [(), (0,), (1,), (3,), (2, 0), (2, 3)]
 
@@ -210,3 +216,69 @@ def test_auto_takes_the_plans_method(monkeypatch):
     ops.product(x, rule, components, bias)
     ops.product(x[:1], rule, components, bias)
     assert taken == [ops.plan_for(256, 256, tokens=t, n=4, rank=4, training=True).method for t in (300, 1)]
+
+
+def test_a_method_is_one_value_and_one_row(monkeypatch):
+    """A new method is what stands here, a function, what it prepares and costs, and its row of the table."""
+    prepared = []
+
+    def product(x, rule, components, bias=None, prepared=()):
+        return F.linear(x, prepared[0] if prepared else reference.weight(rule, components), bias)
+
+    def prepare(rule, components):
+        prepared.append("toy")
+        return (reference.weight(rule, components),)
+
+    def cost(request):
+        work = request.work()
+        work.call(1)
+        return work
+
+    monkeypatch.setitem(ops.METHODS, "toy", Method("toy", product, prepare, cost))
+    made = ops.plan_for(32, 32, tokens=9, n=4)
+    assert made.method == "toy"
+    assert "toy" in str(made)
+    layer, x = Linear(32, 32, rule=4, method="toy"), torch.randn(9, 32)
+    expected = ops.product(x, layer.rule(), layer.components, layer.bias, method="dense")
+    torch.testing.assert_close(layer(x), expected)
+    assert prepared == []
+    layer.method = "auto"
+    with torch.no_grad(), cached(layer):
+        for _ in range(3):
+            torch.testing.assert_close(layer(x), expected.detach())
+    assert prepared == ["toy"]
+    with pytest.raises(ValueError, match=r"method must be one of auto, reference, .*, toy; got 'other'"):
+        Linear(32, 32, rule=4, method="other")
+
+
+@pytest.mark.parametrize(
+    ("holder", "name"),
+    [
+        (torch._C, "_get_tracing_state"),
+        (torch._C, "_are_functorch_transforms_active"),
+        (forward_ad, "_current_level"),
+        (torch.Tensor, "_version"),
+        (torch.ops.mkldnn, "_reorder_linear_weight"),
+        (torch.ops.mkldnn, "_linear_pointwise"),
+    ],
+    ids=str,
+)
+def test_private_names_of_torch_still_exist(holder, name):
+    assert hasattr(holder, name)
+
+
+def test_torch_compile_still_reads_the_mark_of_a_constant():
+    """The mark that tracing.constant_when_compiled sets is torch's own."""
+
+    def answer():
+        return 1
+
+    assert (
+        torch.compiler.assume_constant_result(answer).__dict__ == tracing.constant_when_compiled(lambda: 1).__dict__
+    )
+
+
+def test_private_names_of_torch_stand_in_one_file():
+    private = re.compile(r"torch\.(?:\w+\.)*_[a-z]\w*|\bforward_ad\._\w+|\._version\b|\.mkldnn\._\w+")
+    found = {p.name: private.findall(p.read_text("utf-8")) for p in Path(ops.__file__).parent.glob("*.py")}
+    assert [name for name, names in found.items() if names] == ["tracing.py"]

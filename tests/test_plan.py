@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import nplex.ops.plan as plan_module
 from nplex import nn, ops
 from nplex.algebra import quaternion
 from nplex.nn import LearnedRule
-from nplex.ops import dispatch, machine
+from nplex.ops import machine
 
 WIDTHS = st.integers(8, 4096)
 FULL_OR_RANK = st.sampled_from([None, 4, 8, 24])
@@ -147,8 +148,8 @@ def test_a_plan_says_what_it_counts():
 
 
 def test_the_door_counts_gradients_where_there_will_be_some(monkeypatch):
-    asked, choose = [], dispatch.choose
-    monkeypatch.setattr(dispatch, "choose", lambda methods, r: asked.append(r) or choose(methods, r))
+    asked, costs = [], plan_module._costs_before
+    monkeypatch.setattr(plan_module, "_costs_before", lambda methods, r: asked.append(r) or costs(methods, r))
     x, layer = torch.ones(3, 8), nn.Linear(8, 8, rule=LearnedRule(4, rank=7))
     fixed = nn.Linear(8, 8, rule=quaternion)
     layer(x), fixed(x)
@@ -169,7 +170,7 @@ def test_the_machine_file_comes_back(cache):
     machine.save(slow, cache, device="cuda")
     assert machine.load(cache) == {("cpu", torch.get_num_threads()): FAST, ("cuda", 1): slow}
     assert (machine.current(), machine.current("cuda"), machine.current("mps")) == (FAST, slow, machine.DEFAULT)
-    assert ops.plan_for(8, 8, tokens=1, n=2).machine == FAST
+    assert ops.plan_for(8, 8, tokens=1, n=2).request.machine == FAST
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
 
 

@@ -13,8 +13,8 @@ from nplex.nn.linear import Linear, check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
 from nplex.ops.attention import Mask, append, attend, check_inputs, check_masks, merge_masks
-from nplex.ops.grouped import expand_grouped, product_grouped
 from nplex.ops.dispatch import check_method
+from nplex.ops.grouped import expand_grouped, product_grouped
 
 _WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 

@@ -13,9 +13,9 @@ from nplex.nn.fresh import fresh_parameter
 from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
-from nplex.ops.tracing import autocast_type, full_precision, is_eager
-from nplex.ops.grouped import expand_grouped
 from nplex.ops.dispatch import check_method, product
+from nplex.ops.grouped import expand_grouped
+from nplex.ops.tracing import autocast_type, full_precision, is_eager
 
 # From so many pairs of inputs on (half a gigabyte in float32), they are not written down.
 MOST_PAIRS = 2**27

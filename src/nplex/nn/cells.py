@@ -12,8 +12,8 @@ from nplex.nn import init
 from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
-from nplex.ops.grouped import expand_grouped, product_grouped
 from nplex.ops.dispatch import check_method
+from nplex.ops.grouped import expand_grouped, product_grouped
 
 Input = Float[Tensor, "*batch d_in"]
 State = Float[Tensor, "*batch d_hidden"]

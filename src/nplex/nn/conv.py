@@ -16,8 +16,8 @@ from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
 from nplex.ops.conv import check_method, convolution
-from nplex.ops.tracing import full_precision
 from nplex.ops.grouped import expand_grouped
+from nplex.ops.tracing import full_precision
 
 Sizes = int | tuple[int, ...]
 _PLAIN = {

@@ -14,8 +14,8 @@ from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
 from nplex.ops.dense import expand
-from nplex.ops.tracing import full_precision
 from nplex.ops.lookup import by_frequency, clip, look_up
+from nplex.ops.tracing import full_precision
 
 MODES = ("sum", "mean", "max")
 _OPTIONS = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")

@@ -12,8 +12,8 @@ from nplex.nn import init
 from nplex.nn.fresh import fresh_parameter
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import attach
-from nplex.ops.tracing import full_precision
 from nplex.ops.dispatch import check_method
+from nplex.ops.tracing import full_precision
 
 
 class Linear(nn.Module):

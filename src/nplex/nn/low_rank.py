@@ -13,8 +13,8 @@ from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule, check_positive
 from nplex.nn.sharing import attach
 from nplex.ops.dense import expand
-from nplex.ops.tracing import full_precision
 from nplex.ops.low_rank import product
+from nplex.ops.tracing import full_precision
 
 
 class LowRankLinear(nn.Module):

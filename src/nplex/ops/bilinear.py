@@ -46,7 +46,7 @@ def product(
     inputs = (rows, *rule, components, bias, prepared[0] if prepared else None)
     eager = is_eager(*inputs)
     if eager and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        y = tiles.Product.apply(*inputs)
+        y = tiles.forward_with_gradients(*inputs)
     else:
         made = prepared[0] if prepared else tiles.blocks(rule, components)
         if eager and rows.shape[0] > tiles.LEAST_TOKENS:
@@ -119,7 +119,9 @@ def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | f
     work.stream((2 if r.prepared else 3) * rank * a * b)  # blocks, once more, and their gradients: all new memory
     work.call(BACKWARD_CALLS)
     tile.move(n * tokens * (a + 2 * b), n * tokens * (a + 2 * b))
-    if b < tiles.KEPT_FROM and tiles.KEPT_SHARE * n * b < rank * a:  # at least a part of the block products is made again
+    if (
+        b < tiles.KEPT_FROM and tiles.KEPT_SHARE * n * b < rank * a
+    ):  # at least a part of the block products is made again
         tile.matmul(tokens * (1 - tiles.KEPT_SHARE * n * b / (rank * a)), b, a, count=rank)
     tile.mix(n, tokens * a, rank)
     tile.mix(rank, n, tokens * a)

@@ -17,10 +17,8 @@ from nplex.ops.cache import kept_for
 from nplex.ops.cost import Work
 from nplex.ops.dense import add_build
 from nplex.ops.grouped import expand_grouped
-from nplex.ops.machine import current
 from nplex.ops.method import Method, Request
-from nplex.ops.plan import choose
-from nplex.ops.tracing import constant_when_compiled
+from nplex.ops.plan import chooser
 
 # A multiply-add of a grouped convolution with c channels a group takes 1 + SMALL / c times as long as one of a dense
 # convolution, and ONE_PLACE times that with a kernel of one place; channels are mixed at 1 / MIXING of the speed of a
@@ -56,7 +54,9 @@ def convolution(
     if method == "auto":
         method = planned(x, rule, components, cache is not None)
     taken = METHODS[method]
-    prepared = () if cache is None else cache.get((method, channels), lambda: taken.prepare(rule, components, channels))
+    prepared = (
+        () if cache is None else cache.get((method, channels), lambda: taken.prepare(rule, components, channels))
+    )
     return taken.product(x, rule, components, channels, convolve, prepared)
 
 
@@ -76,32 +76,9 @@ def planned(
     prepared: bool = False,
 ) -> str:
     """What "auto" takes: the plan's method for the sizes of one group, with an output place for each of the input."""
-    tokens = x.shape[0] * math.prod(x.shape[2:])
-    if torch.compiler.is_compiling():
-        tokens = dispatch.TOKENS_WHEN_COMPILING
     n, _, a, b, *kernel = components.shape
-    sizes = (n, a, b, None if isinstance(rule, Tensor) else rule.rank, x.element_size())
-    training = dispatch.counts_gradients(rule, x, components)
-    taken = _taken_once if isinstance(components, torch.nn.Parameter) else _taken
-    return taken(tokens, sizes, math.prod(kernel), training, prepared, x.device.type)
-
-
-def _taken(
-    tokens: int, sizes: dispatch.Sizes, kernel: int, training: bool, prepared: bool, device: str
-) -> str:
-    """The method of the plan for numbers alone."""
-    n, a, b, rank, element_size = sizes
-    machine = current(device)
-    request = Request(n * b, n * a, tokens, n, rank, element_size, training, prepared, machine, kernel)
-    return choose(tuple(METHODS.values()), request)
-
-
-@constant_when_compiled
-def _taken_once(
-    tokens: int, sizes: dispatch.Sizes, kernel: int, training: bool, prepared: bool, device: str
-) -> str:
-    """As _taken, a constant to torch.compile."""
-    return _taken(tokens, sizes, kernel, training, prepared, device)
+    tokens = x.shape[0] * math.prod(x.shape[2:])
+    return best(tokens, (n, a, b, math.prod(kernel)), rule, (components, x), prepared)
 
 
 def _dense(
@@ -117,9 +94,7 @@ def _dense(
     return convolve(x, weight, components.shape[1])
 
 
-def _prepare_dense(
-    rule: Tensor | BilinearAlgorithm, components: Tensor, channels: tuple[int, int]
-) -> tuple[Tensor]:
+def _prepare_dense(rule: Tensor | BilinearAlgorithm, components: Tensor, channels: tuple[int, int]) -> tuple[Tensor]:
     inputs, outputs = channels
     return (expand_grouped(rule, components, outputs, inputs),)
 
@@ -154,9 +129,7 @@ def _bilinear(
     return y.reshape(x.shape[0], groups, n * a, *places)[:, :, :outputs].flatten(1, 2)
 
 
-def _prepare_bilinear(
-    rule: BilinearAlgorithm, components: Tensor, channels: tuple[int, int]
-) -> tuple[Tensor]:
+def _prepare_bilinear(rule: BilinearAlgorithm, components: Tensor, channels: tuple[int, int]) -> tuple[Tensor]:
     (n, groups, a, b), kernel = components.shape[:4], components.shape[4:]
     blocks = torch.matmul(rule.encode_component.mT, components.reshape(n, -1)).reshape(-1, groups, a, b, *kernel)
     return (blocks.transpose(0, 1).reshape(-1, b, *kernel),)
@@ -192,3 +165,4 @@ METHODS = {
     "dense": Method("dense", _dense, _prepare_dense, _dense_cost),
     "bilinear": Method("bilinear", _bilinear, _prepare_bilinear, _bilinear_cost, needs_factors=True),
 }
+best = chooser(METHODS)

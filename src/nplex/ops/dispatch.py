@@ -3,22 +3,17 @@
 import math
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.ops.cache import kept_for, leaves
-from nplex.ops.machine import current
-from nplex.ops.method import Method, Request
+from nplex.ops.cache import kept_for
+from nplex.ops.method import Method
 from nplex.ops.methods import METHODS
-from nplex.ops.plan import choose
-from nplex.ops.tracing import constant_when_compiled
+from nplex.ops.plan import chooser
 
-# A compiled or exported graph serves every batch size, so its method is planned once, for this many tokens.
-TOKENS_WHEN_COMPILING = 512
-Sizes = tuple[int, int, int, int | None, int]
+best = chooser(METHODS)
 
 
 def product(
@@ -78,7 +73,9 @@ def run(
     if chosen is None:
         _check(x, rule, components, bias, features)
         check_method(method, factors=not isinstance(rule, Tensor))
-        chosen = method if method != "auto" else _planned(x, rule, components, owner, cache is not None)
+        chosen = method
+        if method == "auto":
+            chosen = best(math.prod(x.shape[:-1]), (n, a, b, 1), rule, (owner, x), cache is not None)
         if cache is not None:
             cache.methods[call] = chosen
     if d_in < n * b:
@@ -112,36 +109,6 @@ def check_method(method: str, *, factors: bool, methods: Mapping[str, Method] = 
             f"method {method!r} needs a rule held as factors, got a full table; give the rule a rank, "
             "LearnedRule(n, rank=R), or take another method"
         )
-
-
-def counts_gradients(rule: Tensor | BilinearAlgorithm, *tensors: Tensor) -> bool:
-    """Whether a call with these will have gradients to compute."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *leaves(rule)))
-
-
-def _planned(
-    x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor, owner: Tensor, prepared: bool
-) -> str:
-    """The method that the plan takes for these sizes; with the gradients where there will be some."""
-    tokens = TOKENS_WHEN_COMPILING if torch.compiler.is_compiling() else math.prod(x.shape[:-1])
-    n, a, b = components.shape
-    sizes = (n, a, b, None if isinstance(rule, Tensor) else rule.rank, x.element_size())
-    # parameters have the same sizes at each call, other tensors' may be symbols
-    taken = _taken_once if isinstance(owner, torch.nn.Parameter) else _taken
-    return taken(tokens, sizes, counts_gradients(rule, x, components), prepared, x.device.type)
-
-
-def _taken(tokens: int, sizes: Sizes, training: bool, prepared: bool, device: str) -> str:
-    """The method of the plan for numbers alone."""
-    n, a, b, rank, element_size = sizes
-    request = Request(n * b, n * a, tokens, n, rank, element_size, training, prepared, current(device))
-    return choose(tuple(METHODS.values()), request)
-
-
-@constant_when_compiled
-def _taken_once(tokens: int, sizes: Sizes, training: bool, prepared: bool, device: str) -> str:
-    """As _taken; to trace it would take torch.compile half a second a layer."""
-    return _taken(tokens, sizes, training, prepared, device)
 
 
 def _check_types(x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor) -> None:

@@ -8,14 +8,12 @@ from torch.nn import functional as F
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table
 from nplex.ops.cost import Work
 from nplex.ops.dense import add_build, add_table, expand
-from nplex.ops.dispatch import counts_gradients
-from nplex.ops.machine import current
 from nplex.ops.method import Method, Request
-from nplex.ops.plan import choose
+from nplex.ops.plan import chooser
 from nplex.ops.tracing import full_precision, is_eager
 
-# So many of the small matmuls, one an id, take as long as one torch operation: a batch of 1,024 with n = 4 and a width
-# of 64 takes half a millisecond on one thread of an AMD Zen 4, measured with time.perf_counter around look_up.
+# So many of the small matmuls, one an id, take as long as one torch operation: look_up of 1,024 ids with n = 4 and a
+# width of 64 takes half a millisecond on one thread of an AMD Zen 4 (time.perf_counter, median of 7).
 IDS_PER_CALL = 8
 
 
@@ -39,15 +37,12 @@ def look_up(
     Raises:
         IndexError: an id that is no row; on an accelerator and when compiled as torch's own lookup tells it.
     """
-    (rows, width), (n, _, b) = size, components.shape
+    (rows, width), (n, a, b) = size, components.shape
     _check_ids(ids, rows)
     with full_precision(components):
         table, method = as_table(rule), "rows"
         if is_eager(ids, table, components):
-            rank, bytes_each = None if isinstance(rule, Tensor) else rule.rank, components.element_size()
-            training, machine = counts_gradients(rule, components), current(components.device.type)
-            request = Request(width, rows, ids.numel(), n, rank, bytes_each, training, False, machine)
-            method = choose(tuple(METHODS.values()), request)
+            method = best(ids.numel(), (n, a, b, 1), rule, (components,), False)
         y = METHODS[method].product(ids, table, components, rows)
     return y if width == n * b else y[..., :width]
 
@@ -100,6 +95,7 @@ METHODS = {
     "rows": Method("rows", _rows, cost=_rows_cost),
     "dense": Method("dense", _all_rows, cost=_all_rows_cost),
 }
+best = chooser(METHODS)
 
 
 def clip(rows: Float[Tensor, "*batch d"], most: float, p: float) -> Float[Tensor, "*batch d"]:

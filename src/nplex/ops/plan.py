@@ -1,28 +1,40 @@
 """Planning: sizes in, what each method would cost out. A plan can be made and printed without any layer.
 
 What a method does stands beside its code, what that costs in nplex.ops.cost. Linear layers, grouped weights,
-convolutions and lookups all ask `choose`.
+convolutions and lookups all ask a `chooser`.
 """
 
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.ops.cache import leaves
 from nplex.ops.cost import Cost
 from nplex.ops.dense import linear_cost
 from nplex.ops.machine import DEFAULT, Machine, current
 from nplex.ops.method import Method, Request
 from nplex.ops.methods import METHODS
+from nplex.ops.tracing import constant_when_compiled
 
 # With so few tokens all is in reading the weights. Where they are kept from call to call, as in generation, those of
 # the model's other layers have pushed them out of the cache meanwhile.
 FEW = 16
+# A compiled or exported graph serves every batch size, so its method is planned once, for this many tokens.
+TOKENS_WHEN_COMPILING = 512
 
 
 @dataclass(frozen=True)
 class Plan:
     """The method chosen for given sizes, with what each would have cost.
+
+    Attributes:
+        request: the sizes, and the machine.
+        linear: what torch's Linear would cost.
+        costs: what each method would cost.
 
     Examples:
         >>> from nplex.ops.machine import DEFAULT
@@ -37,15 +49,7 @@ class Plan:
           estimates for the default machine; run `nplex measure` to calibrate
     """
 
-    in_features: int
-    out_features: int
-    tokens: int
-    n: int
-    rank: int | None
-    element_size: int
-    training: bool
-    prepared: bool
-    machine: Machine
+    request: Request
     linear: Cost
     costs: tuple[Cost, ...]
 
@@ -55,12 +59,13 @@ class Plan:
         return _cheapest(self.costs)
 
     def __str__(self) -> str:
-        rank = "full rule" if self.rank is None else f"rank {self.rank}"
-        tokens = f"{self.tokens} token{'s' * (self.tokens != 1)}"
+        r = self.request
+        rank = "full rule" if r.rank is None else f"rank {r.rank}"
+        tokens = f"{r.tokens} token{'s' * (r.tokens != 1)}"
         lines = [
-            f"{self.in_features} -> {self.out_features}, n = {self.n}, {rank}, {tokens}, "
-            f"{self.element_size} bytes a number, {'training step' if self.training else 'forward'}"
-            f"{', prepared' * self.prepared}",
+            f"{r.in_features} -> {r.out_features}, n = {r.n}, {rank}, {tokens}, "
+            f"{r.element_size} bytes a number, {'training step' if r.training else 'forward'}"
+            f"{', prepared' * r.prepared}",
             f"  {'method':<16} {'MFLOP':>9} {'of dense':>9} {'MByte':>8} {'estimate':>12}",
         ]
         for cost in (self.linear, *self.costs):
@@ -71,7 +76,7 @@ class Plan:
                 f"{cost.seconds * 1e3:>9.3f} ms{chosen}"
             )
         default = "the default machine; run `nplex measure` to calibrate"
-        lines.append(f"  estimates for {default if self.machine == DEFAULT else 'the machine measured'}")
+        lines.append(f"  estimates for {default if r.machine == DEFAULT else 'the machine measured'}")
         return "\n".join(lines)
 
 
@@ -117,19 +122,38 @@ def plan_for(  # noqa: PLR0913 - each is a size or a circumstance
     machine = current() if machine is None else machine
     r = Request(in_features, out_features, tokens, n, rank, element_size, training, prepared, machine)
     linear = linear_cost(_as_found(r), in_features, out_features).total("torch's Linear")
-    return Plan(*r[:9], linear, _costs(tuple(METHODS.values()), r))
+    return Plan(r, linear, _costs(tuple(METHODS.values()), r))
 
 
-def choose(methods: tuple[Method, ...], request: Request) -> str:
-    """The name of the method with the lowest estimate, of those that the rule allows; kept, as layers ask often."""
-    return (_chosen if torch.compiler.is_compiling() else _chosen_before)(methods, request)
+def chooser(methods: Mapping[str, Method]) -> Callable[..., str]:
+    """A function that names the best of these methods for a call, `(tokens, sizes, rule, tensors, prepared)`.
 
+    `sizes` are n, a, b of the blocks and the places of the kernel; `tensors` are the components and what else the
+    call has gradients for.
+    """
 
-def _chosen(methods: tuple[Method, ...], request: Request) -> str:
-    return _cheapest(_costs(methods, request))
+    def taken(tokens: int, sizes: tuple, rank: int | None, how: tuple, where: tuple) -> str:
+        (n, a, b, kernel), (element_size, device) = sizes, where
+        request = Request(n * b, n * a, tokens, n, rank, element_size, *how, current(device), kernel)
+        costs = _costs if torch.compiler.is_compiling() else _costs_before
+        return _cheapest(costs(tuple(methods.values()), request))
 
+    @constant_when_compiled
+    def taken_once(*numbers: object) -> str:  # to trace it would take torch.compile half a second a layer
+        return taken(*numbers)
 
-_chosen_before = functools.lru_cache(maxsize=4096)(_chosen)  # torch.compile warns of what it traces through this
+    def best(
+        tokens: int, sizes: tuple, rule: Tensor | BilinearAlgorithm, tensors: tuple[Tensor, ...], prepared: bool
+    ) -> str:
+        components = tensors[0]
+        training = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *leaves(rule)))
+        # parameters have the same sizes at each call, other tensors' may be symbols
+        run = taken_once if isinstance(components, torch.nn.Parameter) else taken
+        tokens = TOKENS_WHEN_COMPILING if torch.compiler.is_compiling() else tokens
+        rank = None if isinstance(rule, Tensor) else rule.rank
+        return run(tokens, sizes, rank, (training, prepared), (components.element_size(), components.device.type))
+
+    return best
 
 
 def _costs(methods: tuple[Method, ...], request: Request) -> tuple[Cost, ...]:
@@ -139,6 +163,9 @@ def _costs(methods: tuple[Method, ...], request: Request) -> tuple[Cost, ...]:
         if method.cost is not None and not (method.needs_factors and r.rank is None):
             costs.append(method.cost(r).total(method.name))
     return tuple(costs)
+
+
+_costs_before = functools.lru_cache(maxsize=4096)(_costs)  # layers ask at every call; torch.compile warns of it
 
 
 def _cheapest(costs: tuple[Cost, ...]) -> str:

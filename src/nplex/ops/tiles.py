@@ -70,7 +70,7 @@ def tile_tokens(tokens: int, rank: int, a: int, b: int, element_size: int, devic
     return max(1, min(tokens, -(-size // 32) * 32))
 
 
-class Product(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     """x, the three factors, components, bias, blocks -> y."""
 
     @staticmethod
@@ -102,6 +102,9 @@ class Product(torch.autograd.Function):
             return x_grad, None, input_grad, decode_grad, None, bias_grad, blocks_grad
         component_grad, components_grad = _through_blocks(blocks_grad, rule, components, wanted[1], wanted[4])
         return x_grad, component_grad, input_grad, decode_grad, components_grad, bias_grad, None
+
+
+forward_with_gradients = _Product.apply
 
 
 def forward(
