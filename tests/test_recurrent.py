@@ -307,7 +307,11 @@ def test_bfloat16_and_autocast(kind):
     x = x if kind in LAYERS else x[0]
     exact, twin = flat(layer(x)), layer.to_torch()
     with torch.autocast("cpu", torch.bfloat16):
-        cast, expected = flat(layer(x)), flat(twin(x))
+        try:
+            expected = flat(twin(x))
+        except RuntimeError:
+            pytest.skip("torch's own layer does not compute in bfloat16 on this processor")
+        cast = flat(layer(x))
     assert [t.dtype for t in cast] == [t.dtype for t in expected]
     narrow = flat(layer.bfloat16()(x.bfloat16()))
     assert {t.dtype for t in narrow} == {torch.bfloat16}

@@ -42,6 +42,7 @@ def product(
     Source: Zhang et al., Beyond Fully-Connected Layers with Quaternions (2021), equations (3) and (4).
 
     Examples:
+        >>> import torch
         >>> from nplex.algebra import quaternion
         >>> x, components = torch.ones(2, 8), torch.ones(4, 3, 2)
         >>> product(x, quaternion.table.float(), components).shape
