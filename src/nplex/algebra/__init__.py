@@ -3,7 +3,7 @@
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table, generic_rank
 from nplex.algebra.exact import known_algorithm
 from nplex.algebra.fractions import ExactAlgorithm, additions, formulas
-from nplex.algebra.identify import Identification, identify
+from nplex.algebra.identification import Identification, identify
 from nplex.algebra.known import (
     clifford,
     complex_,

@@ -29,7 +29,7 @@ def identify(
     from rich.progress import track
 
     with refusing():
-        from nplex.algebra.identify import identify as identified
+        from nplex.algebra import identify as identified
 
         rules = rules_named(rule, only)
         told = track(

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.algebra.classes import classes
 from nplex.algebra.fractions import ExactAlgorithm
-from nplex.algebra.orbits import orbits
 from nplex.algebra.rounding import round_off
 from nplex.algebra.search.bound import LowerBound, lower_bound
 from nplex.algebra.tucker import smaller_error
@@ -193,7 +193,7 @@ def _needed(product: Product) -> LowerBound:
     """How many products are needed at least: what can be computed, or the rank where it is known to be more."""
     algebra = product.algebra
     bound = lower_bound(algebra.table / algebra.table.norm(), 1e-9)
-    ranks = [orbit.rank for orbit in orbits(algebra.n) if algebra.name in (orbit.name, *orbit.aliases)]
+    ranks = [each.rank for each in classes(algebra.n) if algebra.name in (each.name, *each.aliases)]
     known = max((rank for rank in ranks if rank is not None), default=0)
     return LowerBound(known, f"that is the rank of {algebra.name}") if known > bound.rank else bound
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from nplex.algebra.identify import identify
+from nplex.algebra import identify
 from nplex.lab.reporting.read import Told
 
 LARGEST, MOST = 4, 8  # larger rules, and more layers of a run, take longer than a page should
