@@ -7,7 +7,7 @@ import torch
 from nplex.algebra import laws
 from nplex.algebra.identification.bases import Table, balanced
 from nplex.algebra.identification.unital import unital_isotopes
-from nplex.algebra.lower_bound import lower_bound
+from nplex.algebra.search.bound import lower_bound
 
 
 @dataclass(frozen=True)
