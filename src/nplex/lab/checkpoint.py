@@ -1,74 +1,30 @@
-"""Files: safetensors and JSON, written beside and renamed, so that a file is whole or not there."""
+"""The training checkpoint: weights, optimizer, random numbers and state of a run in one file."""
 
-import json
-import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from nplex.files import (  # noqa: F401 - programs still import these from here
+    read_json,
+    read_tensors,
+    replace_file,
+    write_json,
+    write_tensors,
+    write_text,
+)
 
 MODEL = "model."
 OPTIMIZER = "optimizer."
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text."""
-    replace_file(path, lambda part: part.write_text(text, "utf-8"))
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes a value as indented JSON."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> dict:
-    """Reads a JSON object.
-
-    Raises:
-        ValueError: the file is no JSON object; names it.
-    """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, expected JSON: {error}; delete it or take another folder") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged, expected a JSON object, got a {type(value).__name__}")
-    return value
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict | None = None) -> None:
-    """Writes tensors to a safetensors file, with a JSON object in its header."""
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    replace_file(path, lambda part: save_file(flat, part, {"nplex": json.dumps(header or {})}))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Reads the tensors and the header's JSON object of a file that write_tensors wrote.
-
-    Raises:
-        ValueError: the file is damaged or not ours; names it.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})["nplex"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(header, dict):
-        raise _damaged(path, f"its header is {header!r}")
-    return tensors, header
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """The state with tied weights once, as safetensors wants it."""
     found, seen = {}, set()
     for name, tensor in model.state_dict().items():
-        if (place := (tensor.data_ptr(), tensor.shape)) not in seen or not tensor.numel():
+        if (memory := (tensor.data_ptr(), tensor.shape)) not in seen or not tensor.numel():
             found[name] = tensor
-            seen.add(place)
+            seen.add(memory)
     return found
 
 
@@ -116,12 +72,12 @@ def _load(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
         ValueError: they belong to another model.
     """
     present = model.state_dict()
-    held = {(present[name].data_ptr(), present[name].shape) for name in weights if name in present}
+    tied = {(present[name].data_ptr(), present[name].shape) for name in weights if name in present}
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ValueError(_foreign(path, str(error).splitlines()[-1].strip())) from None
-    missing = [name for name in missing if (present[name].data_ptr(), present[name].shape) not in held]
+    missing = [name for name in missing if (present[name].data_ptr(), present[name].shape) not in tied]
     if missing or unexpected:
         first = f"Missing key {missing[0]}" if missing else f"Unexpected key {unexpected[0]}"
         raise ValueError(_foreign(path, first))
@@ -133,18 +89,3 @@ def _foreign(path: Path, why: str) -> str:
 
 def _damaged(path: Path, why: object) -> ValueError:
     return ValueError(f"{path} is damaged or was not written by nplex ({why}); delete it to start anew")
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside and renames: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)

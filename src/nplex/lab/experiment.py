@@ -5,46 +5,33 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from nplex import count, preview
 from nplex.convert import Where
-from nplex.convert.twins import is_layer, twin_class
-from nplex.lab import checkpoint
 from nplex.lab.environment import environment
-from nplex.lab.recipes.recipe import Data, Outcome
-from nplex.lab.run_folder import CHECKPOINT, COMPARISON, MODEL, RESULT, SETTINGS, VOCABULARY, settings_of
+from nplex.lab.recipes.recipe import Data, Outcome, Recipe
+from nplex.lab.run_folder import CHECKPOINT, COMPARISON, MODEL, RESULT, SETTINGS, VOCABULARY, Settings, settings_for
 from nplex.lab.summary import Summary, summarise
-from nplex.lab.train import Report, State, clear, fit, main_process, silent, wait
+from nplex.lab.train import OnStep, State, clear, fit, main_process, silent, wait
+from nplex.files import read_json, write_json, write_tensors
 
 MEASURED = (
-    "layer_parameters",
-    "dense_layer_parameters",
-    "parameters",
-    "kind",
-    "scores",
-    "interval",
-    "answers",
-    "examples",
-    "notes",
-    "training_seconds",
-    "training_tokens_per_second",
-    "testing_tokens_per_second",
-    "history",
-    "environment",
-)
+    "layer_parameters", "dense_layer_parameters", "parameters", "kind", "scores", "interval", "answers", "examples",
+    "notes", "training_seconds", "training_tokens_per_second", "testing_tokens_per_second", "history", "environment",
+)  # fmt: skip
 
 
-def run(recipe: Any, data: Data, seed: int, folder: Path, report: Report = silent) -> dict:
+def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: OnStep = silent) -> dict:
     """Trains and tests one model in a folder; one that is finished is read, not run again.
 
     Writes settings.json at the start, checkpoint.safetensors while it runs, and at the end model.safetensors,
     vocabulary.json and result.json. Under torchrun the first process tests and writes, and all give the result.
 
     Args:
-        recipe: a recipes.recipe.Recipe: a frozen dataclass.
+        recipe: what is trained and tested.
         data: what its `load` gave.
         seed: of first values and of the order of examples.
         folder: for the files of this run alone.
@@ -60,7 +47,7 @@ def run(recipe: Any, data: Data, seed: int, folder: Path, report: Report = silen
         return _finished(folder / RESULT, config)
     if main_process():
         _check_settings(folder, config)
-        checkpoint.write_json(folder / SETTINGS, config)
+        write_json(folder / SETTINGS, Settings("run", config).json())
     began_in = environment()
     torch.manual_seed(seed)
     model = recipe.build(data)
@@ -69,11 +56,11 @@ def run(recipe: Any, data: Data, seed: int, folder: Path, report: Report = silen
         label=f"{recipe.rule}, seed {seed}",
     )  # fmt: skip
     if main_process():
-        checkpoint.write_tensors(folder / MODEL, model.state_dict(), {"config": config})
-        checkpoint.write_json(folder / VOCABULARY, data.vocabulary_json())
+        write_tensors(folder / MODEL, model.state_dict(), {"config": config})
+        write_json(folder / VOCABULARY, data.vocabulary_json())
         outcome = recipe.test(model, data, next(model.parameters()).device)
         measured = _measured(model, recipe, data, state, outcome)
-        checkpoint.write_json(folder / RESULT, config | measured | {"environment": began_in})
+        write_json(folder / RESULT, config | measured | {"environment": began_in})
         (folder / CHECKPOINT).unlink(missing_ok=True)
         clear(folder)
     wait()
@@ -81,7 +68,7 @@ def run(recipe: Any, data: Data, seed: int, folder: Path, report: Report = silen
 
 
 def compare(
-    recipe: Any, rules: Sequence[str], seeds: Sequence[int], data: Data, folder: Path, report: Report = silent
+    recipe: Recipe, rules: Sequence[str], seeds: Sequence[int], data: Data, folder: Path, report: OnStep = silent
 ) -> Summary:
     """Runs every rule with every seed, each in a folder of its own, and sums them up.
 
@@ -89,34 +76,33 @@ def compare(
         ValueError: a folder holds a run with other settings.
         Interrupted: Ctrl-C; what is done stays done.
     """
-    if "recipe" in (settings_of(folder) or {}):
-        raise ValueError(f"{folder} holds a single run, not a comparison; take another --out")
+    settings_for(folder, "comparison")
     if main_process():
-        checkpoint.write_json(folder / SETTINGS, {"task": recipe.name, "rules": list(rules), "seeds": list(seeds)})
+        settings = {"task": recipe.name, "rules": list(rules), "seeds": list(seeds)}
+        write_json(folder / SETTINGS, Settings("comparison", settings).json())
     results = []
     for seed in seeds:
         for rule in rules:
-            place = folder / f"{rule.replace(':', '-')}-seed{seed}"
-            results.append(run(replace(recipe, rule=rule), data, seed, place, report))
+            inner = folder / f"{rule.replace(':', '-')}-seed{seed}"
+            results.append(run(replace(recipe, rule=rule), data, seed, inner, report))
     summary = summarise(results, rules, baseline(recipe, data))
     if main_process():
-        checkpoint.write_json(folder / COMPARISON[0], asdict(summary) | {"runs": results})
+        write_json(folder / COMPARISON[0], asdict(summary) | {"runs": results})
     return summary
 
 
-def baseline(recipe: Any, data: Data) -> tuple[str, dict[str, float]]:
+def baseline(recipe: Recipe, data: Data) -> tuple[str, dict[str, float]]:
     """The name and the scores of what needs no model."""
     found = recipe.baseline(data)
     return found.name, found.scores
 
 
 def layer_parameters(model: nn.Module, where: Where) -> int:
-    """Parameters of the layers that `where` selects and that have a twin, their rules included, each once."""
-    layers = [(name, m) for name, m in model.named_modules() if is_layer(m) or twin_class(m) is not None]
-    chosen = [layer for name, layer in layers if where(name, layer)]
-    parameters = {p for layer in chosen for p in layer.parameters()}
-    parameters |= {p for layer in chosen if is_layer(layer) for p in layer.get_submodule("rule").parameters()}
-    return sum(p.numel() for p in parameters)
+    """Parameters of hypercomplex layers with their rules, and of torch's layers that `where` selects, each once."""
+    rows = preview(model, 2, where=where).rows
+    layers = [layer for row in rows if where(row.name, layer := model.get_submodule(row.name)) is True]
+    dense = {p for layer in layers if not hasattr(layer, "rule") for p in layer.parameters()}
+    return count(model).layers + sum(p.numel() for p in dense)
 
 
 def fingerprint(data: Data) -> dict[str, str]:
@@ -127,9 +113,9 @@ def fingerprint(data: Data) -> dict[str, str]:
 
 def _check_settings(folder: Path, config: dict) -> None:
     """Refuses a folder that holds a run with other settings."""
-    if not (folder / SETTINGS).exists():
+    if (settings := settings_for(folder, "run")) is None:
         return
-    found, wanted = _without_checkpoints(checkpoint.read_json(folder / SETTINGS)), _without_checkpoints(config)
+    found, wanted = _without_checkpoints(settings), _without_checkpoints(config)
     if found != wanted:
         raise ValueError(
             f"{folder} holds a run with other settings ({_difference(found, wanted)}); take another --out"
@@ -152,17 +138,17 @@ def _plain(config: dict) -> dict:
 
 def _finished(path: Path, config: dict) -> dict:
     """The result of a run that is done, if it is whole."""
-    result = checkpoint.read_json(path)
+    result = read_json(path)
     missing = [key for key in (*config, *MEASURED) if key not in result]
     if missing:
         raise ValueError(f"{path} is damaged, {', '.join(missing)} is missing; delete it to run again")
     return result
 
 
-def _measured(model: nn.Module, recipe: Any, data: Data, state: State, outcome: Outcome) -> dict:
+def _measured(model: nn.Module, recipe: Recipe, data: Data, state: State, outcome: Outcome) -> dict:
     """What is known after training."""
     with torch.device("meta"):
-        dense = replace(recipe, rule="dense", shared=False).build(data)
+        dense = recipe.dense(data)
     return {
         "layer_parameters": layer_parameters(model, recipe.converted),
         "dense_layer_parameters": layer_parameters(dense, recipe.converted),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from nplex.figures import new_figure
 from nplex.figures import write_figure as save
 from nplex.lab.summary import NAMES, Summary
+from nplex.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,26 +20,26 @@ def comparison(summary: Summary, path: Path) -> None:
     """
     figure = new_figure()
     axes = figure.add_subplot()
-    for line, place in zip(summary.lines, _places(summary), strict=True):
+    for line, x in zip(summary.lines, _positions(summary), strict=True):
         mean = line.score
-        axes.scatter([place * 1.05] * len(line.seeds), line.seeds, s=14, c="0.55")
+        axes.scatter([x * 1.05] * len(line.seeds), line.seeds, s=14, c="0.55")
         error = [[max(mean - line.low, 0)], [max(line.high - mean, 0)]]
-        axes.errorbar(place, mean, yerr=error, fmt="o", capsize=5, markersize=7)
+        axes.errorbar(x, mean, yerr=error, fmt="o", capsize=5, markersize=7)
         top = max(line.high, *line.seeds)
-        axes.annotate(rule_name(line.rule), (place, top), (0, 8), textcoords="offset points", ha="center")
+        axes.annotate(rule_name(line.rule), (x, top), (0, 8), textcoords="offset points", ha="center")
     _axes(axes, summary)
     save(figure, path)
 
 
-def _places(summary: Summary) -> list[float]:
+def _positions(summary: Summary) -> list[float]:
     """Parameters in thousands; rules of nearly as many stand side by side, so that both can be read."""
-    places: list[float] = []
+    positions: list[float] = []
     for line in summary.lines:
-        place = line.layer_parameters / 1e3
-        while any(abs(place / other - 1) < 0.15 for other in places):
-            place *= 1.18
-        places.append(place)
-    return places
+        x = line.layer_parameters / 1e3
+        while any(abs(x / other - 1) < 0.15 for other in positions):
+            x *= 1.18
+        positions.append(x)
+    return positions
 
 
 def rule_name(rule: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nplex.lab.scores.accuracy import interval
+from nplex.lab.scores import wilson
 
 NAMES = {"accuracy": "accuracy %", "bleu": "BLEU", "loss": "loss, nats"}
 DIGITS = {"accuracy": 2, "bleu": 2, "loss": 4}
@@ -152,7 +152,7 @@ def _line(rule: str, runs: Sequence[dict]) -> Line:
 def _interval(runs: Sequence[dict]) -> tuple[float, float]:
     """Of accuracies from all answers together; else the means of the runs' own ends."""
     if runs[0]["kind"] == "accuracy":
-        low, high = interval([run["answers"][0] for run in runs])
+        low, high = wilson([run["answers"][0] for run in runs])
         return 100 * low, 100 * high
     return _mean([run["interval"][0] for run in runs]), _mean([run["interval"][1] for run in runs])
 

@@ -16,18 +16,19 @@ from nplex.lab.cli.training import (
     SetOption,
     Shared,
     Size,
-    Task,
+    TaskName,
     check_run,
     interruptible,
     prepare,
     progress,
+    recipe_with,
     resuming,
 )
-from nplex.lab.run_folder import COMPARISON, Place
+from nplex.lab.run_folder import COMPARISON, RunFolder
 
 
 def compare(  # noqa: PLR0913 - options of the command line
-    task: Task,
+    task: TaskName,
     rule: Annotated[list[str], typer.Option(help=f"Any number of: {RULE}.", metavar="RULE...")],
     seed: Annotated[
         list[int] | None, typer.Option(help="One or more; each rule runs with each.", metavar="SEED...")
@@ -45,7 +46,7 @@ def compare(  # noqa: PLR0913 - options of the command line
 
     Writes into the run folder: compare.json, compare.md, compare.png, and for each rule and seed a folder with
     settings.json, result.json, log.jsonl, vocabulary.json and model.safetensors. Ctrl-C stops after the running
-    step; --resume goes on to the same bits.
+    step; --resume resumes bit for bit.
 
     Examples:
       nplex compare agreement --rule dense 2 4 8
@@ -56,28 +57,22 @@ def compare(  # noqa: PLR0913 - options of the command line
     """
     seeds = sorted(set(seed or [0]))
     folder = out or Path("runs") / f"{task}-compare"
-    place = Place(folder, resume, force)
-    check_run(rule, seeds, place)
+    run_folder = RunFolder(folder, resume, force)
+    check_run(rule, seeds, run_folder)
+    recipe, loaded = prepare(lambda: recipe_with(task, rule, size, set_name), data, epochs, shared, run_folder)
+    from nplex.lab import experiment, plot
+    from nplex.files import write_text
 
-    def make():
-        from nplex.lab.recipes.tasks import recipe_of
-
-        first, *_ = [recipe_of(task, each, size=size, set=set_name) for each in rule]
-        return first
-
-    recipe, loaded = prepare(make, data, epochs, shared, place)
-    from nplex.lab import checkpoint, experiment, plot
-
-    with interruptible(resuming(place)), progress() as report:
-        summary = experiment.compare(recipe, rule, seeds, loaded, place.folder, report)
-    checkpoint.write_text(place.folder / COMPARISON[1], summary.markdown())
-    plot.comparison(summary, place.folder / COMPARISON[2])
+    with interruptible(resuming(run_folder)), progress() as report:
+        summary = experiment.compare(recipe, rule, seeds, loaded, folder, report)
+    write_text(folder / COMPARISON[1], summary.markdown())
+    plot.comparison(summary, folder / COMPARISON[2])
     print_table(summary.table())
-    messages.print(f"tables, figure and models are in {place.folder}", soft_wrap=True)
+    messages.print(f"tables, figure and models are in {folder}", soft_wrap=True)
 
 
 def run(  # noqa: PLR0913 - options of the command line
-    task: Task,
+    task: TaskName,
     rule: Annotated[str, typer.Option(help=f"One of: {RULE}.", metavar="RULE")] = "4",
     seed: Annotated[int, typer.Option(help="Of first values and of the order of examples.")] = 0,
     size: Size = "small",
@@ -101,21 +96,15 @@ def run(  # noqa: PLR0913 - options of the command line
       torchrun --nproc-per-node 2 -m nplex run agreement --rule 4 --out runs/two
     """
     folder = out or Path("runs") / f"{task}-{rule.replace(':', '-')}-seed{seed}"
-    place = Place(folder, resume, force)
-    check_run([rule], [seed], place)
-
-    def make():
-        from nplex.lab.recipes.tasks import recipe_of
-
-        return recipe_of(task, rule, size=size, set=set_name)
-
-    recipe, loaded = prepare(make, data, epochs, shared, place)
+    run_folder = RunFolder(folder, resume, force)
+    check_run([rule], [seed], run_folder)
+    recipe, loaded = prepare(lambda: recipe_with(task, [rule], size, set_name), data, epochs, shared, run_folder)
     from nplex.lab import experiment
     from nplex.lab.summary import summarise
     from nplex.lab.train import main_process
 
-    with interruptible(resuming(place)), progress() as report:
-        result = experiment.run(recipe, loaded, seed, place.folder, report)
+    with interruptible(resuming(run_folder)), progress() as report:
+        result = experiment.run(recipe, loaded, seed, folder, report)
     if main_process():
         print_table(summarise([result], [rule], experiment.baseline(recipe, loaded)).table())
-        messages.print(f"result and model are in {place.folder}", soft_wrap=True)
+        messages.print(f"result and model are in {folder}", soft_wrap=True)

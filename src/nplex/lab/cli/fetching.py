@@ -27,15 +27,15 @@ def fetch(name: What, out: Out = None, copy: Copy = "") -> None:
     """
     folder = out or Path("data") / name
     with refusing():
-        from nplex.lab.fetch import SETS
-        from nplex.lab.fetch import fetch as fetched
+        from nplex.lab.public_sets import SETS
+        from nplex.lab.public_sets import fetch as fetched
 
         with messages.status(f"fetching {name}"):
-            fetched(name, folder, copy=copy, report=_told)
+            fetched(name, folder, copy=copy, report=_report)
     public = SETS[name]
     messages.print(f"licence as stated: {public.licence}", soft_wrap=True)
     print(f"nplex run {public.task} --data {folder}")
 
 
-def _told(part: str, count: int) -> None:
+def _report(part: str, count: int) -> None:
     messages.print(f"{part}: {count:,} examples")

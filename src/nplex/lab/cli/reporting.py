@@ -33,12 +33,12 @@ def report(run: What, out: Out = None, identify: Identify = True) -> None:
         from nplex.lab.reporting import report as reported
         from nplex.lab.run_folder import REPORT
 
-        place = out or run / REPORT
-        if place.is_dir():
-            refuse(f"{place} is a folder, expected the name of a page, as {place / REPORT}")
-        with identifying() if identify else nullcontext() as note:
-            reported(run, place, note)
-    print(f"the page is {place}")
+        page = out or run / REPORT
+        if page.is_dir():
+            refuse(f"{page} is a folder, expected the name of a page, as {page / REPORT}")
+        with identifying() if identify else nullcontext() as progress:
+            reported(run, page, progress)
+    print(f"the page is {page}")
 
 
 @contextmanager

@@ -1,15 +1,16 @@
 """The verb that repeats the paper's tables: reproduce."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nplex.cli.terminal import messages, print_table, refuse, refusing
-from nplex.lab.cli.training import Force, Size, check_run, interruptible, prepare, progress
-from nplex.lab.run_folder import Place
+from nplex.lab.cli.training import Force, Size, check_run, interruptible, prepare, progress, recipe_with
+from nplex.lab.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from nplex.lab.recipes.recipe import Data
     from nplex.lab.recipes.tables import Part
 
 What = Annotated[
@@ -55,37 +56,36 @@ def reproduce(  # noqa: PLR0913 - options of the command line
         print_table(_listed(data))
         return
     if not table:
-        refuse("expected the name of a table; nplex reproduce --list says which there are")
+        refuse("expected the name of a table; nplex reproduce --list shows them")
     if data is None:
         refuse("the tables need data: give its folder with --data; nplex reproduce --list says what is below it")
     with refusing():
         from nplex.lab.recipes.tables import parts_of
 
         parts = parts_of(table)
-    places = [Place(out / part.name_of(size), resume=not force, force=force) for part in parts]
-    ready = [_ready(part, data, size, rule, seed, place) for part, place in zip(parts, places, strict=True)]
-    for part, loaded, place in zip(parts, ready, places, strict=True):
-        _done(part, loaded, size, rule, seed, place, results)
+    folders = [RunFolder(out / part.name_of(size), resume=not force, force=force) for part in parts]
+    ready = [_ready(part, data, size, rule, seed, each) for part, each in zip(parts, folders, strict=True)]
+    for part, loaded, each in zip(parts, ready, folders, strict=True):
+        _done(part, loaded, size, rule, seed, each.folder, results)
 
 
 def _ready(
-    part: "Part", data: Path, size: str, rules: list[str] | None, seeds: list[int] | None, place: Place
-) -> Any:
+    part: "Part", data: Path, size: str, rules: list[str] | None, seeds: list[int] | None,
+    run_folder: RunFolder,
+) -> "Data":  # fmt: skip
     """The data of a part, its folder made ready; all that can be wrong is told before any work."""
-    check_run(list(rules or part.rules), list(seeds or part.seeds), place)
+    check_run(list(rules or part.rules), list(seeds or part.seeds), run_folder)
     if not (folder := data / part.folder).is_dir():
-        refuse(f"{part.name} reads {folder}, which is no folder; nplex reproduce --list says what it needs")
+        refuse(f"{part.name} reads {folder}, which is not a folder; nplex reproduce --list says what it needs")
 
-    def make() -> Any:
-        first, *_ = [part.recipe(rule, size) for rule in (rules or part.rules)]
-        return first
-
-    _, loaded = prepare(make, folder, None, False, place)
+    _, loaded = prepare(
+        lambda: recipe_with(part.task, rules or part.rules, size, part.set), folder, None, False, run_folder
+    )
     return loaded
 
 
 def _done(
-    part: "Part", loaded: Any, size: str, rules: list[str] | None, seeds: list[int] | None, place: Place,
+    part: "Part", loaded: "Data", size: str, rules: list[str] | None, seeds: list[int] | None, runs: Path,
     results: Path,
 ) -> None:  # fmt: skip
     """Runs a part and shows it."""
@@ -96,7 +96,7 @@ def _done(
     with interruptible("the same command goes on"), progress() as report:
         done = repeated.reproduce(
             part, loaded, size=size, rules=list(rules or part.rules), seeds=sorted(set(seeds or part.seeds)),
-            runs=place.folder, report=report,
+            runs=runs, report=report,
         )  # fmt: skip
     page = write(done, results)
     if main_process():

@@ -9,7 +9,7 @@ import typer
 
 from nplex.cli.terminal import messages, print_table, refuse, refusing
 from nplex.lab.cli.training import Force, check_run
-from nplex.lab.run_folder import Place
+from nplex.lab.run_folder import RunFolder
 
 Named = Annotated[
     str,
@@ -61,8 +61,8 @@ def learn(  # noqa: PLR0913 - options of the command line
       nplex rule learn quaternion --n 3
     """
     seeds = sorted(set(seed or [0]))
-    place = None if out is None else Place(out, force=force, resumable=False)
-    check_run([], seeds, place or Place(Path()))
+    place = None if out is None else RunFolder(out, force=force, resumable=False)
+    check_run([], seeds, place or RunFolder(Path()))
     if force and place is None:
         refuse("--force deletes what --out holds: give --out DIR too")
     with refusing():

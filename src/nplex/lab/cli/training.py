@@ -1,21 +1,24 @@
 """What the verbs that train share: options, checks before any work, progress, interruptions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nplex.cli.terminal import STOPPED, TWIN, messages, refuse, refusing
-from nplex.lab.run_folder import Place
+from nplex.lab.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from nplex.lab.train import Report
+    from nplex.lab.recipes.recipe import Data, Recipe
+    from nplex.lab.train import OnStep
 
 RULE = f"dense, {TWIN}"
-Task = Annotated[str, typer.Argument(help="agreement, inference, translation, style or language.", metavar="TASK")]
+TaskName = Annotated[
+    str, typer.Argument(help="agreement, inference, translation, style or language.", metavar="TASK")
+]
 DataOption = Annotated[
     Path | None,
     typer.Option(
@@ -37,9 +40,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the run 
 Force = Annotated[bool, typer.Option("--force", help="Delete what the run folder holds and start anew.")]
 
 
-def check_run(rules: list[str], seeds: list[int], place: Place) -> None:
+def check_run(rules: list[str], seeds: list[int], run_folder: RunFolder) -> None:
     """Refuses options that exclude each other or mean nothing."""
-    if place.resume and place.force:
+    if run_folder.resume and run_folder.force:
         refuse("--resume goes on with a folder and --force deletes it: give one of them")
     if len(set(rules)) < len(rules):
         refuse(f"each rule may be given once, got {' '.join(rules)}")
@@ -47,7 +50,17 @@ def check_run(rules: list[str], seeds: list[int], place: Place) -> None:
         refuse(f"a seed is a number from 0 to {2**31 - 1}, got {' '.join(map(str, seeds))}")
 
 
-def prepare(make: Any, data: Path | None, epochs: int | None, shared: bool, place: Place) -> tuple[Any, Any]:
+def recipe_with(task: str, rules: Sequence[str], size: str, set_name: str) -> "Recipe":
+    """The recipe of a task with the first of some rules; each must be one that it can have."""
+    from nplex.lab.recipes.tasks import recipe_of
+
+    first, *_ = [recipe_of(task, rule, size=size, set=set_name) for rule in rules]
+    return first
+
+
+def prepare(
+    make: Callable[[], "Recipe"], data: Path | None, epochs: int | None, shared: bool, run_folder: RunFolder
+) -> tuple["Recipe", "Data"]:
     """The recipe that `make` gives, and its data; all that can be wrong is told here, before any work."""
     with refusing():
         import accelerate  # noqa: F401, RUF100 - its absence is told before any work
@@ -59,13 +72,13 @@ def prepare(make: Any, data: Path | None, epochs: int | None, shared: bool, plac
             recipe = replace(recipe, schedule=replace(recipe.schedule, epochs=epochs))
         loaded = recipe.load(data)
         if main_process() and not restarted():
-            place.open()
+            run_folder.open()
     return recipe, loaded
 
 
-def resuming(place: Place) -> str:
+def resuming(run_folder: RunFolder) -> str:
     """How to go on with a folder after Ctrl-C."""
-    return f"to go on: the same command with --resume --out {place.folder}"
+    return f"to go on: the same command with --resume --out {run_folder.folder}"
 
 
 @contextmanager
@@ -82,7 +95,7 @@ def interruptible(advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress() -> Iterator["Report"]:
+def progress() -> Iterator["OnStep"]:
     """A bar for each run where stderr is a terminal, else a line for each epoch; of several processes the first's."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 

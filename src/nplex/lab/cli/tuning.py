@@ -25,7 +25,7 @@ from nplex.lab.cli.training import (
     prepare,
     resuming,
 )
-from nplex.lab.run_folder import Place
+from nplex.lab.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from nplex.lab.tuning import Row
@@ -75,7 +75,7 @@ def tune(  # noqa: PLR0913 - options of the command line
 
       nplex tune my_module:my_function --trials 20 --storage postgresql://me@host/rules --out runs/second
     """
-    place = Place(out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', task)}-tune", resume, force)
+    place = RunFolder(out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', task)}-tune", resume, force)
     check_run([], [seed], place)
     if force and storage:
         refuse("--force deletes a folder, and the shared --storage would be left: take another --seed or database")

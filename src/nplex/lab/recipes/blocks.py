@@ -1,6 +1,7 @@
 """What transformers are made of; plain torch layers, converted afterwards. Each norm stands before its layer."""
 
 import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 Mask = Bool[Tensor, "batch #heads #to _"]
 KeysValues = tuple[Float[Tensor, "_ heads _ head"], Float[Tensor, "_ heads _ head"]]  # of the past, or the source
+Source = tuple[KeysValues, Mask | None]  # keys and values, and where they are no padding
 
 
 class Attention(nn.Module):
@@ -51,23 +53,33 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "batch length width"], mask: Mask | None = None, causal: bool = False
-    ) -> Float[Tensor, "batch length width"]:
-        """`x + attention(norm(x))`, then `x + down(relu(up(norm(x))))`."""
+        self, x: Float[Tensor, "batch length width"], mask: Mask | None = None, causal: bool = False,
+        source: Source | None = None,
+    ) -> Float[Tensor, "batch length width"]:  # fmt: skip
+        """`x + attention(norm(x))`, then `x + down(relu(up(norm(x))))`; a CrossBlock looks at its source between."""
         seen = self.attention_norm(x)
         x = x + self.dropout(self.attention(seen, self.attention.keys_values(seen), mask, causal))
-        return self.feed(x)
+        return self.feed(self.look(x, source))
+
+    def extend(
+        self, x: Float[Tensor, "batch 1 width"], past: KeysValues | None, source: Source | None = None
+    ) -> tuple[Float[Tensor, "batch 1 width"], KeysValues]:
+        """One more place after those of `past`: the same as forward with causal=True, and the longer past."""
+        seen = self.attention_norm(x)
+        new = self.attention.keys_values(seen)
+        longer = new if past is None else (torch.cat([past[0], new[0]], 2), torch.cat([past[1], new[1]], 2))
+        x = x + self.dropout(self.attention(seen, longer))
+        return self.feed(self.look(x, source)), longer
+
+    def look(
+        self, x: Float[Tensor, "batch length width"], source: Source | None
+    ) -> Float[Tensor, "batch length width"]:
+        """`x`, unchanged: this block has no source."""
+        return x
 
     def feed(self, x: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
         """`x + down(relu(up(norm(x))))`."""
         return x + self.dropout(self.down(F.relu(self.up(self.feed_norm(x)))))
-
-    def extend(
-        self, x: Float[Tensor, "batch 1 width"], past: KeysValues | None
-    ) -> tuple[Float[Tensor, "batch 1 width"], KeysValues]:
-        """One more place after those of `past`: the same as forward with causal=True, and the longer past."""
-        x, past = attend_past(self, x, past)
-        return self.feed(x), past
 
 
 class CrossBlock(Block):
@@ -77,37 +89,40 @@ class CrossBlock(Block):
         super().__init__(width, heads, feed_forward, dropout)
         self.cross, self.cross_norm = Attention(width, heads), nn.LayerNorm(width)
 
-    def decode(
-        self, x: Float[Tensor, "batch length width"], memory: KeysValues, real: Mask
+    def look(
+        self, x: Float[Tensor, "batch length width"], source: Source | None
     ) -> Float[Tensor, "batch length width"]:
-        """All places at once, each seeing those before it, and the source."""
-        seen = self.attention_norm(x)
-        x = x + self.dropout(self.attention(seen, self.attention.keys_values(seen), causal=True))
-        x = x + self.dropout(self.cross(self.cross_norm(x), memory, real))
-        return self.feed(x)
-
-    def decode_one(
-        self, x: Float[Tensor, "batch 1 width"], past: KeysValues | None, memory: KeysValues, real: Mask
-    ) -> tuple[Float[Tensor, "batch 1 width"], KeysValues]:
-        """One more place: the same as decode, and the longer past."""
-        x, past = attend_past(self, x, past)
-        x = x + self.dropout(self.cross(self.cross_norm(x), memory, real))
-        return self.feed(x), past
+        """`x + cross(norm(x))`, over the keys and values of the source where it is no padding."""
+        if source is None:
+            raise ValueError("a CrossBlock needs a source, got None")
+        return x + self.dropout(self.cross(self.cross_norm(x), *source))
 
 
-def attend_past(
-    block: Block, x: Float[Tensor, "batch 1 width"], past: KeysValues | None
-) -> tuple[Float[Tensor, "batch 1 width"], KeysValues]:
-    """`x + attention(norm(x))` of one place, which sees the past and itself."""
-    seen = block.attention_norm(x)
-    new = block.attention.keys_values(seen)
-    longer = new if past is None else (torch.cat([past[0], new[0]], 2), torch.cat([past[1], new[1]], 2))
-    return x + block.dropout(block.attention(seen, longer)), longer
+@dataclass
+class Decoding:
+    """What is known of texts that are being written.
 
+    Attributes:
+        past: keys and values of what is read and written, for each layer; None at first.
+        length: how much that is.
+        memory: keys and values of the source, for each layer; empty without a source.
+        real: where the source is no padding.
+    """
 
-def selected(pair: KeysValues | None, rows: Int[Tensor, "rows"]) -> KeysValues | None:
-    """The past of some texts, in another order or several times."""
-    return None if pair is None else (pair[0][rows], pair[1][rows])
+    past: list[KeysValues | None]
+    length: int = 0
+    memory: list[KeysValues] = field(default_factory=list)
+    real: Mask | None = None
+
+    def select(self, rows: Int[Tensor, "rows"]) -> "Decoding":
+        """The state of some texts, in another order or several times."""
+        memory = [(keys[rows], values[rows]) for keys, values in self.memory]
+        return replace(self.reorder(rows), memory=memory, real=None if self.real is None else self.real[rows])
+
+    def reorder(self, rows: Int[Tensor, "rows"]) -> "Decoding":
+        """As select, where each row stays with its source: only what is written is exchanged."""
+        past = [None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self.past]
+        return replace(self, past=past)
 
 
 def sinusoids(longest: int, width: int) -> Float[Tensor, "longest width"]:

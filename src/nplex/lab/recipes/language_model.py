@@ -2,32 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.lab.recipes.blocks import Block, KeysValues, selected, sinusoids
-
-
-@dataclass
-class Reading:
-    """What is known of texts that are being written.
-
-    Attributes:
-        past: keys and values of what is read and written, for each layer; none at first.
-        length: how much that is.
-    """
-
-    past: list[KeysValues | None]
-    length: int = 0
-
-    def select(self, rows: Int[Tensor, "rows"]) -> "Reading":
-        """The state of some texts, in another order or several times."""
-        return Reading([selected(pair, rows) for pair in self.past], self.length)
-
-    reorder = select
+from nplex.lab.recipes.blocks import Block, Decoding, sinusoids
 
 
 class LanguageModel(nn.Module):
@@ -53,13 +33,13 @@ class LanguageModel(nn.Module):
             x = block(x, causal=True)
         return F.cross_entropy(self._logits(x).transpose(1, 2), text[:, 1:], reduction="none")
 
-    def start(self, source: Int[Tensor, "batch length"]) -> Reading:
+    def start(self, source: Int[Tensor, "batch length"]) -> Decoding:
         """The state after a prompt, which may be empty; all prompts of a batch are of one length.
 
         Raises:
             ValueError: it is longer than the model has places.
         """
-        state = Reading([None] * len(self.blocks))
+        state = Decoding([None] * len(self.blocks))
         if source.shape[1]:
             self._check(source.shape[1])
             x = self._embed(source, 0)
@@ -69,7 +49,7 @@ class LanguageModel(nn.Module):
             state.length = source.shape[1]
         return state
 
-    def step(self, tokens: Int[Tensor, "batch"], state: Reading) -> Float[Tensor, "batch words"]:
+    def step(self, tokens: Int[Tensor, "batch"], state: Decoding) -> Float[Tensor, "batch words"]:
         """Logits of what follows `tokens`, which are added to the state.
 
         Raises:

@@ -1,15 +1,15 @@
 """What every recipe is, and what a tested model gives."""
 
+import abc
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
 
-from nplex.convert import Where, convert_, parse_rule
+from nplex.convert import Where, convert_, only, parse_rule
 from nplex.lab.train import Schedule, Task
-from nplex.nn.linear import check_widths
 
 Size = Literal["small", "paper"]
 Kind = Literal["accuracy", "bleu", "loss"]
@@ -81,102 +81,102 @@ class Data(Protocol):
         ...
 
 
-class Recipe(Protocol):
-    """A frozen dataclass that decides a run, but for the seed and the data; `name` is as on the command line."""
+D = TypeVar("D", bound=Data)
+
+
+@dataclass(frozen=True)
+class Recipe(abc.ABC, Generic[D]):
+    """Everything that decides a run, but for the seed and the data.
+
+    Attributes:
+        rule: `dense`, `4`, `4:7`, `quaternion`: what the converted layers become.
+        shared: whether they have one rule.
+        set: a public set; "" for the task's own format.
+        width: of the model, the paper's d.
+        dropout: after embeddings and layers.
+        vocabulary: the most words or subwords that have a number of their own.
+        schedule: how long and how fast.
+
+    Raises:
+        ValueError: the rule's text names no rule, or one with n above the width; or the set is unknown.
+    """
 
     name: ClassVar[str]
+    patterns: ClassVar[tuple[str, ...]]
+    sets: ClassVar[tuple[str, ...]] = ()
+    rule: str = "4"
+    shared: bool = False
+    set: str = ""
+    width: int = 128
+    dropout: float = 0.2
+    vocabulary: int = 12_000
+    schedule: Schedule = field(default_factory=Schedule)
 
-    @property
-    def rule(self) -> str:
-        """`dense`, `4`, `4:7`, `quaternion`: what the layers become."""
-        ...
-
-    @property
-    def shared(self) -> bool:
-        """Whether they have one rule."""
-        ...
-
-    @property
-    def set(self) -> str:
-        """Which data set of a folder; "" for the task's own format."""
-        ...
-
-    @property
-    def schedule(self) -> Schedule:
-        """How long and how fast."""
-        ...
+    def __post_init__(self) -> None:
+        if self.set not in ("", *self.sets):
+            known = f"set must be one of {', '.join(self.sets)}, or left out" if self.sets else "leave --set out"
+            raise ValueError(f"{self.name}: {known}; got {self.set!r}")
+        rule = parse_rule(self.rule)
+        if rule is not None and rule.n > self.width:
+            raise ValueError(
+                f"rule {self.rule}: n = {rule.n} is larger than width = {self.width}: "
+                f"take a rule with n of {self.width} or less"
+            )
 
     @property
     def converted(self) -> Where:
         """Which layers are converted, and counted."""
-        ...
+        return only(*self.patterns)
 
-    def load(self, folder: Path | None) -> Data:
+    @abc.abstractmethod
+    def load(self, folder: Path | None) -> D:
         """Reads the data; None for the built-in set.
 
         Raises:
             FileNotFoundError: a file is missing; says what a folder holds and how to get one.
             ValueError: a line is malformed; names file and line.
         """
-        ...
 
-    def build(self, data: Data) -> nn.Module:
+    @abc.abstractmethod
+    def dense(self, data: D) -> nn.Module:
+        """The model of torch's layers."""
+
+    def build(self, data: D) -> nn.Module:
         """The dense model, its layers converted to the rule."""
-        ...
+        model, rule = self.dense(data), parse_rule(self.rule)
+        if rule is not None:
+            convert_(model, rule, where=self.converted, shared=self.shared)
+        return model
 
-    def task(self, data: Data) -> Task:
-        """The task as nplex.lab.train wants it."""
-        ...
+    @abc.abstractmethod
+    def task(self, data: D) -> Task:
+        """What `nplex.lab.fit` trains."""
 
-    def test(self, model: nn.Module, data: Data, device: torch.device) -> Outcome:
+    @abc.abstractmethod
+    def test(self, model: nn.Module, data: D, device: torch.device) -> Outcome:
         """Scores on the test part."""
-        ...
 
-    def baseline(self, data: Data) -> Baseline:
+    @abc.abstractmethod
+    def baseline(self, data: D) -> Baseline:
         """The scores of what needs no model."""
-        ...
 
 
-def with_rule(model: nn.Module, rule: str, where: Where, *, shared: bool) -> nn.Module:
-    """The model, its layers that `where` selects converted to the rule; none for `dense`."""
-    parsed = parse_rule(rule)
-    if parsed is not None:
-        convert_(model, parsed, where=where, shared=shared)
-    return model
-
-
-def check_rule(rule: str, width: int) -> None:
-    """Refuses a rule that the layers of a recipe cannot have.
-
-    Raises:
-        ValueError: the text names no rule, or one with n above the width.
-    """
-    parsed = parse_rule(rule)
-    if parsed is None:
-        return
-    try:
-        check_widths(parsed.n, width=width)
-    except ValueError as error:
-        raise ValueError(f"rule {rule}: {error}") from None
-
-
-def check_size(size: str) -> None:
-    """Refuses an unknown size.
+def is_small(size: str) -> bool:
+    """Whether a size is the small one, or the paper's.
 
     Raises:
         ValueError: it is neither small nor paper.
     """
     if size not in SIZES:
         raise ValueError(f"size must be {' or '.join(SIZES)}, got {size!r}")
+    return size == "small"
 
 
-def check_set(task: str, found: str, known: tuple[str, ...]) -> None:
-    """Refuses a set that a task does not know.
-
-    Raises:
-        ValueError: names those that there are.
-    """
-    if found not in known:
-        names = ", ".join(name for name in known if name)
-        expected = f"set must be one of {names}, or left out" if names else "there is one format, leave --set out"
-        raise ValueError(f"{task}: {expected}; got {found!r}")
+def no_data(task: str, set: str = "", fetched: str = "") -> FileNotFoundError:
+    """The error of a task, or of one of its public sets, that has no built-in data."""
+    if set:
+        return FileNotFoundError(f"--set {set} needs its folder: give it with --data")
+    return FileNotFoundError(
+        f"{task} has no built-in data: nplex fetch {fetched} gets some, or give a folder with --data; "
+        f"docs/tasks.md says what it holds"
+    )

@@ -1,120 +1,228 @@
-"""An encoder-decoder transformer; plain torch layers, converted afterwards."""
+"""Tasks from lines to lines: an encoder-decoder transformer on shared subwords, scored by BLEU."""
 
+import abc
 import math
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from nplex.lab.recipes.blocks import Block, CrossBlock, KeysValues, Mask, selected, sinusoids
-from nplex.lab.text import PAD
+from nplex.lab.generation import beam
+from nplex.lab.recipes.encoder_decoder import EncoderDecoder
+from nplex.lab.recipes.recipe import Baseline, Outcome, Recipe, is_small
+from nplex.lab.scores import bleu
+from nplex.lab.text import (
+    BEGIN,
+    END,
+    Pairs,
+    Subwords,
+    batches,
+    find_file,
+    longest,
+    pad,
+    pad_sides,
+    read_parallel,
+    token_batches,
+)  # fmt: skip
+from nplex.lab.train import Loss, Schedule
+
+Parts = tuple[Pairs, Pairs, Pairs]
 
 
-@dataclass
-class Decoding:
-    """What is known of sentences that are being written.
+@dataclass(frozen=True)
+class Encoded:
+    """Pairs of lines, as text and as numbers: sources end with END, targets stand between BEGIN and END."""
+
+    pairs: Pairs
+    sides: tuple[list[Tensor], list[Tensor]]
+
+    @classmethod
+    def of(cls, pairs: Pairs, subwords: Subwords, most: int) -> "Encoded":
+        """Encodes pairs; sources that are too long lose their end."""
+        sources, targets = (subwords.encode([pair[side] for pair in pairs]) for side in (0, 1))
+        return cls(
+            pairs,
+            (
+                [torch.tensor([*numbers[:most], END]) for numbers in sources],
+                [torch.tensor([BEGIN, *numbers, END]) for numbers in targets],
+            ),
+        )
+
+    def fitting(self, most: int) -> "Encoded":
+        """Without the pairs that are too long to be learned from."""
+        kept = [i for i, length in enumerate(longest(self.sides)) if length <= most]
+        sources, targets = ([side[i] for i in kept] for side in self.sides)
+        return Encoded([self.pairs[i] for i in kept], (sources, targets))
+
+
+@dataclass(frozen=True)
+class ParallelData:
+    """The three parts, and the subwords of the training part."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    subwords: Subwords
+    train: Encoded
+    dev: Encoded
+    test: Encoded
+
+    @property
+    def references(self) -> list[str]:
+        """The right texts of the test part."""
+        return [target for _, target in self.test.pairs]
+
+    def vocabulary_json(self) -> dict:
+        """The subwords, in the format of the tokenizers library."""
+        return self.subwords.as_dict()
+
+
+@dataclass(frozen=True)
+class Seq2Seq(Recipe[ParallelData]):
+    """Writes lines; scored by BLEU. Both stacks are converted.
 
     Attributes:
-        memory: keys and values of the source, for each layer.
-        real: where the source is no padding.
-        past: keys and values of what is written, for each layer; none at first.
-        length: how much that is.
+        source: the language or style that is read, which ends the names of its files.
+        target: that which is written.
+        feed_forward: the inner width of the blocks.
+        heads: of attention.
+        layers: blocks of each stack.
+        longest: subwords of a line; longer pairs are left out of training.
+        beams: texts that beam search keeps side by side.
+        length_penalty: of beam search.
     """
 
-    memory: list[KeysValues]
-    real: Mask
-    past: list[KeysValues | None]
-    length: int = 0
+    patterns: ClassVar[tuple[str, ...]] = ("encoder.*", "decoder.*")
+    source: str = "source"
+    target: str = "target"
+    width: int = 256
+    feed_forward: int = 512
+    heads: int = 4
+    layers: int = 3
+    vocabulary: int = 8_000
+    longest: int = 128
+    beams: int = 5
+    length_penalty: float = 0.6
 
-    def select(self, rows: Int[Tensor, "rows"]) -> "Decoding":
-        """The state of some sentences, in another order or several times."""
-        memory = [(keys[rows], values[rows]) for keys, values in self.memory]
-        return Decoding(memory, self.real[rows], [selected(pair, rows) for pair in self.past], self.length)
+    @abc.abstractmethod
+    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], Parts]:
+        """The folder, its files, and the pairs of train, dev and test."""
 
-    def reorder(self, rows: Int[Tensor, "rows"]) -> "Decoding":
-        """As select, where each row stays with its source: only what is written is exchanged."""
-        return Decoding(self.memory, self.real, [selected(pair, rows) for pair in self.past], self.length)
+    def load(self, folder: Path | None) -> ParallelData:
+        """Reads the three parts and learns the subwords of the first.
 
-
-class Seq2Seq(nn.Module):
-    """Subwords to subwords: one table for source, target and output; norms before layers; sinusoids for places.
-
-    Source: Vaswani et al., Attention is all you need (2017).
-    """
-
-    def __init__(
-        self, words: int, *, width: int, heads: int, feed_forward: int, layers: int, dropout: float, longest: int
-    ) -> None:
-        super().__init__()
-        self.words = nn.Embedding(words, width, padding_idx=PAD)
-        self.encoder = nn.ModuleList(Block(width, heads, feed_forward, dropout) for _ in range(layers))
-        self.decoder = nn.ModuleList(CrossBlock(width, heads, feed_forward, dropout) for _ in range(layers))
-        self.encoder_norm, self.decoder_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
-        self.register_buffer("places", sinusoids(longest, width), persistent=False)
-        nn.init.normal_(self.words.weight, std=width**-0.5)
-        with torch.no_grad():
-            self.words.weight[PAD] = 0
-
-    def forward(
-        self, source: Int[Tensor, "batch length"], target: Int[Tensor, "batch other_length"], smoothing: float
-    ) -> tuple[Float[Tensor, ""], int]:
-        """The cross-entropy of the target after its first place, summed, and of how many subwords.
-
-        With smoothing s the truth is `1 - s` at the right subword and s spread over all.
+        Raises:
+            FileNotFoundError: there is no data, or a file is missing; says what a folder holds.
+            ValueError: the files do not match line by line; names file and line.
         """
-        wanted = target[:, 1:]
-        real = wanted != PAD
-        states = self.states(source, target[:, :-1])[real]  # logits of padding are not made
-        total = F.cross_entropy(self.logits(states), wanted[real], reduction="sum", label_smoothing=smoothing)
-        return total, len(states)
+        found, files, parts = self.read(folder)
+        subwords = Subwords.train([line for pair in parts[0] for line in pair], self.vocabulary)
+        train, dev, test = (Encoded.of(part, subwords, self.longest) for part in parts)
+        return ParallelData(found, files, subwords, train.fitting(self.longest), dev, test)
 
-    def states(
-        self, source: Int[Tensor, "batch length"], target: Int[Tensor, "batch other_length"]
-    ) -> Float[Tensor, "batch other_length width"]:
-        """The states from which the word after each place of the target is told: `logits` of them."""
-        memory, real = self._encode(source)
-        x = self._embed(target, 0)
-        for block in self._decoder():
-            x = block.decode(x, block.cross.keys_values(memory), real)
-        return self.decoder_norm(x)
+    def dense(self, data: ParallelData) -> nn.Module:
+        """The model of torch's layers."""
+        return EncoderDecoder(
+            len(data.subwords), width=self.width, heads=self.heads, feed_forward=self.feed_forward,
+            layers=self.layers, dropout=self.dropout, longest=2 * self.longest + 12,
+        )  # fmt: skip
 
-    def logits(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch words"]:
-        """Of each subword, by the table that it is read with."""
-        return F.linear(states, self.words.weight)
+    def task(self, data: ParallelData) -> "Seq2SeqTask":
+        """What `nplex.lab.fit` trains."""
+        return Seq2SeqTask(data, self.schedule)
 
-    def start(self, source: Int[Tensor, "batch length"]) -> Decoding:
-        """The state before the first word is written."""
-        memory, real = self._encode(source)
-        looked_at = [block.cross.keys_values(memory) for block in self._decoder()]
-        return Decoding(looked_at, real, [None] * len(self.decoder))
+    def test(self, model: nn.Module, data: ParallelData, device: torch.device) -> Outcome:
+        """BLEU on the test part, with and without regard to case."""
+        began = time.perf_counter()
+        texts, written = self.write(model, data, device)
+        seconds = time.perf_counter() - began
+        cased, uncased = (bleu(texts, data.references, lowercase=lower) for lower in (False, True))
+        scores = {"bleu": cased.score, "bleu, uncased": uncased.score}
+        notes = {"sacreBLEU": cased.signature, "uncased": uncased.signature}
+        return Outcome("bleu", scores, (cased.low, cased.high), texts, written, seconds, notes)
 
-    def step(self, tokens: Int[Tensor, "batch"], state: Decoding) -> Float[Tensor, "batch words"]:
-        """Logits of the word after `tokens`, which are added to the state."""
-        x = self._embed(tokens[:, None], state.length)
-        for number, block in enumerate(self._decoder()):
-            past, memory = state.past[number], state.memory[number]
-            x, state.past[number] = block.decode_one(x, past, memory, state.real)
-        state.length += 1
-        return self.logits(self.decoder_norm(x[:, 0]))
+    def write(self, model: nn.Module, data: ParallelData, device: torch.device) -> tuple[list[str], int]:
+        """The texts for the sources of the test part, and how many subwords were written."""
+        model.eval()
+        sources, _ = data.test.sides
+        texts, written = [""] * len(sources), 0
+        for indices in batches(longest([sources]), 32):
+            source = pad([sources[i] for i in indices]).to(device)
+            most = min(int(1.5 * source.shape[1]) + 10, 2 * self.longest)
+            found = beam(
+                model, source, longest=most, begin=BEGIN, end=END, beams=self.beams,
+                length_penalty=self.length_penalty,
+            )  # fmt: skip
+            for index, numbers in zip(indices, found, strict=True):
+                texts[index], written = data.subwords.decode(numbers), written + len(numbers) + 1
+        return texts, written
 
-    def _decoder(self) -> Iterator[CrossBlock]:
-        yield from self.decoder  # pyright: ignore[reportReturnType] - that is what it holds
+    def baseline(self, data: ParallelData) -> Baseline:
+        """The source as it stands."""
+        sources = [source for source, _ in data.test.pairs]
+        cased, uncased = (bleu(sources, data.references, lowercase=lower, resamples=0) for lower in (False, True))
+        return Baseline("copy", {"bleu": cased.score, "bleu, uncased": uncased.score})
 
-    def _encode(
-        self, source: Int[Tensor, "batch length"]
-    ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch 1 1 length"]]:
-        """The source's states, and where it is no padding."""
-        real = (source != PAD)[:, None, None, :]
-        x = self._embed(source, 0)
-        for block in self.encoder:
-            x = block(x, real)
-        return self.encoder_norm(x), real
 
-    def _embed(self, words: Int[Tensor, "batch length"], first: int) -> Float[Tensor, "batch length width"]:
-        """Words and their places, which begin at `first`."""
-        places = self.get_buffer("places")[first : first + words.shape[1]]
-        return self.dropout(self.words(words) * math.sqrt(self.words.embedding_dim) + places)
+@dataclass(frozen=True)
+class Seq2SeqTask:
+    """Smoothed cross-entropy of subwords; nats a subword on the dev part."""
+
+    main: ClassVar[str] = "nats"
+    higher: ClassVar[bool] = False
+    data: ParallelData
+    schedule: Schedule
+
+    def batches(self, generator: torch.Generator) -> list[list[int]]:
+        """Pairs of like length together, as many tokens as the schedule says, in random order."""
+        lengths, tokens = longest(self.data.train.sides), self.schedule.batch_tokens
+        if tokens:
+            return token_batches(lengths, tokens, generator)
+        return batches(lengths, self.schedule.batch_size, generator)
+
+    def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
+        """Cross-entropy of the targets' subwords, smoothed."""
+        source, target = pad_sides(self.data.train.sides, indices, device)
+        total, items = model(source, target, self.schedule.label_smoothing)
+        return Loss(total, items, items + int((source != 0).sum()))
+
+    @torch.no_grad()
+    def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Nats a subword on the dev part, without smoothing, and the perplexity that they mean."""
+        sums, sides = [0.0, 0], self.data.dev.sides
+        for indices in batches(longest(sides), 64):
+            total, items = model(*pad_sides(sides, indices, device), 0.0)
+            sums = [sums[0] + total.item(), sums[1] + items]
+        nats = sums[0] / sums[1]
+        return {"nats": nats, "perplexity": math.exp(min(nats, 50.0))}
+
+
+def sizes(size: str) -> dict:
+    """Widths and schedule: label smoothing .1, the mean of the last five epochs' weights.
+
+    Source: Vaswani et al., Attention is all you need (2017), section 5.
+    """
+    small = is_small(size)
+    schedule = Schedule(
+        epochs=16 if small else 60, batch_tokens=2_048 if small else 8_192, learning_rate=2e-3 if small else 7e-4,
+        warmup=0.08, label_smoothing=0.1, keep="average", checkpoint_every=500, weight_decay=0.0,
+    )  # fmt: skip
+    if small:
+        return {"schedule": schedule, "vocabulary": 4_000}
+    return {"schedule": schedule, "dropout": 0.1, "width": 512, "feed_forward": 2048, "heads": 8, "layers": 6}
+
+
+def read_sides(
+    folder: Path, parts: tuple[str, ...], source: str, target: str, ending: str = ""
+) -> tuple[Path, tuple[Path, ...], Parts]:
+    """Reads `part.source` and `part.target`, plain or .gz, of three parts.
+
+    Raises:
+        FileNotFoundError: a file is missing; says what a folder holds.
+        ValueError: the files do not match line by line; names file and line.
+    """
+    files = [[find_file(folder, f"{part}.{side}{ending}") for side in (source, target)] for part in parts]
+    train, dev, test = (read_parallel(*pair) for pair in files)
+    return folder, tuple(file for pair in files for file in pair), (train, dev, test)

@@ -1,10 +1,10 @@
 """Which runs repeat a table of the paper, on which data, and what differs."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from nplex.lab.recipes import paper
 from nplex.lab.recipes.paper import PaperTable
+from nplex.lab.recipes.recipe import Recipe
 from nplex.lab.recipes.tasks import recipe_of
 
 
@@ -40,7 +40,7 @@ class Part:
     smaller: str = ""
     epochs: int = 0
 
-    def recipe(self, rule: str, size: str) -> Any:
+    def recipe(self, rule: str, size: str) -> Recipe:
         """The recipe of one row."""
         found = recipe_of(self.task, rule, size=size, set=self.set)
         return replace(found, schedule=replace(found.schedule, epochs=self.epochs)) if self.epochs else found
@@ -112,7 +112,7 @@ def parts_of(name: str) -> tuple[Part, ...]:
     if not found:
         tables = list(dict.fromkeys(part.task for part in PARTS))
         raise ValueError(
-            f"there is no table {name!r}; there are {', '.join(tables)}, "
-            f"and their parts {', '.join(part.name for part in PARTS)}"
+            f"unknown table {name!r}; choose from {', '.join(tables)}, "
+            f"or of their parts {', '.join(part.name for part in PARTS)}"
         )
     return found

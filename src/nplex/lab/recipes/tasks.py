@@ -1,26 +1,26 @@
 """All experiments by name."""
 
 from collections.abc import Callable
-from typing import Any
 
-from nplex.lab.recipes.agreement import agreement
-from nplex.lab.recipes.inference import inference
-from nplex.lab.recipes.language import language
-from nplex.lab.recipes.style import style
-from nplex.lab.recipes.translation import translation
+from nplex.lab.recipes.language_modelling import language
+from nplex.lab.recipes.machine_translation import translation
+from nplex.lab.recipes.natural_language_inference import inference
+from nplex.lab.recipes.recipe import Recipe
+from nplex.lab.recipes.style_transfer import style
+from nplex.lab.recipes.subject_verb_agreement import agreement
 
-TASKS: dict[str, Callable[..., Any]] = {
+TASKS: dict[str, Callable[..., Recipe]] = {
     "agreement": agreement, "inference": inference, "translation": translation, "style": style,
     "language": language,
 }  # fmt: skip
 
 
-def recipe_of(task: str, rule: str, *, size: str = "small", set: str = "") -> Any:
+def recipe_of(task: str, rule: str, *, size: str = "small", set: str = "") -> Recipe:
     """The recipe of a task by its name.
 
     Raises:
         ValueError: there is no such task, rule, size or set; says which there are.
     """
     if task not in TASKS:
-        raise ValueError(f"there is no task {task!r}; there is {', '.join(TASKS)}")
+        raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
     return TASKS[task](rule, size=size, set=set)

@@ -7,17 +7,16 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
-from nplex.lab import checkpoint
-from nplex.lab.reporting.identified import identified
-from nplex.lab.reporting.read import Told, baseline, told
-from nplex.lab.reporting.tables import packed
+from nplex.lab.reporting.read import FinishedRun, baseline, finished_runs
+from nplex.lab.reporting.rule_tables import identify_rules, packed
 from nplex.lab.summary import DIGITS, NAMES, Summary, summarise
+from nplex.files import write_text
 
-Note = Callable[[int, int], None]
+OnRule = Callable[[int, int], None]
 PARTS = files("nplex.lab.reporting") / "parts"
 
 
-def report(folder: Path, out: Path, note: Note | None = None) -> Path:
+def report(folder: Path, out: Path, progress: OnRule | None = None) -> Path:
     """Writes one HTML page about a run, or about all runs of a comparison.
 
     It works without a network and without a server: scores and speed, learning curves, and the tables of learned
@@ -26,29 +25,28 @@ def report(folder: Path, out: Path, note: Note | None = None) -> Path:
     Args:
         folder: that nplex run or nplex compare wrote.
         out: the page.
-        note: called while the algebras of the rules are looked for, with how many are done and how many there are;
-            without it none are looked for.
+        progress: called after each rule that is identified, with how many are done and how many there are;
+            without it none are.
 
     Raises:
         ImportError: plotly is not installed; names the command.
         FileNotFoundError: there is no such folder, or no finished run in it.
-        ValueError: it is no folder of runs, or a file is damaged.
+        ValueError: it is not a folder of runs, or a file is damaged.
     """
-    runs = told(folder)
-    text = page(runs, baseline(folder), note)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(out, text)
+    runs = finished_runs(folder)
+    text = html_page(runs, baseline(folder), progress)
+    write_text(out, text)
     return out
 
 
-def page(runs: list[Told], without: tuple[str, dict[str, float]], note: Note | None = None) -> str:
+def html_page(runs: list[FinishedRun], without: tuple[str, dict[str, float]], progress: OnRule | None = None) -> str:
     """The page as text; `without` is what needs no model, its name and its scores."""
     rules = list(dict.fromkeys(run.rule for run in runs))
     task = runs[0].result["task"]
     summary = summarise([run.result for run in runs], rules, without)
     rules_shown = packed(runs)
-    if note is not None:
-        identified(runs, rules_shown, note)
+    if progress is not None:
+        identify_rules(runs, rules_shown, progress)
     values = {
         "title": html.escape(f"{task}: {', '.join(rules)}"),
         "heading": html.escape(task),
@@ -60,10 +58,10 @@ def page(runs: list[Told], without: tuple[str, dict[str, float]], note: Note | N
         "data": _json(_data(runs, summary) | {"rules": rules_shown}),
     }
     template = (PARTS / "page.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], template)  # once: what is put in stays as it is
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)  # once: what is put in stays as it is
 
 
-def _about(runs: list[Told], summary: Summary) -> str:
+def _about(runs: list[FinishedRun], summary: Summary) -> str:
     """What was run, on what, where."""
     seeds = sorted({run.result["seed"] for run in runs})
     data = runs[0].result.get("data", {}).get("name", "")
@@ -82,7 +80,7 @@ def _table(summary: Summary) -> str:
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _data(runs: list[Told], summary: Summary) -> dict:
+def _data(runs: list[FinishedRun], summary: Summary) -> dict:
     """What the script draws."""
     return {
         "score": NAMES[summary.kind], "digits": DIGITS[summary.kind],
@@ -104,7 +102,7 @@ def _data(runs: list[Told], summary: Summary) -> dict:
 
 
 def _json(data: dict) -> str:
-    """JSON that may stand in a script element: nothing in it can end the element; what is no number is null."""
+    """JSON that may stand in a script element: nothing in it can end the element; nan is null."""
     finite = json.loads(json.dumps(data), parse_constant=lambda _: None)  # a run that diverged has its page too
     return json.dumps(finite, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
 
@@ -114,5 +112,5 @@ def _plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        raise ImportError("reports need plotly, which is not installed: pip install 'nplex[report]'") from None
+        raise ImportError("reports need plotly, which is not installed: pip install 'nplex[lab]'") from None
     return get_plotlyjs().replace("</script", "<\\/script")

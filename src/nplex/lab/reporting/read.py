@@ -7,16 +7,16 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.lab import checkpoint
 from nplex.lab.plot import rule_name
 from nplex.lab.run_folder import COMPARISON, LOG, RESULT, SETTINGS, settings_of
 from nplex.lab.train import rules as trained
+from nplex.files import read_json
 
 Tables = dict[int, dict[str, Float[Tensor, "n n n"]]]
 
 
 @dataclass(frozen=True)
-class Told:
+class FinishedRun:
     """One finished run.
 
     Attributes:
@@ -43,36 +43,36 @@ class Told:
 def baseline(folder: Path) -> tuple[str, dict[str, float]]:
     """What needs no model, as a comparison kept it; nothing for a single run."""
     path = folder / COMPARISON[0]
-    found = checkpoint.read_json(path).get("baseline") if path.exists() else None
+    found = read_json(path).get("baseline") if path.exists() else None
     return (str(found[0]), dict(found[1])) if isinstance(found, list) and len(found) == 2 else ("", {})
 
 
-def told(folder: Path) -> list[Told]:
+def finished_runs(folder: Path) -> list[FinishedRun]:
     """The finished runs of a folder: itself, or those below it in the order of the comparison.
 
     Raises:
         FileNotFoundError: there is no such folder, or no run in it is finished.
-        ValueError: it is no folder of runs, or a file is damaged.
+        ValueError: it is not a folder of runs, or a file is damaged.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; a report is made of the run folder that nplex run wrote")
+        raise FileNotFoundError(f"{folder} is not a folder; expected the run folder that nplex run wrote")
     settings = settings_of(folder)
-    if settings is None or settings.keys() & {"tuned", "learned"}:
-        raise ValueError(f"{folder} is no folder of nplex run or nplex compare (no run wrote its {SETTINGS})")
-    places = [folder] if "recipe" in settings else sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
-    runs = [_one(place) for place in places if (place / RESULT).exists()]
+    if settings is None or settings.kind not in ("run", "comparison"):
+        raise ValueError(f"{folder} is not a folder of nplex run or nplex compare (no run wrote its {SETTINGS})")
+    folders = [folder] if settings.kind == "run" else sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
+    runs = [_one(each) for each in folders if (each / RESULT).exists()]
     if not runs:
-        raise FileNotFoundError(f"{folder} holds no finished run; go on with it first, by --resume")
-    order = list(settings.get("rules", []))
+        raise FileNotFoundError(f"{folder} holds no finished run; finish it first, by --resume")
+    order = list(settings.values.get("rules", []))
     return sorted(runs, key=lambda run: (order.index(run.rule) if run.rule in order else 99, run.result["seed"]))
 
 
-def _one(folder: Path) -> Told:
-    result = checkpoint.read_json(folder / RESULT)
+def _one(folder: Path) -> FinishedRun:
+    result = read_json(folder / RESULT)
     missing = [key for key in ("task", "recipe", "seed", "scores", "interval", "history") if key not in result]
     if missing:
         raise ValueError(f"{folder / RESULT} is damaged, {', '.join(missing)} is missing; delete it to run again")
-    return Told(result, _steps(folder / LOG), trained.read(folder))
+    return FinishedRun(result, _steps(folder / LOG), trained.read(folder))
 
 
 def _steps(path: Path) -> list[tuple[int, float]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from nplex.lab.recipes.tables import Part
-from nplex.lab.scores.bootstrap import Difference
+from nplex.lab.scores import Difference
 from nplex.lab.summary import DIGITS, NAMES, Line, Summary, machine, markdown_table
 
 

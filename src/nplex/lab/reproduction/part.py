@@ -4,22 +4,22 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from nplex.lab import checkpoint, experiment, plot
+from nplex.lab import experiment, plot
 from nplex.lab.recipes.recipe import Data
 from nplex.lab.recipes.tables import Part
 from nplex.lab.reproduction.figure import picture
 from nplex.lab.reproduction.page import Reproduced
 from nplex.lab.run_folder import COMPARISON
-from nplex.lab.scores.bootstrap import Difference, paired
-from nplex.lab.scores.statistics import score_of, statistics
-from nplex.lab.train import Report, main_process, silent
+from nplex.lab.scores import Difference, paired, score_of, statistics
+from nplex.lab.train import OnStep, main_process, silent
+from nplex.files import read_json, write_json, write_text
 
 DENSE = "dense"
 
 
 def reproduce(
     part: Part, data: Data, *, size: str, rules: Sequence[str], seeds: Sequence[int], runs: Path,
-    report: Report = silent,
+    report: OnStep = silent,
 ) -> Reproduced:  # fmt: skip
     """Runs what is missing of a part, below `runs`, and sets all beside the paper's numbers.
 
@@ -38,7 +38,7 @@ def reproduce(
     """
     recipe = part.recipe(rules[0], size)
     summary = experiment.compare(recipe, rules, seeds, data, runs, report)
-    results = checkpoint.read_json(runs / COMPARISON[0])["runs"]
+    results = read_json(runs / COMPARISON[0])["runs"]
     return Reproduced(part, size, summary, differences(results, rules, data.references), results)
 
 
@@ -60,8 +60,8 @@ def write(done: Reproduced, folder: Path) -> Path:
             "command": done.command, "paper": asdict(done.part.table), "differs": done.part.differs(done.size),
             "differences": {rule: asdict(value) for rule, value in done.differences.items()}, "runs": done.results,
         }  # fmt: skip
-        checkpoint.write_json(stem.with_suffix(".json"), values)
-        checkpoint.write_text(stem.with_suffix(".md"), done.markdown())
+        write_json(stem.with_suffix(".json"), values)
+        write_text(stem.with_suffix(".md"), done.markdown())
         if done.differences:
             picture(done, stem.with_suffix(".png"))
         else:

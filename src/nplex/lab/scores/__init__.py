@@ -1,1 +1,7 @@
 """Scores with their intervals: accuracy, BLEU, and what of a difference is chance."""
+
+from nplex.lab.scores.bleu_score import Bleu, bleu
+from nplex.lab.scores.bootstrap import Difference, paired, score_of, statistics
+from nplex.lab.scores.intervals import by_source, normal, wilson
+
+__all__ = ["wilson", "normal", "by_source", "Bleu", "bleu", "Difference", "paired", "statistics", "score_of"]

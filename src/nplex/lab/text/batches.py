@@ -15,6 +15,18 @@ def pad(lines: Sequence[Int[Tensor, "_"]]) -> Int[Tensor, "batch longest"]:
     return pad_sequence(list(lines), batch_first=True, padding_value=PAD)
 
 
+def pad_sides(
+    sides: Sequence[Sequence[Tensor]], indices: Sequence[int], device: torch.device
+) -> tuple[Int[Tensor, "batch _"], ...]:
+    """Some examples as a padded tensor for each side, as a source and its target."""
+    return tuple(pad([side[i] for i in indices]).to(device) for side in sides)
+
+
+def longest(sides: Sequence[Sequence[Tensor]]) -> list[int]:
+    """The length of each example's longer side, to which a batch is padded."""
+    return [max(map(len, example)) for example in zip(*sides, strict=True)]
+
+
 def batches(lengths: Sequence[int], size: int, generator: torch.Generator | None = None) -> list[list[int]]:
     """Indices in batches of like length: little is padded.
 

@@ -21,7 +21,9 @@ def find_file(folder: Path, name: str) -> Path:
     for path in (folder / f"{name}.gz", folder / name):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{folder} has no {name} or {name}.gz; see docs/tasks.md for what a data folder holds")
+    raise FileNotFoundError(
+        f"{folder} has no {name} or {name}.gz; a data folder holds train, dev and test, see docs/tasks.md"
+    )
 
 
 def read_lines(path: Path, member: str | None = None) -> list[str]:

@@ -41,18 +41,9 @@ class Subwords:
         tokenizer.train_from_iterator(lines, trainer)
         return cls(tokenizer)
 
-    @classmethod
-    def of_json(cls, text: str) -> "Subwords":
-        """From what `json` gave."""
-        return cls(_library().Tokenizer.from_str(text))
-
-    def json(self) -> str:
-        """All of it as JSON, in the format of the tokenizers library."""
-        return self._tokenizer.to_str()
-
     def as_dict(self) -> dict:
-        """The same as a value."""
-        return json.loads(self.json())
+        """All of it, in the format of the tokenizers library."""
+        return json.loads(self._tokenizer.to_str())
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
@@ -71,5 +62,5 @@ def _library() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise ImportError("subwords need tokenizers, which is not installed: pip install 'nplex[train]'") from None
+        raise ImportError("subwords need tokenizers, which is not installed: pip install 'nplex[lab]'") from None
     return tokenizers

@@ -16,13 +16,13 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """A signal only raises a flag, so that a step is whole; a second one stops at once."""
     hits = []
 
-    def note(number: int, frame: object) -> None:
+    def on_signal(number: int, frame: object) -> None:
         hits.append(number)
         if len(hits) > 1:
             raise KeyboardInterrupt
 
     try:
-        previous = {number: signal.signal(number, note) for number in SIGNALS}
+        previous = {number: signal.signal(number, on_signal) for number in SIGNALS}
     except ValueError:  # not in the main thread: leave signals to whoever runs us
         yield lambda: False
         return

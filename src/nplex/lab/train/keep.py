@@ -5,15 +5,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nplex.lab.checkpoint import read_tensors, weights_of, write_tensors
+from nplex.lab.checkpoint import weights_of
 from nplex.lab.run_folder import BEST, EPOCH
 from nplex.lab.train.schedule import Schedule
 from nplex.lab.train.state import State
 from nplex.lab.train.task import Task
+from nplex.files import read_tensors, write_tensors
 
 
-def note(state: State, task: Task) -> bool:
-    """Whether the newest dev score is the best so far; then it is noted."""
+def improved(state: State, task: Task) -> bool:
+    """Whether the newest dev score is the best so far; the state remembers the best."""
     score = state.history[-1][task.main]
     better = state.best is None or (score > state.best if task.higher else score < state.best)
     if better:

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nplex.lab.checkpoint import write_text
 from nplex.lab.run_folder import LOG, TENSORBOARD
+from nplex.lab.train.processes import main_process
 from nplex.lab.train.state import State
+from nplex.files import write_text
 
 EVERY = 50
 
@@ -15,22 +16,25 @@ class Log:
     """A line each 50 steps and after each pass: step, epoch, loss, rate, tokens a second, scores.
 
     Made again after a stop, it drops what was written past the checkpoint: no line is lost, none stands twice.
+    Of several processes the first one logs.
     """
 
     def __init__(self, folder: Path, state: State) -> None:
         self._path = folder / LOG
-        self._cut(state.step)
-        self._board = _board(folder / TENSORBOARD, state.step)
+        self._logs = main_process()
+        self._board = _board(folder / TENSORBOARD, state.step) if self._logs else None
+        if self._logs:
+            self._cut(state.step)
 
     def step(self, state: State, loss: float, rate: float) -> None:
-        """Notes an update, where its turn has come."""
+        """Logs an update, each 50 steps."""
         if state.step % EVERY == 0:
             speed = state.tokens / max(state.seconds, 1e-9)
             values = {"loss": loss, "rate": rate, "tokens_per_second": round(speed, 1)}
             self._write({"step": state.step, "epoch": state.epoch, **values}, values, state.step)
 
     def epoch(self, state: State) -> None:
-        """Notes the scores after a pass."""
+        """Logs the scores after a pass."""
         last = state.history[-1]
         scores = {f"dev/{name}": value for name, value in last.items() if name not in ("epoch", "loss")}
         self._write({"step": state.step, **last}, {"epoch loss": last["loss"], **scores}, state.step)
@@ -41,6 +45,8 @@ class Log:
             self._board.close()
 
     def _write(self, line: dict, values: dict[str, float], step: int) -> None:
+        if not self._logs:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self._board is not None:

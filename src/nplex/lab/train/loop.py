@@ -5,6 +5,7 @@ Launched alone it uses what device there is; under torchrun every process takes 
 
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from nplex.lab.train.interrupt import Interrupted, deferred_interrupt
 from nplex.lab.train.log import Log
 from nplex.lab.train.processes import main_process, wait
 from nplex.lab.train.schedule import Schedule, groups
-from nplex.lab.train.state import Report, State, silent
+from nplex.lab.train.state import OnStep, State, silent
 from nplex.lab.train.task import Loss, Task
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def fit(
     folder: Path,
     config: dict,
     label: str = "",
-    report: Report = silent,
+    report: OnStep = silent,
 ) -> State:
     """Trains a model in place; goes on from folder/checkpoint.safetensors where there is one.
 
@@ -80,7 +81,7 @@ def fit(
 
 
 class _Loop:
-    """What a run has at hand."""
+    """A run: its model, data and state."""
 
     def __init__(
         self, accelerator: "Accelerator", model: nn.Module, task: Task, schedule: Schedule, seed: int, folder: Path,
@@ -91,9 +92,9 @@ class _Loop:
         optimizer = torch.optim.AdamW(groups(model, schedule), lr=0.0, fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.state = _resume(folder / CHECKPOINT, model, self.optimizer, config, accelerator.scaler)
-        self.log = Log(folder, self.state) if main_process() else _NoLog()
+        self.log = Log(folder, self.state)
         if main_process() and self.state.step == 0:
-            rules.note(folder, model, 0)
+            rules.record(folder, model, 0)
 
     def finished(self) -> bool:
         """After all passes, or when the dev score has not been better for long."""
@@ -102,7 +103,7 @@ class _Loop:
         return state.epoch >= self.schedule.epochs or stuck
 
     def step(self, batch: list[int], steps: int) -> None:
-        """One update, noted in the state."""
+        """One update of the weights and of the state."""
         began = time.perf_counter()
         rate = self.schedule.rate(self.state.step, steps)
         for group in self.optimizer.param_groups:
@@ -122,7 +123,7 @@ class _Loop:
         self.log.step(state, total / items, rate)
 
     def due(self) -> bool:
-        """Whether a checkpoint is, inside a pass."""
+        """Whether a checkpoint is due, inside a pass."""
         return self.schedule.checkpoint_every > 0 and self.state.step % self.schedule.checkpoint_every == 0
 
     def agreed(self, flag: bool) -> bool:
@@ -134,18 +135,15 @@ class _Loop:
         return bool(seen)
 
     def _backward(self, batch: list[int]) -> tuple[float, int, int]:
-        """Gradients of `sum of losses / len(batch)`, part by part; gives total, items and tokens of all processes."""
+        """Gradients of `sum of losses / len(batch)`, accumulated; gives total, items and tokens of all processes."""
         share = batch[self.accelerator.process_index :: self.accelerator.num_processes]
-        parts = [share[i :: self.schedule.accumulate] for i in range(self.schedule.accumulate)]
-        parts = [part for part in parts if part] or [[]]
+        steps = [share[i :: self.schedule.accumulate] for i in range(self.schedule.accumulate)]
+        steps = [examples for examples in steps if examples] or [[]]
         found = []
-        for number, part in enumerate(parts, 1):
+        for number, examples in enumerate(steps, 1):
             with self.accelerator.autocast():
-                loss = self._loss(part, batch)
-            if number < len(parts):
-                with self.accelerator.no_sync(self.model):
-                    self.accelerator.backward(loss.total / len(batch))
-            else:
+                loss = self._loss(examples, batch)
+            with nullcontext() if number == len(steps) else self.accelerator.no_sync(self.model):
                 self.accelerator.backward(loss.total / len(batch))
             found.append((loss.total.item(), loss.items, loss.tokens))
         sums = [sum(values) for values in zip(*found, strict=True)]
@@ -155,10 +153,10 @@ class _Loop:
             sums = whole.tolist()
         return sums[0], int(sums[1]), int(sums[2])
 
-    def _loss(self, part: list[int], batch: list[int]) -> Loss:
-        """The loss of a part; of none, where the batch is smaller than the processes, a loss of weight 0."""
-        if part:
-            return self.task.loss(self.model, part, self.accelerator.device)
+    def _loss(self, examples: list[int], batch: list[int]) -> Loss:
+        """The loss of some examples; of none, where the batch is smaller than the processes, one of weight 0."""
+        if examples:
+            return self.task.loss(self.model, examples, self.accelerator.device)
         return Loss(0 * self.task.loss(self.model, batch[:1], self.accelerator.device).total, 0, 0)
 
     def _scale(self, factor: float) -> None:
@@ -176,11 +174,11 @@ class _Loop:
         loss = state.loss_sum / max(state.items, 1)
         state.history.append({"epoch": state.epoch + 1, "loss": loss, **scores})
         state.epoch, state.batch, state.loss_sum, state.items = state.epoch + 1, 0, 0.0, 0
-        better = keep.note(state, self.task)
+        better = keep.improved(state, self.task)
         self.log.epoch(state)
         if main_process():
             keep.store(self.folder, self.bare, self.schedule, state, better=better)
-            rules.note(self.folder, self.bare, state.epoch)
+            rules.record(self.folder, self.bare, state.epoch)
 
     def save(self) -> None:
         """Writes the checkpoint."""
@@ -193,26 +191,13 @@ class _Loop:
         wait()
 
 
-class _NoLog:
-    """What the other processes log: nothing."""
-
-    def step(self, state: State, loss: float, rate: float) -> None:
-        pass
-
-    def epoch(self, state: State) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def _accelerator(schedule: Schedule) -> "Accelerator":
     """Accelerate's view of this process; its absence is one error that names the command."""
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
     except ImportError:
-        raise ImportError("training needs accelerate, which is not installed: pip install 'nplex[train]'") from None
+        raise ImportError("training needs accelerate, which is not installed: pip install 'nplex[lab]'") from None
     cpu = not torch.cuda.is_available() and "WORLD_SIZE" in os.environ
     if AcceleratorState._shared_state:  # of an earlier run in this process, perhaps with another precision
         AcceleratorState._reset_state()

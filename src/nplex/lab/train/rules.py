@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nplex.algebra.bilinear import as_table
-from nplex.lab.checkpoint import read_tensors, write_tensors
+from nplex.algebra import as_table
 from nplex.lab.run_folder import RULES
 from nplex.nn import LearnedRule
+from nplex.files import read_tensors, write_tensors
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def tables(model: nn.Module) -> dict[str, Float[Tensor, "n n n"]]:
     return {name: as_table(rule()).float().cpu() for name, rule in rules.items()}
 
 
-def note(folder: Path, model: nn.Module, epoch: int) -> None:
+def record(folder: Path, model: nn.Module, epoch: int) -> None:
     """Adds the tables after an epoch, 0 for the first values, to rules.safetensors; what is there of later ones goes.
 
     A run that was killed after this and before its checkpoint comes here again, with the same tables.

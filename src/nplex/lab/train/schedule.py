@@ -15,11 +15,11 @@ class Schedule:
 
     Attributes:
         epochs: passes over the training examples.
-        batch_size: examples a step, over all processes and parts.
+        batch_size: examples a step, over all processes and gradient-accumulation steps.
         batch_tokens: if not 0, batches hold as many padded tokens instead.
-        accumulate: parts that a batch is computed in, one after the other; the gradient is that of the whole.
+        accumulate: gradient-accumulation steps of a batch; the gradient is that of the whole.
         learning_rate: the highest.
-        warmup: the part of all steps over which the rate grows.
+        warmup: the share of all steps over which the rate grows.
         shape: of the rate after that: down to 0 as a cosine or a line, as 1 / sqrt(step), or level.
         weight_decay: on weights and components; never on biases, norms and embeddings.
         rule_rate: the learning rate of rules, as a multiple of the others'.
@@ -74,9 +74,9 @@ def groups(model: nn.Module, schedule: Schedule) -> list[dict]:
     rules = {p for m in model.modules() if isinstance(m, Rule) for p in m.parameters()}
     spared = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()} - rules
     spared |= {p for p in model.parameters() if p.ndim < 2} - rules
-    parts = (
+    kinds = (
         ([p for p in model.parameters() if p not in spared | rules], schedule.weight_decay, 1.0),
         ([p for p in model.parameters() if p in spared], 0.0, 1.0),
         ([p for p in model.parameters() if p in rules], schedule.rule_decay, schedule.rule_rate),
     )
-    return [{"params": part, "weight_decay": decay, "factor": factor} for part, decay, factor in parts if part]
+    return [{"params": each, "weight_decay": decay, "factor": factor} for each, decay, factor in kinds if each]

@@ -33,7 +33,7 @@ class State:
     history: list[dict] = field(default_factory=list)
 
 
-Report = Callable[[str, State, int], None]
+OnStep = Callable[[str, State, int], None]
 
 
 def silent(label: str, state: State, steps: int) -> None:

@@ -1,18 +1,21 @@
-"""The rules over training, small enough for a page."""
+"""The rules over training, small enough for a page, and which algebras they are."""
 
 import base64
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.lab.reporting.read import Told
+from nplex.algebra import identify
+from nplex.lab.reporting.read import FinishedRun
 
 MOST_BYTES = 900_000  # of all tables of a page, as text
 LEVELS = 32_000  # numbers are whole multiples of the largest, divided by this
+LARGEST, MOST = 4, 8  # of larger rules, and of more layers of a run, identifying takes longer than a page should
 
 
-def packed(runs: list[Told]) -> list[dict]:
+def packed(runs: list[FinishedRun]) -> list[dict]:
     """For each rule's first run its tables, as 16-bit numbers in base64; epochs are left out where they are too many.
 
     Each layer is `{name, n, scale, epochs, numbers}`: entry (epoch, k, a, b) is `number * scale`, row by row.
@@ -22,7 +25,7 @@ def packed(runs: list[Told]) -> list[dict]:
     return [{"run": run.label, "layers": _layers(run, MOST_BYTES // max(1, len(chosen)))} for run in chosen]
 
 
-def _layers(run: Told, room: int) -> list[dict]:
+def _layers(run: FinishedRun, room: int) -> list[dict]:
     """Of one run, in so many bytes; the first and the last epoch are always there, of as many layers as fit."""
     names = list(next(iter(run.tables.values())))
     sizes = {name: 8 * table.numel() / 3 for name, table in next(iter(run.tables.values())).items()}
@@ -39,8 +42,7 @@ def _thinned(epochs: list[int], most: int) -> list[int]:
     """The first, the last, and evenly some between."""
     if len(epochs) <= most:
         return epochs
-    places = torch.linspace(0, len(epochs) - 1, most).round().long().unique().tolist()
-    return [epochs[place] for place in places]
+    return [epochs[i] for i in torch.linspace(0, len(epochs) - 1, most).round().long().unique().tolist()]
 
 
 def _layer(name: str, epochs: list[int], tables: Float[Tensor, "epochs n n n"]) -> dict:
@@ -48,3 +50,22 @@ def _layer(name: str, epochs: list[int], tables: Float[Tensor, "epochs n n n"]) 
     numbers = (tables / scale).round().to(torch.int16).flatten()
     text = base64.b64encode(numbers.numpy().astype("<i2").tobytes()).decode()
     return {"name": name, "n": tables.shape[-1], "scale": scale, "epochs": epochs, "numbers": text}
+
+
+def identify_rules(runs: list[FinishedRun], shown: list[dict], report: Callable[[int, int], None]) -> None:
+    """Adds to layers of `packed` their verdicts before the first step and at the end, as `identified`.
+
+    Those of each run's first layers with a rule of n = 4 or less; `nplex rule identify` tells of all.
+
+    Args:
+        runs: whose tables they are.
+        shown: what `packed` gave.
+        report: called after each layer with how many are done, and how many there are.
+    """
+    labelled = {run.label: run for run in runs}
+    small = [[layer for layer in each["layers"] if layer["n"] <= LARGEST][:MOST] for each in shown]
+    layers = [(labelled[each["run"]], layer) for each, few in zip(shown, small, strict=True) for layer in few]
+    for done, (run, layer) in enumerate(layers, 1):
+        first, last = (run.tables[layer["epochs"][at]][layer["name"]] for at in (0, -1))
+        layer["identified"] = [identify(table).verdict for table in (first, last)]
+        report(done, len(layers))

@@ -1,10 +1,12 @@
 """Public data sets by name, through Hugging Face's datasets, as files of the tasks' own form."""
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from nplex.files import replace_file
 
 PARTS = ("train", "dev", "test")
 ENTAILS = {"entails": "entailment"}  # SciTail's word
@@ -69,17 +71,18 @@ def fetch(name: str, folder: Path, *, copy: str = "", report: Callable[[str, int
         OSError: it could not be read, as without a network.
     """
     if name not in SETS:
-        raise ValueError(f"there is no public set {name!r} to fetch; there is {', '.join(SETS)}")
+        raise ValueError(f"unknown public set {name!r}; choose from {', '.join(SETS)}")
     public = SETS[name]
     written: list[Path] = []
     for part, split in zip(PARTS, public.splits, strict=True):
         paths = _paths(folder, part, public)
         if there := next((path for path in paths if path.exists()), None):
             raise FileExistsError(f"{there} exists; delete it, or take another folder")
-        count = _write(paths, _rows(_loaded(public, copy or public.hub, split), public, f"{name}, {split}"))
+        rows = list(_rows(_loaded(public, copy or public.hub, split), public, f"{name}, {split}"))
+        _write(paths, rows)
         written += paths
         if report is not None:
-            report(part, count)
+            report(part, len(rows))
     return written
 
 
@@ -90,17 +93,17 @@ def _paths(folder: Path, part: str, public: Public) -> list[Path]:
     return [folder / f"{part}.{side}.gz" for side in public.columns]
 
 
-def _loaded(public: Public, place: str, split: str) -> Any:
+def _loaded(public: Public, source: str, split: str) -> Any:
     """A split, as datasets gives it; what goes wrong on the way is one error."""
     try:
         import datasets
     except ImportError:
-        raise ImportError("fetching needs datasets, which is not installed: pip install 'nplex[data]'") from None
+        raise ImportError("fetching needs datasets, which is not installed: pip install 'nplex[lab]'") from None
     try:
-        return datasets.load_dataset(place, public.config if place == public.hub else None, split=split)
+        return datasets.load_dataset(source, public.config if source == public.hub else None, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise OSError(f"{place} could not be loaded ({reason}); with a copy of it: --from FOLDER") from None
+        raise OSError(f"{source} could not be loaded ({reason}); with a copy of it: --from FOLDER") from None
 
 
 def _rows(loaded: Any, public: Public, where: str) -> Iterator[tuple[str, ...]]:
@@ -125,7 +128,7 @@ def _rows(loaded: Any, public: Public, where: str) -> Iterator[tuple[str, ...]]:
 
 def _labels(loaded: Any, public: Public, where: str) -> Callable[[Any], str]:
     """From a row's label to our word for it; "" for none."""
-    from nplex.lab.recipes.inference import LABELS
+    from nplex.lab.recipes.natural_language_inference import LABELS
 
     names = getattr(loaded.features.get(public.label), "names", None) or list(LABELS)
 
@@ -141,24 +144,8 @@ def _labels(loaded: Any, public: Public, where: str) -> Callable[[Any], str]:
     return label_of
 
 
-def _write(paths: list[Path], rows: Iterable[tuple[str, ...]]) -> int:
-    """Lines into files side by side, beside and renamed at the end; gives how many."""
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    parts = [path.with_name(path.name + ".part") for path in paths]
-    count = 0
-    try:
-        files = [gzip.GzipFile(part, "wb", mtime=0) for part in parts]
-        try:
-            for row in rows:
-                for file, text in zip(files, row, strict=True):
-                    file.write(text.encode() + b"\n")
-                count += 1
-        finally:
-            for file in files:
-                file.close()
-        for part, path in zip(parts, paths, strict=True):
-            part.replace(path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
-    return count
+def _write(paths: list[Path], rows: list[tuple[str, ...]]) -> None:
+    """Compressed lines, a file for each column of the rows."""
+    for number, path in enumerate(paths):
+        text = "".join(f"{row[number]}\n" for row in rows)
+        replace_file(path, lambda part, text=text: part.write_bytes(gzip.compress(text.encode(), mtime=0)))

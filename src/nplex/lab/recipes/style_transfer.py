@@ -10,24 +10,23 @@ from pathlib import Path
 from typing import ClassVar
 
 from nplex.lab.data import builtin
-from nplex.lab.recipes.recipe import check_rule, check_set, check_size
-from nplex.lab.recipes.translation import read_sides, sizes
-from nplex.lab.recipes.writing import Lines, Writing
+from nplex.lab.recipes.recipe import is_small, no_data
+from nplex.lab.recipes.seq2seq import Parts, Seq2Seq, read_sides, sizes
 
-SETS = ("shakespeare",)
 SMALL = {"width": 128, "feed_forward": 512, "dropout": 0.1}  # results/README.md says what else was tried
 
 
 @dataclass(frozen=True)
-class Style(Writing):
-    """Writing with files of two styles."""
+class Style(Seq2Seq):
+    """Reads files of two styles: `train.source` and `train.target`, and the same for dev and test."""
 
     name: ClassVar[str] = "style"
+    sets: ClassVar[tuple[str, ...]] = ("shakespeare",)
 
-    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], tuple[Lines, Lines, Lines]]:
+    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], Parts]:
         """The folder, its files, and the pairs of train, dev and test."""
         if folder is None and self.set:
-            raise FileNotFoundError(f"--set {self.set} needs its folder: give it with --data")
+            raise no_data(self.name, self.set)
         if folder is None:
             return read_sides(builtin("bible"), ("train", "valid", "test"), "kjv", "web")
         if self.set:
@@ -41,10 +40,7 @@ def style(rule: str = "4", *, size: str = "small", set: str = "") -> Style:
     Raises:
         ValueError: the text names no rule, or one with n above the width; or an unknown size or set.
     """
-    check_size(size)
-    check_set("style", set, ("", *SETS))
-    recipe = Style(rule=rule, set=set, **sizes(size))
-    check_rule(rule, SMALL["width"] if size == "small" else recipe.width)
-    if size == "paper":
-        return replace(recipe, dropout=0.3, schedule=replace(recipe.schedule, epochs=40))
-    return replace(recipe, **SMALL, schedule=replace(recipe.schedule, epochs=16, batch_tokens=1_024))
+    small, chosen = is_small(size), sizes(size)
+    changes = {"epochs": 16, "batch_tokens": 1_024} if small else {"epochs": 40}
+    chosen |= {"schedule": replace(chosen["schedule"], **changes)} | (SMALL if small else {"dropout": 0.3})
+    return Style(rule=rule, set=set, **chosen)

@@ -1,13 +1,67 @@
-"""Beam search: the best of several continuations kept side by side."""
+"""Writing with a trained model, word by word, with a cache of keys and values: greedily, or by beam search."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nplex.nn import cached
+
+
+@runtime_checkable
+class WriterState(Protocol):
+    """What a model knows of the sentences that it writes."""
+
+    def select(self, rows: Int[Tensor, "rows"]) -> "WriterState":
+        """The state of some sentences, in another order or several times."""
+        ...
+
+    def reorder(self, rows: Int[Tensor, "rows"]) -> "WriterState":
+        """As select, where each row takes the place of one of the same source."""
+        ...
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """A model that writes word by word; a torch module."""
+
+    def start(self, source: Int[Tensor, "batch length"]) -> WriterState:
+        """The state before the first word."""
+        ...
+
+    def step(self, tokens: Int[Tensor, "batch"], state: Any) -> Float[Tensor, "batch words"]:
+        """Logits of the word after `tokens`, which are added to the state."""
+        ...
+
+
+@torch.no_grad()
+def greedy(model: Any, source: Int[Tensor, "batch length"], *, longest: int, begin: int, end: int) -> list[list[int]]:
+    """Writes each sentence until its end, or `longest` words; finished sentences take no more work.
+
+    Args:
+        model: a Writer.
+        source: padded on the right.
+        longest: words, without begin and end.
+        begin: the number that the first word follows.
+        end: the number that ends a sentence; it is not given back.
+    """
+    texts: list[list[int]] = [[] for _ in range(len(source))]
+    with cached(model):
+        state, alive = model.start(source), torch.arange(len(source))
+        tokens = source.new_full((len(source),), begin)
+        for _ in range(longest):
+            tokens = model.step(tokens, state).argmax(-1)
+            going = tokens != end
+            if not going.all():
+                rows = going.nonzero()[:, 0]
+                alive, tokens, state = alive[rows.cpu()], tokens[rows], state.select(rows)
+            if not len(tokens):
+                break
+            for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
+                texts[row].append(token)
+    return texts
 
 
 def penalty(length: int, power: float) -> float:
@@ -86,8 +140,8 @@ def _candidates(
     sentences, beams = scores.shape
     words = logits.shape[-1]
     total = (scores.reshape(-1, 1) + logits.float().log_softmax(-1)).view(sentences, beams * words)
-    best, place = total.topk(min(2 * beams, beams * words))
-    return best, place // words, place % words
+    best, position = total.topk(min(2 * beams, beams * words))
+    return best, position // words, position % words
 
 
 def _collect(
@@ -108,8 +162,8 @@ def _continue(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The best `beams` that do not end: log-probabilities, texts, and the beams that they come from."""
     beams = texts.shape[1]
-    scores, place = best.masked_fill(token == end, -torch.inf).topk(beams)
-    origin, new = row.gather(1, place), token.gather(1, place)
+    scores, position = best.masked_fill(token == end, -torch.inf).topk(beams)
+    origin, new = row.gather(1, position), token.gather(1, position)
     old = texts.gather(1, origin[..., None].expand(-1, -1, texts.shape[-1]))
     return scores, torch.cat([old, new[..., None]], -1), origin
 
@@ -117,6 +171,6 @@ def _continue(
 def _going(
     found: list[Beam], alive: list[int], scores: Float[Tensor, "sentences beams"], divisor: float
 ) -> list[int]:
-    """The places of the sentences that are not done; the best that goes on stands first."""
+    """The indices of the sentences that are not done; the best that goes on stands first."""
     attainable = (scores[:, 0] / divisor).tolist()
     return [i for i, sentence in enumerate(alive) if not found[sentence].done(attainable[i])]

@@ -9,7 +9,7 @@ Expected here and how long it takes: results/README.md.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -17,15 +17,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from nplex.convert import Where, only
 from nplex.lab.data import builtin
 from nplex.lab.recipes.language_model import LanguageModel
-from nplex.lab.recipes.recipe import Baseline, Outcome, check_rule, check_set, check_size, with_rule
-from nplex.lab.scores.mean import interval
+from nplex.lab.recipes.recipe import Baseline, Outcome, Recipe, is_small, no_data
+from nplex.lab.scores import normal
 from nplex.lab.text import Vocabulary, find_file, read_lines
 from nplex.lab.train import Loss, Schedule
 
-LAYERS = only("blocks.*")
 SETS = {"tinyshakespeare": "tinyshakespeare.txt", "brown": "brown_words.txt"}  # each one file
 ENDS = (0.9, 0.95)  # of the training part and of dev, in such a file
 BYTES = 256
@@ -34,123 +32,7 @@ Parts = tuple[list[str], list[str], list[str]]
 
 
 @dataclass(frozen=True)
-class Language:
-    """Everything that decides a run, but for the seed and the data.
-
-    Attributes:
-        rule: `dense`, `4`, `4:7`, `quaternion`: what the layers of the blocks become.
-        shared: whether they have one rule.
-        set: which public set; "" for one's own files or the built-in one.
-        unit: what is predicted, bytes or words.
-        width: of the model.
-        feed_forward: the inner width of the blocks.
-        heads: of attention.
-        layers: blocks.
-        dropout: after embeddings, attention and feed-forward.
-        vocabulary: the commonest words that have a number of their own.
-        length: places that are read at once.
-        schedule: how long and how fast.
-    """
-
-    name: ClassVar[str] = "language"
-    rule: str = "4"
-    shared: bool = False
-    set: str = ""
-    unit: Literal["byte", "word"] = "byte"
-    width: int = 128
-    feed_forward: int = 512
-    heads: int = 4
-    layers: int = 4
-    dropout: float = 0.1
-    vocabulary: int = 10_000
-    length: int = 128
-    schedule: Schedule = field(default_factory=Schedule)
-
-    @property
-    def converted(self) -> Where:
-        """The layers of the blocks."""
-        return LAYERS
-
-    def load(self, folder: Path | None) -> "Data":
-        """Reads train, dev and test from a folder, or the World English Bible.
-
-        Raises:
-            FileNotFoundError: a file is missing; says what a folder holds.
-            ValueError: a part is too short, or no text; names its file.
-        """
-        place, files, parts = _read(folder, self.set)
-        if self.unit == "byte":
-            numbers = [_bytes(part) for part in parts]
-            vocabulary = None
-        else:
-            words = [[word for line in part for word in (*line.split(), LINE)] for part in parts]
-            vocabulary = Vocabulary.of(words[:1], self.vocabulary)
-            numbers = vocabulary.encode(words)
-        for name, part in zip(("train", "dev", "test"), numbers, strict=True):
-            if len(part) <= self.length:
-                raise ValueError(
-                    f"{place}: the {name} part has {len(part)} {self.unit}s, expected more than {self.length}"
-                )
-        return Data(place, files, vocabulary, *numbers)
-
-    def build(self, data: "Data") -> nn.Module:
-        """The dense model, its blocks converted to the recipe's rule."""
-        model = LanguageModel(
-            data.words, width=self.width, heads=self.heads, feed_forward=self.feed_forward, layers=self.layers,
-            dropout=self.dropout, longest=self.length,
-        )  # fmt: skip
-        return with_rule(model, self.rule, LAYERS, shared=self.shared)
-
-    def task(self, data: "Data") -> "Training":
-        """The task as nplex.lab.train wants it."""
-        return Training(data, self.length, self.schedule.batch_size)
-
-    def test(self, model: nn.Module, data: "Data", device: torch.device) -> Outcome:
-        """Nats a byte or word on the test part, cut into pieces that know nothing of each other."""
-        began = time.perf_counter()
-        losses = pieces(model, data.test, self.length, device)
-        seconds = time.perf_counter() - began
-        means = [loss.mean().item() for loss in losses]
-        nats = float(torch.cat(losses).mean())
-        return Outcome(
-            "loss", {"loss": nats} | self._other(nats), interval(means), [f"{mean:.5f}" for mean in means],
-            sum(map(len, losses)), seconds,
-        )  # fmt: skip
-
-    def baseline(self, data: "Data") -> Baseline:
-        """How common each byte or word is in the training part, one added to each count."""
-        counts = torch.bincount(data.train, minlength=data.words).double() + 1
-        nats = -(counts / counts.sum()).log()[data.test].mean().item()
-        return Baseline("unigram", {"loss": nats} | self._other(nats))
-
-    def _other(self, nats: float) -> dict[str, float]:
-        """Bits of a byte, or the perplexity of words."""
-        return {"bits": nats / math.log(2)} if self.unit == "byte" else {"perplexity": math.exp(min(nats, 50.0))}
-
-
-def language(rule: str = "4", *, size: str = "small", set: str = "") -> Language:
-    """Bytes of the World English Bible or of tiny Shakespeare, or words with the set brown.
-
-    Raises:
-        ValueError: the text names no rule, or one with n above the width; or an unknown size or set.
-    """
-    check_size(size)
-    check_set("language", set, ("", *SETS))
-    unit = "word" if set == "brown" else "byte"
-    schedule = Schedule(epochs=3, batch_size=16, learning_rate=3e-3, warmup=0.05, checkpoint_every=200)
-    recipe = Language(rule=rule, set=set, unit=unit, schedule=schedule)
-    if size == "paper":
-        schedule = Schedule(epochs=10, batch_size=32, learning_rate=1e-3, warmup=0.05, checkpoint_every=200)
-        recipe = Language(
-            rule=rule, set=set, unit=unit, width=512, feed_forward=2048, heads=8, layers=6, length=256,
-            schedule=schedule,
-        )  # fmt: skip
-    check_rule(rule, recipe.width)
-    return recipe
-
-
-@dataclass(frozen=True)
-class Data:
+class LanguageData:
     """The three parts as numbers, one long text each; the words that they stand for, or none for bytes."""
 
     folder: Path
@@ -176,12 +58,120 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Training:
-    """The task as nplex.lab.train wants it; an example is named by the place of its first byte or word."""
+class Language(Recipe[LanguageData]):
+    """Predicts the next byte or word; scored by nats. The blocks are converted.
+
+    Attributes:
+        unit: what is predicted, bytes or words.
+        feed_forward: the inner width of the blocks.
+        heads: of attention.
+        layers: blocks.
+        length: places that are read at once.
+    """
+
+    name: ClassVar[str] = "language"
+    patterns: ClassVar[tuple[str, ...]] = ("blocks.*",)
+    sets: ClassVar[tuple[str, ...]] = tuple(SETS)
+    unit: Literal["byte", "word"] = "byte"
+    feed_forward: int = 512
+    heads: int = 4
+    layers: int = 4
+    dropout: float = 0.1
+    vocabulary: int = 10_000
+    length: int = 128
+
+    def load(self, folder: Path | None) -> LanguageData:
+        """Reads train, dev and test from a folder, or the World English Bible.
+
+        Raises:
+            FileNotFoundError: a file is missing; says what a folder holds.
+            ValueError: a part is too short, or no text; names its file.
+        """
+        found, files, parts = self.read(folder)
+        if self.unit == "byte":
+            numbers = [_bytes(part) for part in parts]
+            vocabulary = None
+        else:
+            words = [[word for line in part for word in (*line.split(), LINE)] for part in parts]
+            vocabulary = Vocabulary.of(words[:1], self.vocabulary)
+            numbers = vocabulary.encode(words)
+        for name, part in zip(("train", "dev", "test"), numbers, strict=True):
+            if len(part) <= self.length:
+                raise ValueError(
+                    f"{found}: the {name} part has {len(part)} {self.unit}s, expected more than {self.length}"
+                )
+        return LanguageData(found, files, vocabulary, *numbers)
+
+    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], Parts]:
+        """The folder, its files, and the lines of train, dev and test."""
+        if folder is None and self.set:
+            raise no_data(self.name, self.set)
+        if folder is not None and self.set:
+            return _cut(folder, SETS[self.set])
+        names = [f"{part}.txt" for part in ("train", "dev", "test")]
+        if folder is None:
+            folder, names = builtin("bible"), [f"{part}.web" for part in ("train", "valid", "test")]
+        files = tuple(find_file(folder, name) for name in names)
+        train, dev, test = map(read_lines, files)
+        return folder, files, (train, dev, test)
+
+    def dense(self, data: LanguageData) -> nn.Module:
+        """The model of torch's layers."""
+        return LanguageModel(
+            data.words, width=self.width, heads=self.heads, feed_forward=self.feed_forward, layers=self.layers,
+            dropout=self.dropout, longest=self.length,
+        )  # fmt: skip
+
+    def task(self, data: LanguageData) -> "LanguageTask":
+        """What `nplex.lab.fit` trains."""
+        return LanguageTask(data, self.length, self.schedule.batch_size)
+
+    def test(self, model: nn.Module, data: LanguageData, device: torch.device) -> Outcome:
+        """Nats a byte or word on the test part, cut into pieces that know nothing of each other."""
+        began = time.perf_counter()
+        losses = pieces(model, data.test, self.length, device)
+        seconds = time.perf_counter() - began
+        means = [loss.mean().item() for loss in losses]
+        nats = float(torch.cat(losses).mean())
+        return Outcome(
+            "loss", {"loss": nats} | self._other(nats), normal(means), [f"{mean:.5f}" for mean in means],
+            sum(map(len, losses)), seconds,
+        )  # fmt: skip
+
+    def baseline(self, data: LanguageData) -> Baseline:
+        """How common each byte or word is in the training part, one added to each count."""
+        counts = torch.bincount(data.train, minlength=data.words).double() + 1
+        nats = -(counts / counts.sum()).log()[data.test].mean().item()
+        return Baseline("unigram", {"loss": nats} | self._other(nats))
+
+    def _other(self, nats: float) -> dict[str, float]:
+        """Bits of a byte, or the perplexity of words."""
+        return {"bits": nats / math.log(2)} if self.unit == "byte" else {"perplexity": math.exp(min(nats, 50.0))}
+
+
+def language(rule: str = "4", *, size: str = "small", set: str = "") -> Language:
+    """Bytes of the World English Bible or of tiny Shakespeare, or words with the set brown.
+
+    Raises:
+        ValueError: the text names no rule, or one with n above the width; or an unknown size or set.
+    """
+    chosen = {"rule": rule, "set": set, "unit": "word" if set == "brown" else "byte"}
+    if is_small(size):
+        schedule = Schedule(epochs=3, batch_size=16, learning_rate=3e-3, warmup=0.05, checkpoint_every=200)
+        return Language(**chosen, schedule=schedule)
+    schedule = Schedule(epochs=10, batch_size=32, learning_rate=1e-3, warmup=0.05, checkpoint_every=200)
+    return Language(
+        **chosen, width=512, feed_forward=2048, heads=8, layers=6, length=256, schedule=schedule
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """Cross-entropy of bytes or words; an example is named by the index of its first byte or word."""
 
     main: ClassVar[str] = "nats"
     higher: ClassVar[bool] = False
-    data: Data
+    data: LanguageData
     length: int
     batch_size: int
 
@@ -216,20 +206,6 @@ def pieces(model: nn.Module, text: Int[Tensor, "_"], length: int, device: torch.
     if len(cut[-1]) <= length:
         found += model(cut[-1][None].to(device)).float().cpu().unbind()
     return found
-
-
-def _read(folder: Path | None, name: str) -> tuple[Path, tuple[Path, ...], Parts]:
-    """The folder, the files, and the lines of train, dev and test."""
-    if folder is None and name:
-        raise FileNotFoundError(f"--set {name} needs its folder: give it with --data")
-    if folder is None:
-        place = builtin("bible")
-        files = tuple(find_file(place, f"{part}.web") for part in ("train", "valid", "test"))
-    elif name:
-        return _cut(folder, SETS[name])
-    else:
-        place, files = folder, tuple(find_file(folder, f"{part}.txt") for part in ("train", "dev", "test"))
-    return place, files, (read_lines(files[0]), read_lines(files[1]), read_lines(files[2]))
 
 
 def _cut(folder: Path, name: str) -> tuple[Path, tuple[Path, ...], Parts]:

@@ -57,7 +57,7 @@ def metric_of(*, lowercase: bool = False, effective_order: bool = False) -> Any:
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError:
-        raise ImportError("BLEU needs sacrebleu, which is not installed: pip install 'nplex[train]'") from None
+        raise ImportError("BLEU needs sacrebleu, which is not installed: pip install 'nplex[lab]'") from None
     return BLEU(lowercase=lowercase, effective_order=effective_order)
 
 
