@@ -24,7 +24,7 @@ import nplex
 from nplex.lab.checkpoint import read_tensors, write_json
 from nplex.lab.environment import environment
 from nplex.lab.experiment import run
-from nplex.lab.recipes import agreement
+from nplex.lab.recipes.subject_verb_agreement import agreement
 from nplex.lab.run_folder import MODEL
 from nplex.nn import Linear
 from nplex.ops import METHODS
@@ -59,7 +59,7 @@ def main(
 
 def trained(rule: str, folder: Path, quick: bool) -> nn.Module:
     """A trained model, from its folder if it is there."""
-    recipe = agreement.agreement(rule)
+    recipe = agreement(rule)
     recipe = replace(recipe, schedule=replace(recipe.schedule, epochs=1)) if quick else recipe
     data = recipe.load(None)
     run(recipe, data, 0, folder)

@@ -28,9 +28,9 @@ from nplex.convert import parse_rule
 from nplex.lab.checkpoint import write_json, write_text
 from nplex.lab.environment import environment
 from nplex.lab.generation import beam, greedy
-from nplex.lab.recipes.language import BYTES
+from nplex.lab.recipes.language_modelling import BYTES
 from nplex.lab.recipes.language_model import LanguageModel
-from nplex.lab.recipes.seq2seq import Seq2Seq
+from nplex.lab.recipes.encoder_decoder import EncoderDecoder
 from nplex.lab.recipes.tasks import recipe_of
 from nplex.lab.summary import markdown_table
 
@@ -101,7 +101,7 @@ def built(task: str, size: str, rule: str) -> nn.Module:
     recipe = recipe_of(task, rule, size=size)
     sizes = {name: getattr(recipe, name) for name in ("width", "heads", "feed_forward", "layers", "dropout")}
     if task == "translation":
-        model: nn.Module = Seq2Seq(recipe.vocabulary, longest=2 * recipe.longest, **sizes)
+        model: nn.Module = EncoderDecoder(recipe.vocabulary, longest=2 * recipe.longest, **sizes)
     else:
         model = LanguageModel(BYTES, longest=recipe.length, **sizes)
     parsed = parse_rule(rule)

@@ -242,7 +242,7 @@ def test_force_starts_anew(copied, data):
 
 def test_force_deletes_nothing_where_a_strangers_file_is(copied, data):
     (copied / "thesis.txt").write_text("mine")
-    refused(train(data, copied, "--force"), copied / "thesis.txt", "was not written by a run")
+    refused(train(data, copied, "--force"), copied / "thesis.txt", "nplex did not create it")
     assert (copied / "result.json").is_file()
     assert (copied / "thesis.txt").read_text() == "mine"
 
@@ -257,7 +257,7 @@ def test_force_deletes_a_whole_comparison_and_nothing_strange_in_it(compared, da
 
 
 def test_a_comparison_is_no_guest_in_the_folder_of_a_run(copied, data):
-    refused(train(data, copied, "--resume", verb="compare", rule=["2"]), copied, "holds a single run")
+    refused(train(data, copied, "--resume", verb="compare", rule=["2"]), copied, "holds a run, not a comparison")
 
 
 def test_resume_and_force_exclude_each_other(copied, data):
@@ -322,7 +322,7 @@ def test_a_seed_that_torch_cannot_take_is_refused(data, tmp_path, seed):
 def test_an_unknown_task_is_refused(data):
     refused(
         call("run", "painting", "--data", data),
-        "there is no task 'painting'; there is agreement, inference, translation, style",
+        "unknown task 'painting'; choose from agreement, inference, translation, style",
     )
 
 
@@ -339,7 +339,7 @@ def test_a_missing_part_is_refused(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [("VBX\tthe key", "label must be VBZ or VBP, got 'VBX'"), ("VBZ", "got 1 columns"), ("VBZ\t ", "no words")],
+    [("VBX\tthe key", "label must be VBZ or VBP, got 'VBX'"), ("VBZ", "got 1"), ("VBZ\t ", "a text is empty")],
 )
 def test_a_wrong_line_is_refused_by_file_and_number(data, tmp_path, wrong, message):
     folder = shutil.copytree(data, tmp_path / "data")
@@ -357,21 +357,44 @@ def test_out_that_is_a_file_is_refused(data, tmp_path):
 
 @pytest.mark.parametrize("option", ["--force", "--resume"])
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [("thesis.txt", "mine"), ("settings.json", '{"editor.fontSize": 12}'), ("settings.json", "{ // mine\n}")],
-    ids=["a text", "settings of another program", "settings that are no strict JSON"],
+    ("name", "content", "message"),
+    [
+        ("thesis.txt", "mine", "is not a folder of nplex runs"),
+        ("settings.json", '{"editor.fontSize": 12}', "is not a folder of nplex runs"),
+        ("settings.json", '{"kind": "window", "format": 1}', "is not a folder of nplex runs"),
+        ("settings.json", "{ // mine\n}", "settings.json is damaged or was not written by nplex"),
+        ("settings.json", '{"kind": "run", "format": 1, "task": 3}', "settings.json is damaged: task is missing or"),
+        ("settings.json", '{"kind": "run", "format": 2}', "settings.json has format 2, this nplex reads 1"),
+    ],
+    ids=["a text", "another program's", "another kind", "no strict JSON", "wrong types", "newer"],
 )
-def test_a_folder_of_somebody_else_is_never_touched(data, tmp_path, option, name, content):
+def test_a_folder_of_somebody_else_is_never_touched(data, tmp_path, option, name, content, message):
     (tmp_path / name).write_text(content)
     (tmp_path / "inner").mkdir()
-    refused(train(data, tmp_path, option), tmp_path, "is no folder of nplex runs")
+    refused(train(data, tmp_path, option), tmp_path, message)
     assert (tmp_path / name).read_text() == content
     assert (tmp_path / "inner").is_dir()
 
 
+def test_a_run_folder_says_what_it_is(compared):
+    folder, _ = compared
+    assert read_json(folder / "settings.json").items() >= {"kind": "comparison", "format": 1}.items()
+    assert read_json(folder / "2-seed0" / "settings.json").items() >= {"kind": "run", "format": 1}.items()
+
+
+def test_a_run_folder_of_an_older_version_opens(copied, data):
+    """Which named neither kind nor format."""
+    settings = read_json(copied / "settings.json")
+    (copied / "settings.json").write_text(json.dumps({k: settings[k] for k in settings if k not in ("kind", "format")}))
+    assert "majority" in ok(train(data, copied, "--resume")).stdout
+    (copied / "result.json").unlink()
+    assert "epoch 1" in ok(train(data, copied, "--resume")).stderr
+    assert read_json(copied / "settings.json") == settings
+
+
 def test_a_folder_of_a_comparison_is_no_place_for_a_run(compared, data, tmp_path):
     folder = shutil.copytree(compared[0], tmp_path / "out")
-    refused(train(data, folder, "--resume"), folder, "other settings")
+    refused(train(data, folder, "--resume"), folder, "holds a comparison, not a run")
     assert (folder / "2-seed0" / "result.json").is_file()
 
 

@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nplex.cli import app
-from nplex.lab.fetch import SETS, fetch
+from nplex.lab.public_sets import SETS, fetch
 from nplex.lab.recipes.tasks import recipe_of
 
 datasets = pytest.importorskip("datasets")
@@ -78,7 +78,7 @@ def test_a_translation_has_a_file_for_each_side(tmp_path):
         ("snli", [{"premise": "a", "label": 0}], "hypothesis is missing"),
         ("snli", [pair("maybe")], "got 'maybe'"),
         ("snli", [pair(7)], "got 7"),
-        ("nothing", [pair(0)], "there is snli, mnli, scitail, multi30k"),
+        ("nothing", [pair(0)], "choose from snli, mnli, scitail, multi30k"),
     ],
 )
 def test_what_is_not_as_expected_is_told_and_leaves_nothing(tmp_path, name, rows, message):

@@ -7,9 +7,8 @@ import torch
 
 from nplex import convert_, only
 from nplex.convert import parse_rule
-from nplex.lab.generation import beam, greedy
-from nplex.lab.generation.beam import penalty
-from nplex.lab.recipes.seq2seq import Seq2Seq
+from nplex.lab.generation import beam, greedy, penalty
+from nplex.lab.recipes.encoder_decoder import EncoderDecoder
 
 BEGIN, END = 2, 3
 RULES = ["dense", "2", "4:7"]
@@ -17,7 +16,7 @@ RULES = ["dense", "2", "4:7"]
 
 def model(rule="dense", words=11, scale=6.0):
     torch.manual_seed(0)
-    made = Seq2Seq(words, width=16, heads=2, feed_forward=24, layers=2, dropout=0.1, longest=40)
+    made = EncoderDecoder(words, width=16, heads=2, feed_forward=24, layers=2, dropout=0.1, longest=40)
     with torch.no_grad():
         made.words.weight.mul_(scale)  # decided, rather than all words alike
     if rule != "dense":

@@ -1,13 +1,14 @@
 import gzip
 import random
+from itertools import chain
 
 import pytest
 import torch
 
 from nplex.lab import experiment
 from nplex.lab.checkpoint import read_json
-from nplex.lab.recipes.inference import LABELS, inference
-from nplex.lab.recipes.pair import PairClassifier
+from nplex.lab.recipes.natural_language_inference import LABELS, inference
+from nplex.lab.recipes.classifiers import PairClassifier
 from nplex.lab.recipes.tasks import recipe_of
 
 SUBJECTS, VERBS = ("man", "woman", "child", "dog"), ("runs", "sleeps", "sings")
@@ -62,16 +63,16 @@ def test_public_files_are_read_as_they_are_published(tmp_path):
     write("snli_test.tsv.gz", "two women\tthe men\t2\n")
     data = recipe_of("inference", "5", set="snli").load(tmp_path)
     assert [split.labels.tolist() for split in (data.train, data.dev, data.test)] == [[1], [1, 0], [2]]
-    assert [len(line) for line in (*data.train.firsts, *data.train.seconds)] == [3, 2]  # no signs: dev has none
+    assert [len(line) for line in chain(*data.train.sides)] == [3, 2]  # no signs: dev has none
     assert [file.name for file in data.files] == ["cad_snli_train.tsv.gz", "snli_dev.tsv.gz", "snli_test.tsv.gz"]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("neutral\tonly one", "line 2: expected 3 columns or more, got 2"),
+        ("neutral\tonly one", "line 2: expected 3 or 4 columns, got 2"),
         ("maybe\ta\tb", "line 2: label must be entailment or neutral or contradiction, got 'maybe'"),
-        ("neutral\t \tb", "line 2: a sentence is empty"),
+        ("neutral\t \tb", "line 2: a text is empty"),
     ],
 )
 def test_a_malformed_line_is_named(data, tmp_path, line, message):
@@ -94,5 +95,5 @@ def test_what_cannot_be_had_is_told(tmp_path):
         inference(set="xnli")
     with pytest.raises(ValueError, match="size must be small or paper, got 'large'"):
         inference(size="large")
-    with pytest.raises(ValueError, match="there is no task 'vision'; there is agreement, inference, "):
+    with pytest.raises(ValueError, match="unknown task 'vision'; choose from agreement, inference, "):
         recipe_of("vision", "4")

@@ -8,9 +8,9 @@ import torch
 
 from nplex.lab import experiment
 from nplex.lab.generation import beam, greedy
-from nplex.lab.recipes.language import language, pieces
+from nplex.lab.recipes.language_modelling import language, pieces
 from nplex.lab.recipes.language_model import LanguageModel
-from nplex.lab.scores.mean import interval
+from nplex.lab.scores import normal
 from nplex.lab.train import Schedule
 
 CPU = torch.device("cpu")
@@ -149,7 +149,7 @@ def test_the_interval_of_a_mean_has_its_width():
     torch.manual_seed(0)
     inside = 0
     for _ in range(400):
-        low, high = interval(torch.randn(60).tolist())
+        low, high = normal(torch.randn(60).tolist())
         inside += low < 0 < high
     assert 0.92 < inside / 400 < 0.98
-    assert interval([2.0]) == (2.0, 2.0)
+    assert normal([2.0]) == (2.0, 2.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nplex.lab.data import builtin
-from nplex.lab.text import read_aligned
+from nplex.lab.text import read_parallel
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "make_bible.py"
 
@@ -66,6 +66,6 @@ def test_another_package_is_refused(script, tmp_path):
 @pytest.mark.parametrize(("part", "verses"), [("train", 27_646), ("valid", 2_513), ("test", 936)])
 def test_the_files_in_the_package_match_line_by_line(part, verses):
     folder = builtin("bible")
-    pairs = read_aligned(folder / f"{part}.kjv.gz", folder / f"{part}.web.gz")
+    pairs = read_parallel(folder / f"{part}.kjv.gz", folder / f"{part}.web.gz")
     assert len(pairs) == verses
     assert not any(mark in line for pair in pairs for line in pair for mark in ("<", ">", "¶", "\\", "  "))

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from nplex.cli import app
 from nplex.lab import experiment
 from nplex.lab.checkpoint import read_json, write_json
-from nplex.lab.recipes.language import language
-from nplex.lab.reporting import identified
-from nplex.lab.reporting.read import Told
-from nplex.lab.reporting.tables import LEVELS, MOST_BYTES, packed
+from nplex.lab.recipes.language_modelling import language
+from nplex.lab.reporting import rule_tables
+from nplex.lab.reporting.read import FinishedRun
+from nplex.lab.reporting.rule_tables import LEVELS, MOST_BYTES, packed
 from nplex.lab.train import rules
 from nplex.nn import LearnedRule, Linear
 
@@ -45,7 +45,7 @@ def page(compared, tmp_path_factory):
     pytest.importorskip("plotly")
     place = tmp_path_factory.mktemp("page") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(identified, "MOST", 1)  # a second each
+        patch.setattr(rule_tables, "MOST", 1)  # a second each
         done = call("report", compared, "--out", place)
     assert done.exit_code == 0, done.output
     return place
@@ -86,7 +86,7 @@ def test_rules_are_kept_before_the_first_step_and_after_each_epoch(compared):
 
 def test_a_rank_is_kept_as_its_table(tmp_path):
     layer = Linear(8, 8, rule=LearnedRule(2, rank=3))
-    rules.note(tmp_path, layer, 0)
+    rules.record(tmp_path, layer, 0)
     left, right, decode = (factor.detach() for factor in layer.rule())
     torch.testing.assert_close(rules.read(tmp_path)[0]["rule"], torch.einsum("kr,jr,ir->kij", left, right, decode))
 
@@ -94,8 +94,8 @@ def test_a_rank_is_kept_as_its_table(tmp_path):
 def test_tables_of_later_epochs_are_dropped_by_a_run_that_comes_again(tmp_path):
     layer = Linear(8, 8, rule=2)
     for epoch in (0, 1, 2):
-        rules.note(tmp_path, layer, epoch)
-    rules.note(tmp_path, layer, 1)
+        rules.record(tmp_path, layer, epoch)
+    rules.record(tmp_path, layer, 1)
     assert list(rules.read(tmp_path)) == [0, 1]
 
 
@@ -128,13 +128,13 @@ def test_tables_are_unpacked_as_they_were(page, compared):
 
 def test_many_tables_are_thinned_to_what_a_page_may_hold():
     tables = {epoch: {f"layers.{i}.rule": torch.randn(8, 8, 8) for i in range(48)} for epoch in range(61)}
-    (run,) = packed([Told({"recipe": {"rule": "8"}, "seed": 0}, [], tables)])
+    (run,) = packed([FinishedRun({"recipe": {"rule": "8"}, "seed": 0}, [], tables)])
     assert sum(len(layer["numbers"]) for layer in run["layers"]) <= 1.01 * MOST_BYTES
     assert len(run["layers"]) == 48
     assert run["layers"][0]["epochs"][0] == 0
     assert run["layers"][0]["epochs"][-1] == 60
     large = {epoch: {f"layers.{i}.rule": torch.randn(20, 20, 20) for i in range(60)} for epoch in range(4)}
-    (run,) = packed([Told({"recipe": {"rule": "20"}, "seed": 0}, [], large)])
+    (run,) = packed([FinishedRun({"recipe": {"rule": "20"}, "seed": 0}, [], large)])
     assert sum(len(layer["numbers"]) for layer in run["layers"]) <= 1.01 * MOST_BYTES
     assert {tuple(layer["epochs"]) for layer in run["layers"]} == {(0, 3)}
 
@@ -161,8 +161,8 @@ def test_a_folder_without_runs_is_one_line(compared, tmp_path):
     (tmp_path / "begun").mkdir()
     shutil.copy(compared / "4-seed0" / "settings.json", tmp_path / "begun")
     for name, message in {
-        "none": "is no folder; a report is made of the run folder",
-        "empty": "is no folder of nplex run or nplex compare",
+        "none": "is not a folder; expected the run folder",
+        "empty": "is not a folder of nplex run or nplex compare",
         "begun": "holds no finished run",
     }.items():
         done = call("report", tmp_path / name)

@@ -100,9 +100,9 @@ def test_the_list_says_what_is_needed_and_what_is_there(data):
         (["agreement"], "give its folder with --data"),
         (
             ["grammar", "--data", "."],
-            "there is no table 'grammar'; there are agreement, inference,",
+            "unknown table 'grammar'; choose from agreement, inference,",
         ),
-        (["inference-snli", "--data", "."], "inference-snli reads inference, which is no folder"),
+        (["inference-snli", "--data", "."], "inference-snli reads inference, which is not a folder"),
         (["agreement", "--data", ".", "--rule", "x"], "agreement"),
     ],
 )

@@ -3,27 +3,25 @@ import random
 import pytest
 import torch
 
-from nplex.lab.scores.accuracy import interval
-from nplex.lab.scores.bleu import bleu, counts, of_counts
-from nplex.lab.scores.bootstrap import paired
-from nplex.lab.scores.statistics import score_of, statistics
+from nplex.lab.scores import bleu, paired, score_of, statistics, wilson
+from nplex.lab.scores.bleu_score import counts, of_counts
 
 
 def test_one_seed_is_wilsons_interval():
-    assert interval(["1" * 8 + "0" * 2]) == pytest.approx((0.4901, 0.9433), abs=1e-3)  # Wilson for 8 of 10
+    assert wilson(["1" * 8 + "0" * 2]) == pytest.approx((0.4901, 0.9433), abs=1e-3)  # Wilson for 8 of 10
 
 
 def test_the_same_answers_from_more_seeds_tell_nothing_new():
-    assert interval(["1101"] * 3) == pytest.approx(interval(["1101"]))
+    assert wilson(["1101"] * 3) == pytest.approx(wilson(["1101"]))
 
 
 def test_answers_that_differ_between_seeds_narrow_it():
-    one, three = interval(["110100"]), interval(["110100", "101010", "011001"])
+    one, three = wilson(["110100"]), wilson(["110100", "101010", "011001"])
     assert three[1] - three[0] < one[1] - one[0]
 
 
 def test_all_right_is_no_certainty():
-    low, high = interval(["1" * 50])
+    low, high = wilson(["1" * 50])
     assert 0.9 < low < 0.95
     assert high == 1.0
 

@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nplex.lab.text import PAD, QUERY, SPECIAL, UNKNOWN, Example, Vocabulary, batches, find_split, pad, read_labelled
+from nplex.lab.text import PAD, QUERY, SPECIAL, UNKNOWN, Columns, Row, Vocabulary, batches, find_file, pad, read_rows
 
 LABELS = ("VBZ", "VBP")
+COLUMNS = Columns(texts=(1,), labels={label: label for label in LABELS}, source=2)
 GOOD = "VBZ\tthe key\tplain\nVBP\tthe keys to the door\tattractor\n"
 EXAMPLES = [
-    Example("VBZ", ("the", "key"), "plain"),
-    Example("VBP", ("the", "keys", "to", "the", "door"), "attractor"),
+    Row("VBZ", ("the key",), "plain"),
+    Row("VBP", ("the keys to the door",), "attractor"),
 ]
 
 
@@ -27,34 +28,34 @@ def write(folder, content, name="train.tsv"):
 
 @pytest.mark.parametrize("name", ["train.tsv", "train.tsv.gz"])
 def test_reads_plain_and_compressed_lines(tmp_path, name):
-    assert read_labelled(write(tmp_path, GOOD, name), LABELS) == EXAMPLES
+    assert read_rows(write(tmp_path, GOOD, name), COLUMNS) == EXAMPLES
 
 
 def test_a_line_without_a_source_has_the_source_all(tmp_path):
-    read = read_labelled(write(tmp_path, "VBP\tkeys\nVBZ\tkey\tplain\n"), LABELS)
+    read = read_rows(write(tmp_path, "VBP\tkeys\nVBZ\tkey\tplain\n"), COLUMNS)
     assert [example.source for example in read] == ["all", "plain"]
 
 
 @pytest.mark.parametrize("content", [GOOD.rstrip("\n"), GOOD.replace("\n", "\r\n")], ids=["no last newline", "CRLF"])
 def test_line_ends_of_other_systems(tmp_path, content):
-    assert read_labelled(write(tmp_path, content), LABELS) == EXAMPLES
+    assert read_rows(write(tmp_path, content), COLUMNS) == EXAMPLES
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x0c", "\x1d"], ids=ascii)
 def test_only_newlines_end_a_line(tmp_path, mark):
     """str.splitlines knows ten other marks, which do occur inside real text; no editor counts lines by them."""
-    read = read_labelled(write(tmp_path, f"VBZ\tthe{mark} key\tplain\nVBP\tkeys\n"), LABELS)
+    read = read_rows(write(tmp_path, f"VBZ\tthe{mark} key\tplain\nVBP\tkeys\n"), COLUMNS)
     assert [example.label for example in read] == ["VBZ", "VBP"]
 
 
 @pytest.mark.parametrize(
     ("third", "message"),
     [
-        ("VBZ", "expected label TAB words TAB source, got 1 columns"),
-        ("", "expected label TAB words TAB source, got 1 columns"),
-        ("VBZ\ta\tb\tc", "expected label TAB words TAB source, got 4 columns"),
+        ("VBZ", "expected 2 or 3 columns, got 1"),
+        ("", "expected 2 or 3 columns, got 1"),
+        ("VBZ\ta\tb\tc", "expected 2 or 3 columns, got 4"),
         ("NN\tthe key\tplain", "label must be VBZ or VBP, got 'NN'"),
-        ("VBZ\t  \tplain", "no words; remove the line"),
+        ("VBZ\t  \tplain", "a text is empty; remove the line"),
         (b"VBZ\tcaf\xe9\tplain", "expected UTF-8, got byte 0xe9"),
     ],
 )
@@ -63,13 +64,13 @@ def test_a_wrong_line_is_named(tmp_path, name, third, message):
     third = third.encode() if isinstance(third, str) else third
     path = write(tmp_path, GOOD.encode() + third + b"\n" + GOOD.encode(), name)
     with pytest.raises(ValueError, match=f"{name}, line 3: {message}"):
-        read_labelled(path, LABELS)
+        read_rows(path, COLUMNS)
 
 
 @pytest.mark.parametrize("name", ["dev.tsv", "dev.tsv.gz"])
 def test_an_empty_file_is_named(tmp_path, name):
     with pytest.raises(ValueError, match=rf"{name} is empty, expected one example a line"):
-        read_labelled(write(tmp_path, "", name), LABELS)
+        read_rows(write(tmp_path, "", name), COLUMNS)
 
 
 def test_a_damaged_gzip_file_is_named(tmp_path):
@@ -77,7 +78,7 @@ def test_a_damaged_gzip_file_is_named(tmp_path):
     data[len(data) // 2] ^= 0xFF
     (tmp_path / "train.tsv.gz").write_bytes(data)
     with pytest.raises(ValueError, match=r"train\.tsv\.gz is damaged, expected gzip"):
-        read_labelled(tmp_path / "train.tsv.gz", LABELS)
+        read_rows(tmp_path / "train.tsv.gz", COLUMNS)
 
 
 def test_a_gzip_file_cut_off_anywhere_is_named(tmp_path):
@@ -85,13 +86,13 @@ def test_a_gzip_file_cut_off_anywhere_is_named(tmp_path):
     for length in range(1, len(data)):
         (tmp_path / "train.tsv.gz").write_bytes(data[:length])
         with pytest.raises(ValueError, match=r"train\.tsv\.gz is damaged, expected gzip"):
-            read_labelled(tmp_path / "train.tsv.gz", LABELS)
+            read_rows(tmp_path / "train.tsv.gz", COLUMNS)
 
 
 def test_plain_text_called_gz_is_named(tmp_path):
     (tmp_path / "train.tsv.gz").write_text(GOOD)
     with pytest.raises(ValueError, match=r"train\.tsv\.gz is damaged, expected gzip"):
-        read_labelled(tmp_path / "train.tsv.gz", LABELS)
+        read_rows(tmp_path / "train.tsv.gz", COLUMNS)
 
 
 LINES = st.lists(
@@ -117,27 +118,27 @@ def test_any_file_is_read_or_refused_by_name(plain, packed, cut, flip, ending):
         path = Path(folder) / f"fuzzed{ending}"
         path.write_bytes(data)
         try:
-            read = read_labelled(path, LABELS)
+            read = read_rows(path, COLUMNS)
         except ValueError as error:
             assert f"fuzzed{ending}" in str(error)  # noqa: PT017 - most files raise, some need not
         else:
             assert read
-            assert all(example.label in LABELS and example.words for example in read)
+            assert all(example.label in LABELS and example.texts for example in read)
 
 
 @pytest.mark.parametrize("ending", [".tsv", ".tsv.gz"])
-def test_find_split(tmp_path, ending):
+def test_find_file(tmp_path, ending):
     path = write(tmp_path, GOOD, f"dev{ending}")
-    assert find_split(tmp_path, "dev") == path
+    assert find_file(tmp_path, "dev.tsv") == path
 
 
-def test_find_split_says_what_a_folder_holds(tmp_path):
+def test_find_file_says_what_a_folder_holds(tmp_path):
     write(tmp_path, GOOD, "train.tsv")
     (tmp_path / "dev.tsv").mkdir()
     with pytest.raises(
         FileNotFoundError, match=r"has no dev\.tsv or dev\.tsv\.gz; a data folder holds train, dev and"
     ):
-        find_split(tmp_path, "dev")
+        find_file(tmp_path, "dev.tsv")
 
 
 def test_vocabulary_is_ordered_by_count_and_then_by_alphabet():

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from nplex.lab import experiment
-from nplex.lab.recipes.style import style
-from nplex.lab.recipes.translation import translation
+from nplex.lab.recipes.style_transfer import style
+from nplex.lab.recipes.machine_translation import translation
+from nplex.lab.text import longest
 from nplex.lab.train import Schedule
 
 WORDS = {"rot": "red", "blau": "blue", "hund": "dog", "katze": "cat", "haus": "house", "und": "and"}
@@ -91,7 +92,7 @@ def test_what_does_not_match_is_told(folder, tmp_path):
     with pytest.raises(ValueError, match=r"dev.en, line 2: empty; remove it from both files"):
         tiny().load(tmp_path)
     (tmp_path / "test.en").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no test.en or test.en.gz; see docs/tasks.md"):
+    with pytest.raises(FileNotFoundError, match=r"has no test.en or test.en.gz; a data folder holds train, dev and test, see docs/tasks.md"):
         tiny().load(tmp_path)
     with pytest.raises(
         FileNotFoundError,
@@ -115,14 +116,14 @@ def test_the_built_in_verses_are_there():
 def test_long_pairs_are_not_learned_from_and_long_sources_are_cut(folder):
     data = tiny(longest=6).load(folder)
     assert 0 < len(data.train.pairs) < 400
-    assert max(data.train.longer) <= 6
+    assert max(longest(data.train.sides)) <= 6
     assert len(data.test.pairs) == 30
-    assert max(len(source) for source in data.test.sources) <= 7
+    assert max(len(source) for source in data.test.sides[0]) <= 7
 
 
 def test_batches_hold_as_many_tokens_as_the_schedule_says(folder):
     task = tiny().task(tiny().load(folder))
-    lengths = task.data.train.longer
+    lengths = longest(task.data.train.sides)
     found = task.batches(torch.Generator().manual_seed(0))
     assert sorted(index for batch in found for index in batch) == list(range(400))
     assert max(len(batch) * max(lengths[i] for i in batch) for batch in found) <= 256
