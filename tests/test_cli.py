@@ -385,7 +385,9 @@ def test_a_run_folder_says_what_it_is(compared):
 def test_a_run_folder_of_an_older_version_opens(copied, data):
     """Which named neither kind nor format."""
     settings = read_json(copied / "settings.json")
-    (copied / "settings.json").write_text(json.dumps({k: settings[k] for k in settings if k not in ("kind", "format")}))
+    (copied / "settings.json").write_text(
+        json.dumps({k: settings[k] for k in settings if k not in ("kind", "format")})
+    )
     assert "majority" in ok(train(data, copied, "--resume")).stdout
     (copied / "result.json").unlink()
     assert "epoch 1" in ok(train(data, copied, "--resume")).stderr

@@ -20,9 +20,9 @@ FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = {
     "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "on_import": 3, "huggingface": 3, "count": 3,
-    "identify": 3, "stored": 3.5, "stored_rules": 3.5, "show": 4,
+    "identify": 3, "whole_files": 2.9, "stored": 3.5, "stored_rules": 3.5, "show": 4,
     "lab.checkpoint": 5, "lab.environment": 5, "lab.run_folder": 5, "lab.data": 5, "lab.text": 5, "lab.scores": 5,
-    "lab.generation": 5, "lab.train": 5.1, "lab.summary": 5.2, "lab.plot": 5.3, "lab.recipes": 5.4, "lab.fetch": 5.5,
+    "lab.generation": 5, "lab.train": 5.1, "lab.summary": 5.2, "lab.plot": 5.3, "lab.recipes": 5.4, "lab.public_sets": 5.5,
     "lab.experiment": 5.5, "lab.reproduction": 5.6, "lab.reporting": 5.6, "lab.tuning": 5.6, "lab.cli": 5.8,
     "cli": 5.7,
 }  # fmt: skip

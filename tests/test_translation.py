@@ -92,7 +92,10 @@ def test_what_does_not_match_is_told(folder, tmp_path):
     with pytest.raises(ValueError, match=r"dev.en, line 2: empty; remove it from both files"):
         tiny().load(tmp_path)
     (tmp_path / "test.en").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no test.en or test.en.gz; a data folder holds train, dev and test, see docs/tasks.md"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"has no test.en or test.en.gz; a data folder holds train, dev and test, see docs/tasks.md",
+    ):
         tiny().load(tmp_path)
     with pytest.raises(
         FileNotFoundError,

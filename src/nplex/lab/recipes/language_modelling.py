@@ -9,7 +9,7 @@ Expected here and how long it takes: results/README.md.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -155,13 +155,13 @@ def language(rule: str = "4", *, size: str = "small", set: str = "") -> Language
     Raises:
         ValueError: the text names no rule, or one with n above the width; or an unknown size or set.
     """
-    chosen = {"rule": rule, "set": set, "unit": "word" if set == "brown" else "byte"}
+    recipe = Language(set=set, unit="word" if set == "brown" else "byte")
     if is_small(size):
         schedule = Schedule(epochs=3, batch_size=16, learning_rate=3e-3, warmup=0.05, checkpoint_every=200)
-        return Language(**chosen, schedule=schedule)
+        return replace(recipe, rule=rule, schedule=schedule)
     schedule = Schedule(epochs=10, batch_size=32, learning_rate=1e-3, warmup=0.05, checkpoint_every=200)
-    return Language(
-        **chosen, width=512, feed_forward=2048, heads=8, layers=6, length=256, schedule=schedule
+    return replace(
+        recipe, rule=rule, width=512, feed_forward=2048, heads=8, layers=6, length=256, schedule=schedule
     )  # fmt: skip
 
 

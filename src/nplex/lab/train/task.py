@@ -22,15 +22,17 @@ class Loss(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """What is trained.
+    """Examples, their loss, and the scores of a model on the dev part."""
 
-    Attributes:
-        main: the name of the score that counts.
-        higher: whether more of it is better.
-    """
+    @property
+    def main(self) -> str:
+        """The name of the score that counts."""
+        ...
 
-    main: str
-    higher: bool
+    @property
+    def higher(self) -> bool:
+        """Whether more of it is better."""
+        ...
 
     def batches(self, generator: torch.Generator) -> list[list[int]]:
         """The indices of one epoch, in batches."""
