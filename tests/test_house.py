@@ -50,7 +50,6 @@ MANY_ARGUMENTS: dict[str, str] = {
     "nplex.lab.cli.experiments.compare": "each is an option of the command line",
     "nplex.lab.cli.experiments.run": "each is an option of the command line",
     "nplex.lab.cli.reproducing.reproduce": "each is an option of the command line",
-    "nplex.lab.cli.rule_learning.learn": "each is an option of the command line",
     "nplex.lab.cli.tuning.tune": "each is an option of the command line",
     "nplex.ops.plan.plan_for": "what is planned: two widths, four sizes, two circumstances, a machine",
 }
