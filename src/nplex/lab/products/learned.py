@@ -163,8 +163,9 @@ def learn(recipe: RuleLearning, seed: int = 0) -> Learned:
         float((used @ (found - unknowns(true))).norm() / (used @ unknowns(true)).norm())
         for found in (unknowns(table), least)
     )
-    wanted = recipe.rank is not None and examples.fits(table)
-    search, exact = _algorithm(table, examples, recipe.rank, seed) if wanted else (None, None)
+    search, exact = None, None
+    if recipe.rank is not None and examples.fits(table):
+        search, exact = _algorithm(table, examples, recipe.rank, seed)
     determined = used.shape[0] * true.shape[0]
     return Learned(
         product, seed, true, size, tuple(trail), determined, error, optimum, examples.fits(table), search, exact
