@@ -11,12 +11,12 @@ from torch import nn
 
 from nplex import count, preview
 from nplex.convert import Where
+from nplex.files import read_json, write_json, write_tensors
 from nplex.lab.environment import environment
 from nplex.lab.recipes.recipe import Data, Outcome, Recipe
 from nplex.lab.run_folder import CHECKPOINT, COMPARISON, MODEL, RESULT, SETTINGS, VOCABULARY, Settings, settings_for
 from nplex.lab.summary import Summary, summarise
 from nplex.lab.train import OnStep, State, clear, fit, main_process, silent, wait
-from nplex.files import read_json, write_json, write_tensors
 
 MEASURED = (
     "layer_parameters", "dense_layer_parameters", "parameters", "kind", "scores", "interval", "answers", "examples",

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from nplex.figures import new_figure
 from nplex.figures import write_figure as save
 from nplex.lab.summary import NAMES, Summary
-from nplex.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -60,8 +60,8 @@ def compare(  # noqa: PLR0913 - options of the command line
     run_folder = RunFolder(folder, resume, force)
     check_run(rule, seeds, run_folder)
     recipe, loaded = prepare(lambda: recipe_with(task, rule, size, set_name), data, epochs, shared, run_folder)
-    from nplex.lab import experiment, plot
     from nplex.files import write_text
+    from nplex.lab import experiment, plot
 
     with interruptible(resuming(run_folder)), progress() as report:
         summary = experiment.compare(recipe, rule, seeds, loaded, folder, report)

@@ -8,7 +8,7 @@ import typer
 
 from nplex.cli.terminal import messages, print_table, refuse, refusing
 from nplex.lab.cli.training import Force, check_run
-from nplex.lab.run_folder import SETTINGS, Place
+from nplex.lab.run_folder import SETTINGS, RunFolder, Settings
 
 KNOWN = (
     "quaternion, 'clifford(3,0)', 'cyclic(5)', 'matrices(2)', ...; rotation, rotation-pure, rotation-axis, "
@@ -45,12 +45,12 @@ def learn(
     from rich.progress import track
 
     seeds = sorted(set(seed or [0]))
-    place = None if out is None else Place(out, force=force, resumable=False)
-    check_run([], seeds, place or Place(Path()))
+    place = None if out is None else RunFolder(out, force=force, resumable=False)
+    check_run([], seeds, place or RunFolder(Path()))
     if force and place is None:
         refuse("--force deletes what --out holds: give --out DIR too")
     with refusing():
-        from nplex.lab.checkpoint import write_json
+        from nplex.files import write_json
         from nplex.lab.plot import new_figure
         from nplex.lab.products import RuleLearning, result
         from nplex.lab.products import learn as learned_from
@@ -61,7 +61,7 @@ def learn(
             new_figure()  # looks before any work whether figures can be made
             place.open()
             noted = {"learned": recipe.product, "settings": asdict(recipe), "seeds": seeds}
-            write_json(place.folder / SETTINGS, noted)
+            write_json(place.folder / SETTINGS, Settings("product", noted).json())
         shown = track(seeds, "seeds", console=messages, transient=True, disable=not messages.is_terminal)
         learned = [learned_from(recipe, each) for each in shown]
         if place is not None:

@@ -10,9 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nplex.algebra import Search, find
-from nplex.algebra.rounding import round_off
-from nplex.algebra.verify import ExactAlgorithm
+from nplex.algebra import ExactAlgorithm, Search, find, round_off
 from nplex.lab.products.fit import Learner, Moment, Regression, fit
 from nplex.lab.products.known import Product, examples_of, product_named, unknowns
 

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra import Algebra
-from nplex.algebra.formulas import additions, formulas
-from nplex.lab.checkpoint import write_json, write_tensors, write_text
+from nplex.algebra import Algebra, additions, formulas
+from nplex.files import write_json, write_tensors, write_text
 from nplex.lab.environment import environment
 from nplex.lab.plot import new_figure, save
 from nplex.lab.products.fit import ADAM

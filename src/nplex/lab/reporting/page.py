@@ -7,10 +7,10 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+from nplex.files import write_text
 from nplex.lab.reporting.read import FinishedRun, baseline, finished_runs
 from nplex.lab.reporting.rule_tables import identify_rules, packed
 from nplex.lab.summary import DIGITS, NAMES, Summary, summarise
-from nplex.files import write_text
 
 OnRule = Callable[[int, int], None]
 PARTS = files("nplex.lab.reporting") / "parts"

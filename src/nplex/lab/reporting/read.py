@@ -7,10 +7,10 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from nplex.files import read_json
 from nplex.lab.plot import rule_name
 from nplex.lab.run_folder import COMPARISON, LOG, RESULT, SETTINGS, settings_of
 from nplex.lab.train import rules as trained
-from nplex.files import read_json
 
 Tables = dict[int, dict[str, Float[Tensor, "n n n"]]]
 

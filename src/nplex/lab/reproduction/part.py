@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from nplex.files import read_json, write_json, write_text
 from nplex.lab import experiment, plot
 from nplex.lab.recipes.recipe import Data
 from nplex.lab.recipes.tables import Part
@@ -12,7 +13,6 @@ from nplex.lab.reproduction.page import Reproduced
 from nplex.lab.run_folder import COMPARISON
 from nplex.lab.scores import Difference, paired, score_of, statistics
 from nplex.lab.train import OnStep, main_process, silent
-from nplex.files import read_json, write_json, write_text
 
 DENSE = "dense"
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nplex.files import read_tensors, write_tensors
 from nplex.lab.checkpoint import weights_of
 from nplex.lab.run_folder import BEST, EPOCH
 from nplex.lab.train.schedule import Schedule
 from nplex.lab.train.state import State
 from nplex.lab.train.task import Task
-from nplex.files import read_tensors, write_tensors
 
 
 def improved(state: State, task: Task) -> bool:

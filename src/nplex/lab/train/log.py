@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nplex.files import write_text
 from nplex.lab.run_folder import LOG, TENSORBOARD
 from nplex.lab.train.processes import main_process
 from nplex.lab.train.state import State
-from nplex.files import write_text
 
 EVERY = 50
 

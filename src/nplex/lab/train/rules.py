@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nplex.algebra import as_table
+from nplex.files import read_tensors, write_tensors
 from nplex.lab.run_folder import RULES
 from nplex.nn import LearnedRule
-from nplex.files import read_tensors, write_tensors
 
 
 @torch.no_grad()
