@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,28 +29,20 @@ from nplex.lab.cli.training import (
 from nplex.lab.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from nplex.lab.tuning import Row
+    from nplex.lab.tuning import Pareto
 
-Names = Annotated[list[str] | None, typer.Option(metavar="NAME...")]
+WHAT = "A task of nplex run, or my_module:my_function, which takes a rule."
 
 
 def tune(  # noqa: PLR0913 - options of the command line
-    task: Annotated[
-        str, typer.Argument(help="A task of nplex run, or my_module:my_function, which takes a rule.", metavar="TASK")
-    ],
+    task: Annotated[str, typer.Argument(help=WHAT, metavar="TASK")],
     trials: Annotated[int, typer.Option(min=1, help="How many rules are measured in all, dense among them.")] = 12,
-    minutes: Annotated[float, typer.Option(min=0, help="No rule is begun after this time.")] = float("inf"),
-    n: Annotated[list[str] | None, typer.Option(help="Numbers, or a range as 2..8.", metavar="N...")] = None,
-    rank: Annotated[
-        list[str] | None, typer.Option(help="Of full, generic, between and n; by default all.", metavar="RANK...")
-    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="No rule is begun after this time.")] = float("inf"),
+    n: Annotated[list[str], typer.Option(help="Numbers, or a range.", metavar="N...")] = ["2..8"],  # noqa: B006
+    rank: Annotated[list[str] | None, typer.Option(help="Of full, generic, between, n.", metavar="RANK...")] = None,
     algebra: Annotated[list[str] | None, typer.Option(help="Fixed rules, as quaternion.", metavar="NAME...")] = None,
-    goal: Annotated[
-        list[str] | None, typer.Option(help="Of size, quality and speed; by default all.", metavar="GOAL...")
-    ] = None,
-    margin: Annotated[
-        float | None, typer.Option(help="How far below dense is as good; by default the interval of dense.")
-    ] = None,
+    goal: Annotated[list[str] | None, typer.Option(help="Of size, quality, speed.", metavar="GOAL...")] = None,
+    margin: Annotated[float | None, typer.Option(help="How far below dense is as good; else its interval.")] = None,
     lower: Annotated[bool, typer.Option("--lower", help="A lower score of the function is the better one.")] = False,
     storage: Annotated[str, typer.Option(help="A database that several processes share.", metavar="URL")] = "",
     seed: Annotated[int, typer.Option(help="Of each run of a task.")] = 0,
@@ -82,36 +75,32 @@ def tune(  # noqa: PLR0913 - options of the command line
     with refusing():
         import optuna  # noqa: F401, RUF100 - its absence is told before any work
 
+        from nplex.lab import tuning
         from nplex.lab.recipes.tasks import recipe_of
-        from nplex.lab.tuning import Goals, rules_to_try
-        from nplex.lab.tuning import tune as search
-        from nplex.lab.tuning.pareto import GOALS
         from nplex.lab.tuning.recipe import RecipeObjective
         from nplex.lab.tuning.space import RANKS
 
-        rules = rules_to_try(parse_sizes(n or ["2..8"]), rank or RANKS, algebra or ())
-        goals = Goals(tuple(goal or GOALS), lower, margin)
+        rules = tuning.rules_to_try(_sizes(n), rank or RANKS, algebra or ())
+        goals = tuning.Goals(tuple(goal or tuning.Goals().which), lower, margin)
     if ":" in task:
-        given = {"--size": size != "small", "--set": set_name, "--data": data, "--epochs": epochs, "--seed": seed,
-                 "--shared": shared}  # fmt: skip
-        if names := ", ".join(name for name, value in given.items() if value):
-            refuse(f"{names} is for tasks, and {task} is a function")
+        options = {"size": size != "small", "set": set_name, "data": data, "epochs": epochs, "seed": seed}
+        if given := [f"--{name}" for name, value in (options | {"shared": shared}).items() if value]:
+            refuse(f"{', '.join(given)} is for tasks, and {task} is a function")
         with refusing():
-            objective = load_function(task)
+            objective = _function(task)
             place.open()
     else:
         if lower:
             refuse("--lower is for functions; a task says itself which scores are better")
-
-        def make() -> Any:
-            return [recipe_of(task, rule, size=size, set=set_name) for rule in rules][0]
-
-        recipe, loaded = prepare(make, data, epochs, shared, place)
+        recipe, loaded = prepare(
+            lambda: next(iter([recipe_of(task, rule, size=size, set=set_name) for rule in rules])), data, epochs,
+            shared, place,
+        )  # fmt: skip
         objective = RecipeObjective(recipe, loaded, place.folder, seed)
-        goals = Goals(goals.which, not recipe.task(loaded).higher, margin)
-    with interruptible(resuming(place)), progress(min(trials, len(rules))) as report:
-        found = search(
-            objective, place.folder, rules=rules, trials=trials, minutes=minutes or 1e-9, goals=goals, storage=storage,
+        goals = replace(goals, lower=not recipe.task(loaded).higher)
+    with interruptible(resuming(place)), _progress(min(trials, len(rules))) as report:
+        found = tuning.tune(
+            objective, place.folder, rules=rules, trials=trials, minutes=minutes, goals=goals, storage=storage,
             report=report,
         )  # fmt: skip
     print_table(found.table())
@@ -119,16 +108,8 @@ def tune(  # noqa: PLR0913 - options of the command line
     messages.print(f"tables, figure and runs are in {place.folder}", soft_wrap=True)
 
 
-def parse_sizes(texts: list[str]) -> list[int]:
-    """Numbers and ranges as people write them.
-
-    Raises:
-        ValueError: a text is neither.
-
-    Examples:
-        >>> parse_sizes(["2..4", "8"])
-        [2, 3, 4, 8]
-    """
+def _sizes(texts: list[str]) -> list[int]:
+    """["2..4", "8"] gives [2, 3, 4, 8]."""
     found: set[int] = set()
     for text in texts:
         match = re.fullmatch(r"(\d{1,3})(?:\.\.(\d{1,3}))?", text)
@@ -138,14 +119,9 @@ def parse_sizes(texts: list[str]) -> list[int]:
     return sorted(found)
 
 
-def load_function(text: str) -> Callable[[str], Any]:
-    """The function that `module:name` names, looked for in the current folder too.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+def _function(text: str) -> Callable[[str], Any]:
+    """A function of the user's own, from the folder where the command was given."""
+    sys.path.insert(0, "")
     module, _, name = text.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -157,7 +133,7 @@ def load_function(text: str) -> Callable[[str], Any]:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[tuple["Row", ...], str], None]]:
+def _progress(total: int) -> Iterator[Callable[["Pareto", str], None]]:
     """A bar of the rules where stderr is a terminal, and a line for each."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -166,14 +142,12 @@ def progress(total: int) -> Iterator[Callable[[tuple["Row", ...], str], None]]:
     with Progress(*columns, console=messages, disable=not messages.is_terminal) as shown:
         bar = shown.add_task("", total=total)
 
-        def report(rows: tuple["Row", ...], running: str) -> None:
-            shown.update(bar, completed=len(rows), description=running)
-            for row in rows:
-                if row.rule not in told and (found := row.measured):
-                    numbers = f"{found.parameters:,} parameters, {found.seconds:.3g} s"
-                    messages.print(f"{row.rule}: score {found.score:.4g}, {numbers}", soft_wrap=True)
-                elif row.rule not in told:
-                    messages.print(f"{row.rule}: failed, {row.error}", soft_wrap=True)
-                told.add(row.rule)
+        def report(found: "Pareto", running: str) -> None:
+            numbers = {row.rule: f"score {row.measured.score:.4g}" for row in found.rows}
+            lines = numbers | {rule: f"failed, {error}" for rule, error in found.failed.items()}
+            shown.update(bar, completed=len(lines), description=running)
+            for rule in lines.keys() - told:
+                messages.print(f"{rule}: {lines[rule]}", soft_wrap=True)
+            told.update(lines)
 
         yield report

@@ -16,14 +16,14 @@ def draw(result: Pareto, path: Path) -> None:
     """
     from matplotlib.ticker import EngFormatter
 
-    rows = [(row, row.measured) for row in result.rows if row.measured]
-    goals = result.goals.which
+    rows, goals = result.rows, result.goals.which
     figure = new_figure(2.0 + 2.4 * len(goals), 1.7 + 0.25 * len(rows))
     panels = figure.subplots(1, len(goals), sharey=True, squeeze=False)[0]
     better = "lower" if result.goals.lower else "higher"
     units = {"quality": f", {better} is better,\nwith its 95 % interval", "speed": f" for {result.unit}"}
     for goal, axes in zip(goals, panels, strict=True):
-        for height, (row, found) in enumerate(rows):
+        for height, row in enumerate(rows):
+            found = row.measured
             kind = "take this" if row == result.recommended else list(COLOURS)[1 if row.pareto else 2]
             axes.scatter(getattr(found, GOALS[goal]), height, s=30, color=COLOURS[kind], zorder=2, label=kind)
             if goal == "quality" and found.low is not None and found.high is not None:
@@ -34,7 +34,7 @@ def draw(result: Pareto, path: Path) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel(GOALS[goal] + units.get(goal, ""))
         axes.grid(alpha=0.25)
-    panels[0].set_yticks(range(len(rows)), [row.rule for row, _ in rows])
+    panels[0].set_yticks(range(len(rows)), [row.rule for row in rows])
     panels[0].set_ylabel("rule: n, or n:rank")
     handles, labels = panels[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))

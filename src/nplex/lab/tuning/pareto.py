@@ -1,12 +1,12 @@
 """The result: what matters, all rules that were tried, those that no other beats, and the one to take."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from nplex.lab.summary import machine, markdown_table
 from nplex.lab.tuning.space import DENSE
 
-GOALS = {"size": "parameters", "quality": "score", "speed": "seconds"}
+GOALS = {"size": "parameters", "speed": "seconds", "quality": "score"}
 
 
 @dataclass(frozen=True)
@@ -52,45 +52,45 @@ class Goals:
         if self.margin is not None and not (math.isfinite(self.margin) and self.margin >= 0):
             raise ValueError(f"margin must be a number of 0 or more, got {self.margin}")
 
-    def losses(self, found: Measured) -> tuple[float, ...]:
-        """In the order of `which`, the smaller the better."""
-        signs = {"quality": 1.0 if self.lower else -1.0}
-        return tuple(signs.get(goal, 1.0) * (getattr(found, GOALS[goal]) or 0) for goal in self.which)
+    def loss(self, found: Measured, goal: str) -> float:
+        """A number of what was measured, the smaller the better."""
+        return (getattr(found, GOALS[goal]) or 0) * (-1.0 if goal == "quality" and not self.lower else 1.0)
 
     def is_good(self, found: Measured, dense: Measured) -> bool:
         """Whether a score counts as no worse than dense's."""
         end = dense.high if self.lower else dense.low
         allowed = self.margin if self.margin is not None else abs(dense.score - (dense.score if end is None else end))
-        return (found.score - dense.score) * (1 if self.lower else -1) <= allowed
+        return self.loss(found, "quality") <= self.loss(dense, "quality") + allowed
 
 
 @dataclass(frozen=True)
 class Row:
-    """A rule with what was measured, or with the error that it gave; `pareto` where no other beats it."""
+    """A rule, what was measured, and whether no other rule is as good in all goals and better in one."""
 
     rule: str
-    measured: Measured | None = None
+    measured: Measured
     pareto: bool = False
-    error: str = ""
 
 
 @dataclass(frozen=True)
 class Pareto:
-    """The rules of a search from the smallest to the largest, then those that failed.
+    """The result of a search.
 
     Attributes:
         task: what was searched for, as on the command line.
         goals: what mattered.
-        rows: the rules.
         environment: what it ran on.
         unit: what seconds are of.
+        rows: the measured rules, from the smallest to the largest.
+        failed: rules that gave an error, and which.
     """
 
     task: str
     goals: Goals
-    rows: tuple[Row, ...]
     environment: dict
     unit: str = "a call"
+    rows: tuple[Row, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
 
     @property
     def dense(self) -> Measured | None:
@@ -100,22 +100,20 @@ class Pareto:
     @property
     def recommended(self) -> Row | None:
         """Of rules as good as dense the smallest, where size matters; else the fastest, or the best."""
-        order = sorted(range(len(self.goals.which)), key=lambda i: ("size", "speed", "quality").index(self.goals.which[i]))
-        good = {
-            row: [self.goals.losses(row.measured)[i] for i in (order[0], order[-1])]
-            for row in self.rows
-            if self.dense and row.measured and self.goals.is_good(row.measured, self.dense)
-        }
-        return min(good, key=good.__getitem__, default=None)
+        goals, dense = self.goals, self.dense
+        first = next(goal for goal in GOALS if goal in goals.which)
+        good = [row for row in self.rows if dense and goals.is_good(row.measured, dense)]
+        return min(
+            good, key=lambda row: [goals.loss(row.measured, goal) for goal in (first, "quality")], default=None
+        )
 
     def code(self, row: Row) -> str:
         """The line that converts the layers that were measured."""
         if row.rule == DENSE:
             return "# dense: the model stays as it is"
         rule = row.rule if row.rule.isdecimal() else f'nplex.convert.parse_rule("{row.rule}")'
-        if row.measured and row.measured.arguments:
-            return f"nplex.convert_(model, rule={rule}, {row.measured.arguments})"
-        return f"nplex.convert_(model, rule={rule})  # the layers that {self.task} converts"
+        arguments, note = row.measured.arguments, f"  # the layers that {self.task} converts"
+        return f"nplex.convert_(model, rule={rule}" + (f", {arguments})" if arguments else f"){note}")
 
     def advice(self) -> str:
         """The rule to take, why, and the line of code."""
@@ -129,17 +127,15 @@ class Pareto:
 
     def table(self) -> list[list[str]]:
         """Header and rows as text."""
-        head = ["rule", "parameters", "of dense", "score", "95 % interval", f"s for {self.unit}", ""]
-        return [head, *([row.rule, *self._cells(row)] for row in self.rows)]
-
-    def _cells(self, row: Row) -> list[str]:
-        found, whole = row.measured, self.dense and self.dense.parameters
-        if found is None:
-            return [*[""] * 5, f"failed: {row.error[:60]}"]
-        share = f"{found.parameters / whole:.3f}" if found.parameters and whole else ""
-        ends = "" if found.low is None or found.high is None else f"{found.low:.4g}-{found.high:.4g}"
-        remark = "pareto" * row.pareto + " take this" * (row == self.recommended)
-        return [f"{found.parameters:,}", share, f"{found.score:.4g}", ends, f"{found.seconds:.3g}", remark]
+        lines = [["rule", "parameters", "of dense", "score", "95 % interval", f"s for {self.unit}", ""]]
+        for row in self.rows:
+            found, whole = row.measured, self.dense and self.dense.parameters
+            share = f"{found.parameters / whole:.3f}" if found.parameters and whole else ""
+            ends = "" if found.low is None or found.high is None else f"{found.low:.4g}-{found.high:.4g}"
+            remark = "pareto" * row.pareto + " take this" * (row == self.recommended)
+            numbers = [f"{found.parameters:,}", share, f"{found.score:.4g}", ends, f"{found.seconds:.3g}", remark]
+            lines.append([row.rule, *numbers])
+        return lines + [[rule, *[""] * 5, f"failed: {error[:60]}"] for rule, error in self.failed.items()]
 
     def markdown(self) -> str:
         """The table as Markdown, and the advice."""

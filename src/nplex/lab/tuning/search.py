@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT, GRACE, TRIES = 10, 60, 3
 RULE, COUNTS, MEASURED, ERROR = "rule", "counts", "measured", "error"
-Report = Callable[[tuple[Row, ...], str], None]
+Report = Callable[[Pareto, str], None]
 
 
 class Failed(Exception):
@@ -47,7 +47,7 @@ def tune(
     minutes: float = math.inf,
     goals: Goals = Goals(),  # noqa: B008 - frozen
     storage: str = "",
-    report: Report = lambda rows, running: None,
+    report: Report = lambda found, running: None,
 ) -> Pareto:
     """Measures rules within a budget and gives those that no other beats in size, quality and speed.
 
@@ -64,7 +64,7 @@ def tune(
         minutes: no rule is begun after that time.
         goals: what matters; by default size, quality and speed.
         storage: a database URL that several processes share; "" for a file in the folder.
-        report: called with all rows so far and the rule that is being measured.
+        report: called with the result so far and the rule that is being measured.
 
     Raises:
         ValueError: dense cannot be measured, the storage cannot be opened, or the folder holds another search.
@@ -80,16 +80,17 @@ def tune(
         "lower": goals.lower,
     }  # fmt: skip
     study_name = f"{task} {hashlib.sha256(_note(settings, folder).encode()).hexdigest()[:8]}"
-    result = Pareto(task, goals, (), environment(), getattr(objective, "unit", "a call"))
+    empty = Pareto(task, goals, environment(), getattr(objective, "unit", "a call"))
     with _opened(storage or f"sqlite:///{folder.resolve() / TUNING_DATABASE}", study_name, len(goals.which)) as study:
+        search = _Search(study, objective, rules, folder, empty, report)
         try:
-            _Search(study, objective, rules, goals, folder, report).run(trials, time.time() + 60 * minutes)
+            search.run(trials, time.time() + 60 * minutes)
         finally:
-            result = replace(result, rows=rows_of(study))
+            result = search.result()
             checkpoint.write_json(folder / TUNING[0], result.json())
             checkpoint.write_text(folder / TUNING[1], result.markdown())
             draw(result, folder / TUNING[2])
-    if error := next((row.error for row in result.rows if row.rule == DENSE), ""):
+    if error := result.failed.get(DENSE):
         raise ValueError(f"dense could not be measured: {error}; see {_failure_file(folder, DENSE)}")
     return result
 
@@ -101,8 +102,8 @@ class _Search:
     study: "Study"
     objective: Callable[[str], Any]
     rules: Sequence[str]
-    goals: Goals
     folder: Path
+    empty: Pareto
     report: Report
     repeated: bool = False
 
@@ -112,11 +113,11 @@ class _Search:
 
         patience = time.time() + GRACE + HEARTBEAT
         while time.time() < deadline:
-            self.report(rows_of(self.study), "")
+            self.report(self.result(), "")
             if self._choose(trials):
                 self.study.optimize(self._trial, n_trials=1, catch=(Failed,))
                 patience = time.time() + GRACE + HEARTBEAT
-            elif time.time() < patience and any(t.state.name == "RUNNING" for t in _trials(self.study)):
+            elif time.time() < patience and any(t.state.name == "RUNNING" for t in self._trials()):
                 time.sleep(0.5)
                 optuna.storages.fail_stale_trials(self.study)
             else:
@@ -126,12 +127,12 @@ class _Search:
         """Whether there is a rule to begin; it is fixed here, or left to TPE."""
         import optuna
 
-        found = _trials(self.study)
+        found = self._trials()
         taken = {trial.user_attrs[RULE] for trial in found}
         rest = [rule for rule in self.rules if rule not in taken]
         if any(trial.state.name == "WAITING" for trial in found):
             return True
-        if len(taken) >= trials or not rest or any(r.error for r in rows_of(self.study) if r.rule == DENSE):
+        if len(taken) >= trials or not rest or DENSE in self.result().failed:
             return False
         number = len(self.study.get_trials(deepcopy=False))
         sampler = optuna.samplers.TPESampler(n_startup_trials=4, seed=number)
@@ -146,13 +147,13 @@ class _Search:
         rule = self.rules[trial.suggest_int(RULE, 0, len(self.rules) - 1)]
         trial.set_user_attr(RULE, rule)
         trial.set_user_attr(COUNTS, True)
-        others = [t for t in _trials(self.study) if t.user_attrs[RULE] == rule and t.number != trial.number]
+        others = [t for t in self._trials() if t.user_attrs[RULE] == rule and t.number != trial.number]
         running = any(t.state.name == "RUNNING" and t.number < trial.number for t in others)
         if running or any(t.state.name == "COMPLETE" or ERROR in t.user_attrs for t in others):
             trial.set_user_attr(COUNTS, False)
             self.repeated = True
             raise Failed(f"another trial measures {rule}")
-        self.report(rows_of(self.study), rule)
+        self.report(self.result(), rule)
         try:
             found = measure(self.objective, rule)
         except (KeyboardInterrupt, Interrupted):
@@ -163,7 +164,24 @@ class _Search:
             checkpoint.write_text(_failure_file(self.folder, rule), traceback.format_exc())
             raise Failed(rule) from None
         trial.set_user_attr(MEASURED, asdict(found))
-        return self.goals.losses(found)
+        return tuple(self.empty.goals.loss(found, goal) for goal in self.empty.goals.which)
+
+    def _trials(self) -> list[Any]:
+        """Those that count: no repetition of another, and not ended by Ctrl-C."""
+        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.user_attrs.get(COUNTS)]
+
+    def result(self) -> Pareto:
+        """What the study holds: measured rules, and those that gave an error or whose process ended too often."""
+        trials, best = self._trials(), {trial.number for trial in self.study.best_trials}
+        rows: dict[str, Row] = {}
+        for trial in (trial for trial in trials if trial.state.name == "COMPLETE"):
+            found = Measured(**trial.user_attrs[MEASURED])
+            rows.setdefault(trial.user_attrs[RULE], Row(trial.user_attrs[RULE], found, trial.number in best))
+        alive = {trial.user_attrs[RULE] for trial in trials if trial.state.name in ("RUNNING", "WAITING")}
+        lost = [trial.user_attrs for trial in trials if trial.user_attrs[RULE] not in {*alive, *rows}]
+        failed = {at[RULE]: at.get(ERROR, f"its process ended {TRIES} times") for at in lost}
+        by_size = sorted(rows.values(), key=lambda row: row.measured.parameters or 0)
+        return replace(self.empty, rows=tuple(by_size), failed=failed)
 
 
 def measure(objective: Callable[[str], Any], rule: str) -> Measured:
@@ -204,25 +222,6 @@ def _random_numbers(seed: int) -> Iterator[None]:
             np.random.set_state(arrays)
 
 
-def _trials(study: "Study") -> list[Any]:
-    """Those that count: no repetition of another, and not ended by Ctrl-C."""
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(COUNTS)]
-
-
-def rows_of(study: "Study") -> tuple[Row, ...]:
-    """Measured rules by size, then those that gave an error, or whose process ended too often."""
-    best, found, trials = {trial.number for trial in study.best_trials}, {}, _trials(study)
-    alive = {trial.user_attrs[RULE] for trial in trials if not trial.state.is_finished()}
-    for trial in sorted(trials, key=lambda trial: trial.state.name):  # COMPLETE before FAIL
-        rule, state = trial.user_attrs[RULE], trial.state.name
-        error = trial.user_attrs.get(ERROR, "" if rule in alive else f"its process ended {TRIES} times")
-        if state == "COMPLETE":
-            found.setdefault(rule, Row(rule, Measured(**trial.user_attrs[MEASURED]), trial.number in best))
-        elif state == "FAIL" and error:
-            found.setdefault(rule, Row(rule, error=error))
-    return tuple(sorted(found.values(), key=lambda row: row.measured.parameters if row.measured else math.inf))
-
-
 def _note(settings: dict, folder: Path) -> str:
     """Writes the settings, or refuses a folder that holds others; gives them as text."""
     text, path = json.dumps(settings, sort_keys=True), folder / SETTINGS
@@ -250,19 +249,16 @@ def _opened(url: str, name: str, goals: int) -> Iterator["Study"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            directions = ["minimize"] * goals
             yield optuna.create_study(
-                storage=_database(url), study_name=name, directions=["minimize"] * goals, load_if_exists=True
+                storage=_database(url), study_name=name, directions=directions, load_if_exists=True
             )
     finally:
         optuna.logging.set_verbosity(level)
 
 
 def _database(url: str, tries: int = 5) -> "RDBStorage":
-    """A storage whose heartbeats tell of processes that died; optuna tries their rules again.
-
-    Raises:
-        ValueError: it cannot be opened.
-    """
+    """A storage whose heartbeats tell of processes that died; optuna tries their rules again."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -273,9 +269,9 @@ def _database(url: str, tries: int = 5) -> "RDBStorage":
             url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
         )
     except (ImportError, SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
-        if tries and re.search("already exists|unique", str(error), re.IGNORECASE):  # another process makes the tables
+        if tries and re.search("already exists|unique", str(error), re.IGNORECASE):  # others make its tables
             time.sleep(0.2)
             return _database(url, tries - 1)
-        wanted = "a database URL as sqlite:///tune.db or postgresql://user@host/name"
-        text = f"the storage {url} cannot be opened, expected {wanted}: {str(error.__cause__ or error).splitlines()[0]}"
-        raise ValueError(re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)) from None
+        reason = str(error.__cause__ or error).splitlines()[0]
+        text = f"{url} cannot be opened, expected a database URL as postgresql://user@host/name: {reason}"
+        raise ValueError("the storage " + re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)) from None
