@@ -1,6 +1,5 @@
 """The search for a rule: on functions whose best rules are known."""
 
-import importlib
 import json
 import os
 import random
@@ -310,7 +309,6 @@ def test_a_task_is_trained_once_with_each_rule_and_the_line_of_code_gives_what_w
     recipe = recipe_of("agreement", "dense")
     model = recipe.build(recipe.load(data))
     assert layer_parameters(model, recipe.converted) == rows["dense"]
-    importlib.import_module("nplex.lab.recipes.tasks")
     exec(found["recommended"]["code"], {"nplex": nplex, "model": model})
     assert layer_parameters(model, recipe.converted) == rows[found["recommended"]["rule"]]
 

@@ -249,7 +249,7 @@ def _opened(url: str, name: str, goals: int) -> Iterator["Study"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            directions = ["minimize"] * goals
+            directions = [optuna.study.StudyDirection.MINIMIZE] * goals
             yield optuna.create_study(
                 storage=_database(url), study_name=name, directions=directions, load_if_exists=True
             )
