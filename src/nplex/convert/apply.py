@@ -9,6 +9,7 @@ from torch import nn
 from nplex import nn as nx
 from nplex.convert.record import Layer, kind_of, read_record, sizes_of
 from nplex.convert.rule_record import StoredRule
+from nplex.convert.survey import names_of
 from nplex.convert.swap import keep_padded, put_in
 from nplex.convert.twins import make_twin, twin_class
 from nplex.nn import Rule
@@ -32,21 +33,22 @@ def apply_(model: nn.Module, data: Any) -> Callable[[], None]:
             in another way; the layer is named.
     """
     layers = read_record(data)
-    plan = _Plan(model)
+    change = _Change(model)
     for name in sorted(layers, key=lambda name: name.split(".")):  # a layer comes before the layers inside it
-        plan.add(name, layers[name])
-    for name, module in plan.modules.items():
+        change.add(name, layers[name])
+    for name, module in change.modules.items():
         if kind_of(module) is not None and name not in layers:
             raise ValueError(f"{name or 'the model'} is hypercomplex here, but dense in what was recorded")
-    return plan.put_in()
+    return change.put_in()
 
 
-class _Plan:
+class _Change:
     """All new layers, made before any is put in."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.names = names_of(model)
+        self.modules = {name: module for module, names in self.names.items() for name in names}
         self.twins: dict[nn.Module, nn.Module] = {}
         self.shared: dict[str, Rule] = {}
         self.outer: str | None = None
@@ -54,7 +56,7 @@ class _Plan:
     def add(self, name: str, layer: Layer) -> None:
         """Makes one layer, or looks whether the one that is there is as recorded."""
         if self.outer is not None and name.startswith(self.outer + "." * bool(self.outer)):
-            self._add_inner(name, layer)
+            self._add_inner(name, self.outer, layer)
             return
         self.outer, module = name, self.modules.get(name)
         if module is None:
@@ -64,17 +66,15 @@ class _Plan:
         elif module not in self.twins:
             self.twins[module] = self._make(name, module, layer)
 
-    def _add_inner(self, name: str, layer: Layer) -> None:
+    def _add_inner(self, name: str, outer: str, layer: Layer) -> None:
         """A layer that came with the one around it, as attention's output projection; only its rule may differ."""
-        outer = str(self.outer)
         home = self.modules[outer]
-        module: Any = self.twins.get(home, home)
-        for part in filter(None, name.removeprefix(outer).split(".")):
-            module = module._modules.get(part)
-            if module is None:
-                raise ValueError(
-                    f"{name} was recorded as a {layer.kind}, but {outer or 'the model'} has no such layer"
-                )
+        try:
+            module: Any = self.twins.get(home, home).get_submodule(name.removeprefix(outer).removeprefix("."))
+        except AttributeError:
+            raise ValueError(
+                f"{name} was recorded as a {layer.kind}, but {outer or 'the model'} has no such layer"
+            ) from None
         if home in self.twins and "rule" in module._modules and layer.shared is None:
             if not layer.rule.fits(module.rule):
                 number = next(module.parameters())
@@ -91,9 +91,7 @@ class _Plan:
         """Looks whether a hypercomplex layer is as recorded."""
         rule = getattr(module, "rule", None)
         if kind_of(module) != layer.kind or not isinstance(rule, Rule) or not layer.rule.fits(rule):
-            raise ValueError(
-                f"{name or 'the model'} was recorded as {_summary(layer)}; the model has {_found(module)}"
-            )
+            raise ValueError(f"{name or 'the model'} was recorded as {layer.summary}; the model has {_found(module)}")
         place = layer.shared
         holder = None if place is None else self.shared.get(place, self.modules.get(place))
         if (rule.place == "shared") != (place is not None) or (place is not None and holder is not rule):
@@ -106,7 +104,7 @@ class _Plan:
         if not name:
             raise ValueError("the model is itself a dense layer and cannot be replaced in place")
         kind: Any = getattr(nx, layer.kind)
-        low_rank = layer.kind == "LowRankLinear" and twin_class(module) is nx.Linear and type(module) is nn.Linear
+        low_rank = layer.kind == "LowRankLinear" and type(module) is nn.Linear
         if twin_class(module) is not kind and not low_rank:
             raise ValueError(f"{name} was recorded as a {layer.kind}, the model has {_found(module)} there")
         try:
@@ -122,7 +120,7 @@ class _Plan:
             else:
                 twin = make_twin(module, rule)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{name} was recorded as {_summary(layer)}: {error}") from None
+            raise ValueError(f"{name} was recorded as {layer.summary}: {error}") from None
         _freeze(rule, layer.rule)
         _check_sizes(name, twin, layer)
         return twin
@@ -136,8 +134,7 @@ class _Plan:
             if isinstance(found, Rule):  # another layer of this model uses it already
                 self.shared[layer.shared] = found
             else:
-                base, name = self._base(layer.shared)
-                check_base(base, name)
+                check_base(*self._base(layer.shared))
                 rule = self.shared[layer.shared] = layer.rule.make(device, dtype)
                 rule.place = "shared"
         if not layer.rule.fits(self.shared[layer.shared]):
@@ -153,46 +150,34 @@ class _Plan:
 
     def put_in(self) -> Callable[[], None]:
         """Puts all in; gives what takes it back."""
-        fresh = [place for place, rule in self.shared.items() if self.modules.get(place) is not rule]
-        for place in fresh:
-            register(*self._base(place)[:1], self.shared[place], self._base(place)[1])
-        for old, new in self.twins.items():
-            put_in(self.model, self._names(old), new)
+        new = [(*self._base(at), rule) for at, rule in self.shared.items() if self.modules.get(at) is not rule]
+        for base, name, rule in new:
+            register(base, rule, name)
+        for old, twin in self.twins.items():
+            put_in(self.model, self.names[old], twin)
         stacks = keep_padded(self.model)
 
         def take_back() -> None:
             for stack in stacks:
                 stack.use_nested_tensor = True
             for old in self.twins:
-                put_in(self.model, self._names(old), old)
-            for place in fresh:
-                base, name = self._base(place)
+                put_in(self.model, self.names[old], old)
+            for base, name, _ in new:
                 delattr(base, name)
 
         return take_back
 
-    def _names(self, module: nn.Module) -> tuple[str, ...]:
-        return tuple(name for name, other in self.modules.items() if other is module)
-
 
 def _check_sizes(name: str, module: nn.Module, layer: Layer) -> None:
-    sizes = sizes_of(module)
-    for key, size in sizes.items():
+    for key, size in sizes_of(module).items():
         if layer.sizes.get(key, size) != size:
-            told = f"{key} = {layer.sizes[key]!r:.50}, the model has {size}"
-            raise ValueError(f"{name or 'the model'} was recorded with {told}: build the model in that size")
+            recorded = f"{key} = {layer.sizes[key]!r:.50}, the model has {size}"
+            raise ValueError(f"{name or 'the model'} was recorded with {recorded}: build the model in that size")
 
 
 def _freeze(rule: Rule, stored: StoredRule) -> None:
     if stored.is_frozen:
         rule.requires_grad_(False)
-
-
-def _summary(layer: Layer) -> str:
-    """A recorded layer in a few words."""
-    rule = layer.rule.data
-    told = rule["algebra"] if "algebra" in rule else f"n = {rule['n']}"
-    return f"a {layer.kind} with {told}" + f", rank {rule['rank']}" * (rule["rank"] is not None)
 
 
 def _found(module: nn.Module) -> str:

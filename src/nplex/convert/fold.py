@@ -56,7 +56,7 @@ def fold_(model: nn.Module) -> FoldReport:
         if not is_layer(module):
             for name, child in module._modules.items():
                 setattr(dense, name, child)
-        put_in(model, tuple(ours[module]), dense)
+        put_in(model, ours[module], dense)
     removed = _remove_unused(model, rules)
     return FoldReport(tuple(rows), removed, before, sum(p.numel() for p in model.parameters()))
 

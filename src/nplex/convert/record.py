@@ -28,6 +28,13 @@ class Layer(NamedTuple):
     sizes: dict[str, Any]
     shared: str | None
 
+    @property
+    def summary(self) -> str:
+        """`a Linear with n = 4, rank 7`, as messages name it."""
+        rule = self.rule.data
+        name = rule.get("algebra", f"n = {self.rule.n}")
+        return f"a {self.kind} with {name}" + f", rank {rule['rank']}" * (rule["rank"] is not None)
+
 
 def record(model: nn.Module) -> dict[str, Any]:
     """Which layers of a model are hypercomplex, and with which rules: JSON data without weights.

@@ -1,5 +1,7 @@
 """One walk over a model: replace layers by their twins, keep tied modules tied, report what was kept and why."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from nplex.convert.nearest import nearest_
@@ -101,7 +103,7 @@ def keep_padded(model: nn.Module) -> list[nn.TransformerEncoder]:
     return changed
 
 
-def put_in(model: nn.Module, names: tuple[str, ...], new: nn.Module) -> None:
+def put_in(model: nn.Module, names: Iterable[str], new: nn.Module) -> None:
     """Puts a module at all its places."""
     for name in names:
         parent, _, attribute = name.rpartition(".")

@@ -36,7 +36,7 @@ def all_but(*patterns: str) -> Where:
 
 
 def all_of(*conditions: Where) -> Where:
-    """Takes layers that all conditions take: `all_of(only("encoder.*"), sensible)`; the first refusal is the reason."""
+    """Takes layers that all conditions take: `all_of(only("encoder.*"), sensible)`; the first refusal counts."""
     if not conditions or not all(map(callable, conditions)):
         raise TypeError(f'all_of needs conditions, as in all_of(only("encoder.*"), sensible), got {conditions!r}')
 
@@ -50,8 +50,8 @@ def all_of(*conditions: Where) -> Where:
 def sensible(name: str, module: nn.Module) -> bool | str:
     """Takes layers that are worth converting; the preview has the reason for each that is not.
 
-    Skipped are embeddings; output heads (by their names: `lm_head`, `classifier`, `score`, `qa_outputs`, `cls`, `head`,
-    `*_head`, `logits`, and outermost `fc`, `proj_out`, `conv_out`); routers of mixtures of experts (`router`, `gate`
+    Skipped are embeddings; output heads (by their names: `lm_head`, `classifier`, `score`, `qa_outputs`, `cls`,
+    `head`, `*_head`, `logits`, and outermost `fc`, `proj_out`, `conv_out`); routers of mixtures of experts (`router`, `gate`
     with at most a quarter as many outputs as inputs); layers with fewer than 4096 weights; convolutions from or to
     fewer than 8 channels, as an image has; depthwise convolutions. A name tells little: look at the preview, and say
     otherwise with a `where` of your own, or narrow it by `all_of(sensible, only("encoder.*"))`.
