@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = {
-    "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "on_import": 3, "huggingface": 3, "count": 3,
-    "identify": 3, "whole_files": 2.9, "stored": 3.5, "stored_rules": 3.5, "show": 4,
+    "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "on_import": 3, "huggingface": 3, "counting": 3,
+    "rule_names": 3, "figures": 3.2, "stored": 3.5, "stored_rules": 3.5,
     "lab.checkpoint": 5, "lab.environment": 5, "lab.run_folder": 5, "lab.data": 5, "lab.text": 5, "lab.scores": 5,
-    "lab.generation": 5, "lab.train": 5.1, "lab.summary": 5.2, "lab.plot": 5.3, "lab.recipes": 5.4, "lab.public_sets": 5.5,
-    "lab.experiment": 5.5, "lab.reproduction": 5.6, "lab.reporting": 5.6, "lab.tuning": 5.6, "lab.cli": 5.8,
+    "lab.generation": 5, "lab.train": 5.1, "lab.summary": 5.2, "lab.plot": 5.3, "lab.recipes": 5.4, "lab.products": 5.4,
+    "lab.public_sets": 5.5, "lab.experiment": 5.5, "lab.reproduction": 5.6, "lab.reporting": 5.6, "lab.tuning": 5.6, "lab.cli": 5.8,
     "cli": 5.7,
 }  # fmt: skip
 EXEMPT_FROM_FLOORS = {
@@ -82,7 +82,7 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 PUBLIC = {
     "nplex": [
         "algebra", "ops", "nn", "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but",
-        "all_of", "sensible", "count", "save", "load",
+        "all_of", "sensible", "count", "show", "save", "load",
     ],
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",

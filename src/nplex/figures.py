@@ -1,6 +1,5 @@
 """Rules as figures: the table, W as blocks, the factors of an algorithm."""
 
-import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +48,7 @@ def show(rule: Any, what: str | None = None) -> "Figure":
     draws = {"table": table, "weight": weight, "factors": factors}
     if what not in draws:
         raise ValueError(f"what must be {', '.join(draws)}, got {what!r}")
-    return draws[what](rule.rule if is_layer and what != "weight" else rule)
+    return draws[what](getattr(rule, "rule", rule) if is_layer and what != "weight" else rule)
 
 
 def new_figure(width: float = 6.4, height: float = 4.0) -> "Figure":
@@ -221,6 +220,8 @@ def _bars(axes: "Axes", row: int, column: int, shares: Float[Tensor, "n"]) -> No
 
 def _hues(n: int) -> Float[Tensor, "n 3"]:
     """A colour for each of n things."""
+    import colorsys
+
     return torch.tensor([colorsys.hls_to_rgb(k / n, 0.62, 0.75) for k in range(n)], dtype=torch.float64)
 
 

@@ -106,7 +106,7 @@ def model_card(model: PreTrainedModel) -> str:
     groups: Counter[tuple[str, str, str]] = Counter()
     for name, layer in conversion["layers"].items():
         pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-        groups[pattern, layer["kind"], _told(conversion["rules"][layer["rule"]], layer.get("shared"))] += 1
+        groups[pattern, layer["kind"], _rule_summary(conversion["rules"][layer["rule"]], layer.get("shared"))] += 1
     rows = [f"| `{name}` | {number} | {layer} | {rule} |" for (name, layer, rule), number in groups.items()]
     share = 100 * numbers.total / max(numbers.dense, 1)
     return "\n".join([
@@ -171,11 +171,11 @@ def _held(config: Any) -> dict[str, Any]:
     return held if held.get("quant_method") == METHOD else {}
 
 
-def _told(rule: dict[str, Any], shared: str | None) -> str:
-    """A rule in a few words."""
-    rank = "" if rule["rank"] is None else f", rank {rule['rank']}"
-    frozen, place = ", frozen" * (rule.get("learned") is False), "" if shared is None else f", shared at `{shared}`"
-    return rule.get("algebra", f"learned, n = {rule.get('n')}") + rank + frozen + place
+def _rule_summary(rule: dict[str, Any], shared: str | None) -> str:
+    """`learned, n = 4, rank 7, shared at `rule``, for the model card."""
+    words = [rule.get("algebra", f"learned, n = {rule.get('n')}")]
+    words += [f"rank {rule['rank']}"] * (rule["rank"] is not None) + ["frozen"] * (rule.get("learned") is False)
+    return ", ".join(words + [f"shared at `{shared}`"] * (shared is not None))
 
 
 def _base_name(model: PreTrainedModel) -> str:

@@ -4,7 +4,7 @@ A file tells names, shapes and kinds of layers, not an architecture. That is eno
 layers, and to fold them back, into a file that `nplex.load` reads into the model.
 """
 
-import secrets
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def write_model(model: nn.Module, source: Path, out: Path, *, force: bool = Fals
     if not source.is_dir():
         save(model, out)
         return
-    part, old = (out.with_name(f"{out.name}.{secrets.token_hex(4)}.part") for _ in range(2))
+    part, old = (out.with_name(f"{out.name}.{os.urandom(4).hex()}.part") for _ in range(2))
     try:
         model.save_pretrained(part)  # pyright: ignore - transformers'
         for file in source.iterdir():

@@ -12,13 +12,12 @@ from nplex.files import read_tensors
 
 __all__ = ["stored_rules", "table_of_json", "learning_ends", "LEARNED"]
 
-Table = Float[Tensor, "n n n"]
 FACTORS = BilinearAlgorithm._fields
 LEARNED = "table over training"  # what nplex rule learn writes into its file's header
 FILES = ("model.safetensors", "rule.safetensors")  # in the folder of a run
 
 
-def stored_rules(path: Path) -> dict[str, Table | BilinearAlgorithm]:
+def stored_rules(path: Path) -> dict[str, Float[Tensor, "n n n"] | BilinearAlgorithm]:
     """The rules of a file by their names, as float64: tables, or factors where the file holds those.
 
     Args:
@@ -49,7 +48,7 @@ def stored_rules(path: Path) -> dict[str, Table | BilinearAlgorithm]:
     tensors = {name: tensor.double() for name, tensor in tensors.items()}
     if header.get("holds") == LEARNED:
         try:
-            rules = dict(learning_ends(tensors))
+            rules: dict[str, Tensor | BilinearAlgorithm] = {**learning_ends(tensors)}
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
     else:
@@ -103,7 +102,7 @@ def _is_of_rule(name: str) -> bool:
     return (bool(slash) and epoch.isdecimal()) or (owner.split(".")[-1] == "rule" and last in {"table", *FACTORS})
 
 
-def _of_run(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _of_run(tensors: dict[str, Tensor]) -> dict[str, Tensor | BilinearAlgorithm]:
     """The tables before the first step and after the last pass, in the order of the layers."""
     epochs = sorted({int(name.partition("/")[0]) for name in tensors})
     layers = sorted({name.partition("/")[2] for name in tensors})

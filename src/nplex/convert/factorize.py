@@ -96,7 +96,7 @@ def unfactorize_(model: nn.Module, *, optimizer: optim.Optimizer | None = None) 
 def _survey(
     model: nn.Module, optimizer: optim.Optimizer | None, full: bool, where: Where | None = None
 ) -> list[_Held]:
-    """All rules of a model, and why some are skipped; those held as tables are to change (full), or those as factors."""
+    """All rules of a model, and why some are skipped; tables are to change (full), or factors."""
     check_model(model)
     if not isinstance(optimizer, optim.Optimizer | None) or isinstance(optimizer, optim.LBFGS | optim.Adagrad):
         raise TypeError(f"a {type(optimizer).__name__} cannot exchange its parameters; make a new one afterwards")

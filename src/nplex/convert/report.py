@@ -176,7 +176,7 @@ class FactorReport:
     optimizer: str = ""
 
     def __str__(self) -> str:
-        table = [("rule", "layers", "n", "rank", "of_dense", "error", "growth", "seconds", "")]
+        table: list[Sequence[str]] = [("rule", "layers", "n", "rank", "of_dense", "error", "growth", "seconds", "")]
         for row in self.rows:
             layers = ", ".join(row.layers[:3]) + f", ... ({len(row.layers)})" * (len(row.layers) > 3)
             rank = f"{row.before or 'full'}" + f" -> {row.after or 'full'}" * row.changes

@@ -1,4 +1,4 @@
-"""What to convert, and to which rule: frozen values, and helpers that say it briefly."""
+"""What to convert, and to which rule: frozen values, and the text of a rule."""
 
 import copy
 import fnmatch
@@ -47,17 +47,15 @@ class Choice:
     @cached_property
     def template(self) -> Rule:
         """The rule that each layer's own is like."""
-        if self.rule is None:
-            raise ValueError(f"the layers of {self.pattern!r} are skipped and have no rule")
-        return as_rule(self.rule, device="meta")
+        return as_rule(self.rule, device="meta")  # pyright: ignore - None is refused there
 
     def fresh(self, device: torch.device, dtype: torch.dtype) -> Rule:
         """A free rule with first values, on a device."""
-        if self.rule is None or isinstance(self.rule, Rule):
-            rule = copy.deepcopy(self.template).to_empty(device=device).to(dtype)
-            rule.reset_parameters()
-            return rule
-        return as_rule(self.rule, device=device, dtype=dtype)
+        if isinstance(self.rule, int | Algebra):
+            return as_rule(self.rule, device=device, dtype=dtype)
+        rule = copy.deepcopy(self.template).to_empty(device=device).to(dtype)
+        rule.reset_parameters()
+        return rule
 
 
 @dataclass(frozen=True)
@@ -76,23 +74,19 @@ class Conversion:
     shared: bool = False
 
     def __post_init__(self) -> None:
+        is_mapping = isinstance(self.rule, Mapping)
         if isinstance(self.rule, Mapping) and not all(isinstance(key, str) and key for key in self.rule or [""]):
             raise TypeError(
                 f'a mapping of rules needs patterns, as in {{"encoder.*": 4, "*": None}}, got {self.rule}'
             )
         for choice in self.choices:
-            self._check(choice)
+            try:
+                if choice.rule is not None or not is_mapping:
+                    _ = choice.template
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{choice.pattern!r}: {error}" if is_mapping else str(error)) from None
         if self.where is not None and not callable(self.where):
             raise TypeError(f"where must be a function of name and module, as nplex.only gives, got {self.where!r}")
-
-    def _check(self, choice: Choice) -> None:
-        """Refuses what is no rule, and says for which pattern."""
-        try:
-            if choice.rule is not None or not isinstance(self.rule, Mapping):
-                as_rule(choice.rule, device="meta")  # pyright: ignore - None is refused there
-        except (TypeError, ValueError) as error:
-            where = f"{choice.pattern!r}: " if isinstance(self.rule, Mapping) else ""
-            raise type(error)(f"{where}{error}") from None
 
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
@@ -131,20 +125,15 @@ def parse_rule(text: str) -> Rule | None:
         return None
     n, colon, rank = text.partition(":")
     try:
-        if n.isdecimal() and (rank.isdecimal() or not colon):
-            _check_size(int(n), int(rank or 1))
-            return LearnedRule(int(n), int(rank) if colon else None)
-        return FixedRule(named(text))
+        if not n.isdecimal() or not (rank.isdecimal() or not colon):
+            return FixedRule(named(text))
+        if int(n) < 1 or int(rank or 1) < 1:
+            raise ValueError("n and R must be 1 or more")
+        if int(n) > 256:  # before memory is asked for
+            raise ValueError(f"n = {n} would need a table of {n}^3 numbers; n is at most 256")
+        return LearnedRule(int(n), int(rank) if colon else None)
     except ValueError as error:
         raise ValueError(
             f"a rule is dense, a number n (learned), n:R (learned, at rank R) or an algebra's name; "
             f"got {text!r}: {error}"
         ) from None
-
-
-def _check_size(n: int, rank: int) -> None:
-    """Refuses what was mistyped, before memory is asked for."""
-    if n < 1 or rank < 1:
-        raise ValueError("n and R must be 1 or more")
-    if n > 256:
-        raise ValueError(f"n = {n} would need a table of {n}^3 numbers; n is at most 256")

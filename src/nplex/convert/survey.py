@@ -1,6 +1,5 @@
 """Looking at a model before it is changed: what would change, what is skipped, and why."""
 
-from collections import Counter
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -82,19 +81,15 @@ def _is_listed(module: nn.Module) -> bool:
 
 def _row(module: Any, places: list[str], spec: Conversion, tied: str) -> tuple[Row, Choice | None]:
     """What happens to one layer, and by which rule."""
-    was, choice = _numel(module), None
-    reason = "already converted" if is_layer(module) else _own_kind(module)
-    if not reason:
-        answer = spec.choose(places, module)
-        reason, choice = (answer, None) if isinstance(answer, str) else ("", answer)
-    reason = reason or lost(module) or tied
-    if choice is not None and not reason:
-        now, reason = _twin_size(module, choice)
-        if not reason and now < was:
-            twin = label(untransposed(shadow(module)), choice.template)
-            return Row(places[0], tuple(places[1:]), label(module), twin, "", was, now), choice
-        reason = reason or f"would have {now:,} parameters, not fewer"
-    return Row(places[0], tuple(places[1:]), label(module), None, reason, was, was), None
+    row = Row(places[0], tuple(places[1:]), label(module), None, "", _numel(module), _numel(module))
+    choice = "already converted" if is_layer(module) else _own_kind(module) or spec.choose(places, module)
+    reason = choice if isinstance(choice, str) else lost(module) or tied
+    if isinstance(choice, str) or reason:
+        return replace(row, reason=reason), None
+    now, reason = _twin_size(module, choice)
+    if reason or now >= row.was_parameters:
+        return replace(row, reason=reason or f"would have {now:,} parameters, not fewer"), None
+    return replace(row, now=label(untransposed(shadow(module)), choice.template), now_parameters=now), choice
 
 
 def _own_kind(module: nn.Module) -> str:
@@ -154,13 +149,12 @@ def _unmatched(spec: Conversion, rows: list[Row]) -> tuple[str, ...]:
 
 def _others(names: dict[nn.Module, list[str]], parts: set[nn.Module]) -> tuple[tuple[str, int, int], ...]:
     """Kinds of other modules that hold parameters: name, how many, their parameters."""
-    modules, parameters = Counter(), Counter()
+    found: dict[str, list[int]] = {}
     for module in names:
         numbers = sum(p.numel() for p in module.parameters(recurse=False) if not is_lazy(p))
         if numbers and module not in parts and not _is_listed(module) and not isinstance(module, Rule):
-            modules[type(module).__name__] += 1
-            parameters[type(module).__name__] += numbers
-    return tuple((kind, count, parameters[kind]) for kind, count in modules.items())
+            found.setdefault(type(module).__name__, []).append(numbers)
+    return tuple((kind, len(numbers), sum(numbers)) for kind, numbers in found.items())
 
 
 def _numel(module: nn.Module) -> int:

@@ -51,10 +51,10 @@ def sensible(name: str, module: nn.Module) -> bool | str:
     """Takes layers that are worth converting; the preview has the reason for each that is not.
 
     Skipped are embeddings; output heads (by their names: `lm_head`, `classifier`, `score`, `qa_outputs`, `cls`,
-    `head`, `*_head`, `logits`, and outermost `fc`, `proj_out`, `conv_out`); routers of mixtures of experts (`router`, `gate`
-    with at most a quarter as many outputs as inputs); layers with fewer than 4096 weights; convolutions from or to
-    fewer than 8 channels, as an image has; depthwise convolutions. A name tells little: look at the preview, and say
-    otherwise with a `where` of your own, or narrow it by `all_of(sensible, only("encoder.*"))`.
+    `head`, `*_head`, `logits`, outermost `fc`, `proj_out`, `conv_out`); routers of mixtures of experts (`router`,
+    `gate` with at most a quarter as many outputs as inputs); layers with fewer than 4096 weights; convolutions
+    from or to fewer than 8 channels, as an image has; depthwise convolutions. A name tells little: look at the
+    preview, and say otherwise with a `where` of your own, or narrow it by `all_of(sensible, only("encoder.*"))`.
 
     Examples:
         >>> sensible("lm_head", nn.Linear(512, 32000)), sensible("layers.0.up", nn.Linear(512, 2048))
