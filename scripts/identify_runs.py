@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from nplex.algebra.identify import identify
-from nplex.lab.checkpoint import read_json, read_tensors, write_json, write_tensors, write_text
+from nplex.algebra import identify
+from nplex.files import read_json, read_tensors, write_json, write_tensors, write_text
 from nplex.lab.environment import environment
 from nplex.lab.run_folder import RESULT
 from nplex.lab.summary import machine, markdown_table
@@ -94,7 +94,7 @@ def _row(each: Learned) -> dict:
         "seconds": (time.perf_counter() - began) / 2,
         **{
             when: {
-                "name": told.name, "confidence": told.confidence, "verdict": told.verdict,
+                "name": told.name, "verdict": told.verdict,
                 "nearest": min((d.distance for d in told.distances), default=None),
                 "commutator": told.invariants.commutator, "associator": told.invariants.associator,
             }

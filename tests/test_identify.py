@@ -10,9 +10,15 @@ import nplex.rule_names
 from nplex.algebra import BilinearAlgorithm, cyclic, direct, dual, find, identify, laws, named, octonion, quaternion
 from nplex.algebra.classes import classes
 from nplex.algebra.identification import Invariants
-from nplex.algebra.identification.bases import balanced, condition, random_orthogonal, transformed
+from nplex.algebra.identification.bases import (
+    balanced,
+    condition,
+    random_orthogonal,
+    starts,
+    transformed,
+    unital_isotopes,
+)
 from nplex.algebra.identification.fit import _equations
-from nplex.algebra.identification.unital import starts, unital_isotopes
 from nplex.algebra.levenberg_marquardt import least_squares
 from nplex.nn import LearnedRule, Linear
 

@@ -63,11 +63,9 @@ def least_squares(
     not lower the sum is refused, and tried again with three times the damping. A step that does eases the damping:
     by 2, by 5 if it left less than 0.7 of the error, by 100 if less than 0.1, and not at all right after a refusal.
 
-    A start ends at the first of these:
-
-    - its error is at most a tenth of the tolerance, or at most the tolerance and the last step did not halve it;
-    - its error fell by less than 5 % over the last `window` steps, or no damping up to 1e6 lowers it (`stuck`);
-    - it took all its `steps`.
+    A start ends when its error is at most a tenth of the tolerance, or at most the tolerance and the last step did not
+    halve it; when its error fell by less than 5 % over the last `window` steps, or no damping up to 1e6 lowers it
+    (`stuck`); and after `steps` steps.
 
     Examples:
         Two starts that look for the square root of 2, `residual = 2 - x^2`, `J = 2 x`:

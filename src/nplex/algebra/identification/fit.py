@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nplex.algebra.identification.bases import Table, balanced, transformed
-from nplex.algebra.identification.unital import starts, unital_isotopes
+from nplex.algebra.identification.bases import Table, balanced, starts, transformed, unital_isotopes
 from nplex.algebra.levenberg_marquardt import Fit, least_squares
 
 # For each wave of starts: how often the table is balanced before, and how many starts each algebra gets.

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from nplex.algebra import laws
-from nplex.algebra.identification.bases import Table, balanced
-from nplex.algebra.identification.unital import unital_isotopes
+from nplex.algebra.identification.bases import Table, balanced, unital_isotopes
 from nplex.algebra.search.bound import lower_bound
 
 
@@ -18,7 +17,7 @@ class Invariants:
         rank_at_least: How many products it is proved to need.
         multilinear_ranks: The ranks of its three flattenings: component, result, input.
         commutator: `|| x o y - y o x ||` over all units, relative, in isotopes with a unit; None without any. Its
-            size depends on the bases, and so may, where the isotope is not associative, whether it is 0.
+            size depends on the bases; where it is not associative so may whether it is 0.
         associator: `|| (x o y) o z - x o (y o z) ||` likewise; 0 in all bases or in none.
         alternator: the part of it that alternative algebras (octonions) lack.
         hyperdeterminant: at n = 2 Cayley's, which is negative for complex numbers, positive for split ones, 0 for
@@ -41,26 +40,22 @@ class Invariants:
         flattenings = [table.movedim(side, 0).flatten(1) for side in range(3)]
         ranks = tuple(int(torch.linalg.matrix_rank(matrix, rtol=tolerance)) for matrix in flattenings)
         isotopes = unital_isotopes(balanced(table, 2)[0], 5, torch.Generator("cpu").manual_seed(0))
-        defects = [_defects(isotope.table) for isotope in isotopes]
-        laws = torch.tensor(defects, device="cpu").median(dim=0).values.tolist() if defects else [None] * 3
-        determinant = float(_hyperdeterminant(table)) if len(table) == 2 else None
-        return cls(lower_bound(table, tolerance).rank, ranks, *laws, determinant)
+        measured = [_defects(isotope.table) for isotope in isotopes]
+        defects = torch.tensor(measured, device="cpu").median(dim=0).values.tolist() if measured else [None] * 3
+        discriminant = None
+        if len(table) == 2:  # of det(x T[0] + y T[1]) = a x^2 + b x y + c y^2
+            a, c = torch.linalg.det(table).tolist()
+            discriminant = (float(torch.linalg.det(table.sum(dim=0))) - a - c) ** 2 - 4 * a * c
+        return cls(lower_bound(table, tolerance).rank, ranks, *defects, discriminant)
 
     def __str__(self) -> str:
-        text = f"multilinear ranks {' x '.join(map(str, self.multilinear_ranks))}; "
-        text += f"at least {self.rank_at_least} products\n"
-        if self.commutator is None:
-            text += "no isotope has a unit: not both factors can be divided by"
-        else:
-            text += f"its isotopes with a unit: commutator {self.commutator:.1g}, associator {self.associator:.1g}, "
-            text += f"alternator {self.alternator:.1g} (0 where the law holds in them)"
-        return text if self.hyperdeterminant is None else f"{text}\nhyperdeterminant {self.hyperdeterminant:.2g}"
-
-
-def _hyperdeterminant(table: Table) -> torch.Tensor:
-    """The discriminant `b^2 - 4 a c` of `det(x T[0] + y T[1]) = a x^2 + b x y + c y^2`."""
-    a, c = torch.linalg.det(table)
-    return (torch.linalg.det(table.sum(dim=0)) - a - c) ** 2 - 4 * a * c
+        ranks = " x ".join(map(str, self.multilinear_ranks))
+        laws = "no isotope has a unit: not both factors can be divided by"
+        if self.commutator is not None:
+            laws = f"its isotopes with a unit: commutator {self.commutator:.1g}, associator {self.associator:.1g}, "
+            laws += f"alternator {self.alternator:.1g} (0 where the law holds in them)"
+        last = "" if self.hyperdeterminant is None else f"\nhyperdeterminant {self.hyperdeterminant:.2g}"
+        return f"multilinear ranks {ranks}; at least {self.rank_at_least} products\n{laws}{last}"
 
 
 def _defects(table: Table) -> tuple[float, float, float]:

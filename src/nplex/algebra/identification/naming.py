@@ -14,14 +14,10 @@ from nplex.algebra.identification.fit import WAVES, Nearest, nearest
 from nplex.algebra.identification.invariants import Invariants
 from nplex.algebra.table import Algebra
 
-# A table gets no name farther than NEAR; no more starts are tried where the nearest algebra is beyond HOPELESS.
-NEAR, HOPELESS = 0.1, 0.35
+# A table gets no name beyond NEAR; no more starts are tried where all is beyond HOPELESS; below EXACT is rounding.
+NEAR, HOPELESS, EXACT = 0.1, 0.35, 1e-6
 # How many times better than chance an algebra must explain a table, and how many times more a low rank must.
 CHANCE, LOW_RANK = 2e4, 1e3
-# Distances below it are rounding.
-EXACT = 1e-6
-# What share of the table's norm may be noise, by default.
-NOISE = 0.01
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Identification:
         n: The dimension.
         name: The algebra, or None.
         verdict: A sentence for a person.
-        rank: How many products the named algebra needs, where that is known; else None.
+        rank: How many products the named algebra needs, where that is known.
         distances: To each known algebra of this size, the best explanation first.
         invariants: Measures that do not depend on the bases.
     """
@@ -66,13 +62,12 @@ class Identification:
 
 
 @torch.no_grad()
-def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0, *, noise: float = NOISE) -> Identification:
+def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0, *, noise: float = 0.01) -> Identification:
     """The known algebra A and bases with the least `|| (P, Q, R) A - T || / || T ||`, if random tables are farther.
 
-    Each algebra of the size is fitted from many starts. The table gets the name of the algebra that explains it best:
-    near, and the nearer the fewer tables that algebra reaches. It gets none beyond a distance of 0.1, or where random
-    tables come as near, or where it uses fewer dimensions than it has. At n = 2 almost every table is complex or
-    split_complex; there the verdict says so.
+    The table gets the name of the algebra that explains it best: near, and the nearer the fewer tables that algebra
+    reaches. It gets none beyond a distance of 0.1, where random tables come as near, or where it uses fewer
+    dimensions than it has. At n = 2 almost every table is complex or split_complex, and the verdict says so.
 
     Args:
         rule: n x n x n, real, of any type on any device; an algebra; or factors. From n = 10 on only its invariants
@@ -105,8 +100,9 @@ def identify(rule: Tensor | Algebra | BilinearAlgorithm, seed: int = 0, *, noise
 
 
 def _nearest(known: tuple[Known, ...], target: Table, generator: torch.Generator) -> list[Nearest]:
-    """The nearest of each, in waves: after the first only for those that may still turn out to be the name."""
+    """The nearest of each, in waves of starts; after the first only what may be the name and was not met twice."""
     n, found = len(target), nearest([each.table for each in known], target, 0, generator) if known else []
+    met: set[int] = set()
     for wave in range(1, len(WAVES) if n > 2 else 0):
         distances = [distance for distance, _ in found]
         if not found or min(distances) >= HOPELESS:
@@ -117,8 +113,11 @@ def _nearest(known: tuple[Known, ...], target: Table, generator: torch.Generator
             break
         named = _named(known[best], n, distances[best])
         far, least = (10 * distances[best], known[best].codimension) if named else (HOPELESS, 0)
-        going = [i for i, each in enumerate(known) if i == best or (distances[i] <= far and each.codimension > least)]
+        open_ = [i for i, each in enumerate(known) if i == best or (distances[i] <= far and each.codimension > least)]
+        if not (going := [i for i in open_ if i not in met]):
+            break
         for i, again in zip(going, nearest([known[i].table for i in going], target, wave, generator), strict=True):
+            met |= {i} if again[0] < 1.02 * distances[i] < 1.04 * again[0] else set()
             found[i] = min(found[i], again, key=lambda near: near[0])
     return found
 
@@ -138,8 +137,8 @@ def _identified(target: Table, known: tuple[Known, ...], found: list[Nearest], n
         uses = " x ".join(map(str, ranks))
         verdict = f"no known algebra: it uses only {uses} of its dimensions (component x result x input)"
     elif not _named(best, n, distance):
-        least = min(rows, key=lambda row: row.distance)
-        verdict = f"no known algebra (nearest: {least.name} at {least.distance:.2g})"
+        near = min(rows, key=lambda row: row.distance)
+        verdict = f"no known algebra (nearest: {near.name} at {near.distance:.2g})"
         return Identification(n, None, verdict, None, rows, Invariants.of(target))
     else:
         name = best.name
@@ -156,7 +155,7 @@ def _score(codimension: int, n: int, distance: float, near: float = NEAR) -> flo
 
     A random table of N = n^3 numbers has a part d / N of its squared norm within a linear space of dimension d. One
     that lies there up to noise of any size (each decade as likely) is at r this many times as often, c = N - d. What
-    an algebra becomes is curved, not linear, so this is a measure and not a probability. Between algebras chance
+    an algebra becomes is curved, so this is a measure and not a probability. Between algebras chance
     comes as near as 0.1: so near bases of high condition bring an algebra to its limits.
     """
     c, d = codimension / 2, (n**3 - codimension) / 2
