@@ -10,6 +10,7 @@ from torch import nn
 
 from nplex.algebra import quaternion
 from nplex.nn import LearnedRule, Linear, MultiheadAttention, missing_rules, share
+from nplex.nn.sharing import Ownership
 from nplex.ops import attention as formula
 
 NAMES = ["learned 2", "learned 3", "learned 5", "learned 4:7", "quaternion"]
@@ -238,7 +239,7 @@ def test_parts_have_rules_of_their_own():
     layer = MultiheadAttention(E, H, rule=rule)
     assert layer.rule is rule
     assert layer.out_proj.rule is not rule
-    assert layer.out_proj.rule.place == "owned"
+    assert layer.out_proj.rule.ownership is Ownership.OWNED
     assert layer.out_proj.rule.rank == 7
     assert not torch.equal(layer.out_proj.rule.decode, rule.decode)
     with pytest.raises(ValueError, match="this rule already belongs to a layer"):
@@ -251,7 +252,7 @@ def test_a_layer_that_could_not_be_made_leaves_its_rule_free():
         MultiheadAttention(E, 5, rule=rule)
     with pytest.raises(ValueError, match="the rule is"):
         MultiheadAttention(E, H, dtype=torch.float16, rule=rule)
-    assert rule.place == "free"
+    assert rule.ownership is Ownership.FREE
 
 
 def test_names_in_the_state_dict():

@@ -333,9 +333,7 @@ def test_like_copies_every_option(layers):
     assert layer.bias is None
     assert layer.components.dtype == DOUBLE
     assert repr(layer.to_torch()) == repr(torchs)
-    assert layer.extra_repr() == torchs.extra_repr().replace(", padding_mode=circular", "").replace(
-        ", bias=False", f"{', padding_mode=circular' if layers is CONVS else ''}, bias=False, n=4"
-    )
+    assert layer.extra_repr() == f"{torchs.extra_repr()}, n=4"
 
 
 def test_a_convolution_of_rank_is_planned_by_its_sizes():
@@ -381,12 +379,12 @@ def test_wrong_arguments_are_named(kind, arguments, message):
 @pytest.mark.parametrize("shape", [(2, 9, 5, 5), (2, 16, 5, 5), (5, 5), (8,), (1, 2, 8, 5, 5), (8, 2, 5, 5)])
 def test_wrong_input_is_named(shape, method):
     layer = Conv2d(8, 8, 3, rule=LearnedRule(4, 7), method=method)
-    with pytest.raises(ValueError, match=r"x must have shape \(batch, 8, \*, \*\) or \(8, \*, \*\), got \("):
+    with pytest.raises(ValueError, match=r"input must have shape \(batch, 8, \*, \*\) or \(8, \*, \*\), got \("):
         layer(torch.zeros(shape))
 
 
 def test_wrong_input_of_a_transposed_convolution_is_named():
-    with pytest.raises(ValueError, match=r"x must have shape \(batch, 8, \*\) or \(8, \*\), got \(2, 9, 5\)"):
+    with pytest.raises(ValueError, match=r"input must have shape \(batch, 8, \*\) or \(8, \*\), got \(2, 9, 5\)"):
         ConvTranspose1d(8, 8, 3, rule=4)(torch.zeros(2, 9, 5))
 
 

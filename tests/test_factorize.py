@@ -10,6 +10,7 @@ import nplex
 from nplex.algebra import complex_, cyclic, dual, octonion, quaternion
 from nplex.convert import FactorReport, FactorRow
 from nplex.nn import FixedRule, LearnedRule, Linear, Rule, missing_rules, share
+from nplex.nn.sharing import Ownership
 
 ROUNDED = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -72,7 +73,7 @@ def test_outputs_stay_and_the_arithmetic_falls(n):
     for row, layer in zip(report.rows, (model.up, model.down), strict=True):
         assert row.changes
         assert layer.rule.rank == row.after == row.share * n**2 < n**2
-        assert layer.rule.place == "owned"
+        assert layer.rule.ownership is Ownership.OWNED
         assert row.error < 1e-6
         assert row.growth <= 20
         assert row.seconds > 0
@@ -334,7 +335,7 @@ def test_a_free_rule_in_a_module_of_ones_own():
     model, x = nn.Sequential(Own()), torch.randn(3, 8)
     before = model(x).detach()
     row = nplex.factorize_(model).rows[0]
-    assert (row.name, row.layers, model[0].law.place) == ("0.law", ("0",), "free")
+    assert (row.name, row.layers, model[0].law.ownership) == ("0.law", ("0",), Ownership.FREE)
     assert relative(model(x).detach(), before) < 2e-6
 
 

@@ -7,8 +7,8 @@ import torch
 
 from nplex.lab import experiment
 from nplex.lab.checkpoint import read_json
-from nplex.lab.recipes.natural_language_inference import LABELS, inference
 from nplex.lab.recipes.classifiers import PairClassifier
+from nplex.lab.recipes.natural_language_inference import LABELS, inference
 from nplex.lab.recipes.tasks import recipe_of
 
 SUBJECTS, VERBS = ("man", "woman", "child", "dog"), ("runs", "sleeps", "sings")

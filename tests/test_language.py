@@ -8,8 +8,8 @@ import torch
 
 from nplex.lab import experiment
 from nplex.lab.generation import beam, greedy
-from nplex.lab.recipes.language_modelling import language, pieces
 from nplex.lab.recipes.language_model import LanguageModel
+from nplex.lab.recipes.language_modelling import language, pieces
 from nplex.lab.scores import normal
 from nplex.lab.train import Schedule
 

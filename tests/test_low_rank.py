@@ -180,7 +180,7 @@ def test_wrong_arguments_are_named(arguments, message):
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match=r"x must have 10 numbers in its last dimension, got shape \(3, 9\)"):
+    with pytest.raises(ValueError, match=r"input must have 10 numbers in its last dimension, got shape \(3, 9\)"):
         LowRankLinear(10, 8, rule=4, low_rank=1)(torch.zeros(3, 9))
     with pytest.raises(ValueError, match=r"x must have at most 8 numbers in its last dimension, got shape \(3, 9\)"):
         ops.product(torch.ones(3, 9), torch.ones(2, 2, 2), torch.ones(2, 3, 1), torch.ones(2, 1, 4), out_features=6)

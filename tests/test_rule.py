@@ -8,6 +8,7 @@ from torch import nn
 
 from nplex.algebra import Algebra, as_table, complex_, find, octonion, quaternion
 from nplex.nn import FixedRule, LearnedRule, Linear, as_rule, missing_rules, share
+from nplex.nn.sharing import Ownership
 
 
 class Pair(nn.Module):
@@ -183,7 +184,7 @@ def test_copies_of_a_layer_go_on_sharing_the_models_rule():
 
 def test_a_rule_copied_alone_is_free():
     layer = Linear(8, 8, rule=4)
-    assert Linear(8, 8, rule=copy.deepcopy(layer.rule)).rule.place == "owned"
+    assert Linear(8, 8, rule=copy.deepcopy(layer.rule)).rule.ownership is Ownership.OWNED
 
 
 def test_a_layer_that_could_not_be_made_leaves_its_rule_free():

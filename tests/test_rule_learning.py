@@ -7,14 +7,14 @@ from fractions import Fraction
 
 import pytest
 import torch
+from nplex.algebra.formulas import additions, formulas
+from nplex.algebra.verify import ExactAlgorithm
 from refusals import refused
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from nplex.algebra import BilinearAlgorithm, complex_, find, known_algorithm, matrices, named, quaternion
-from nplex.algebra.formulas import additions, formulas
 from nplex.algebra.rounding import SMALL_NUMBERS, round_off
-from nplex.algebra.verify import ExactAlgorithm
 from nplex.cli import app, spread
 from nplex.lab.checkpoint import read_tensors, write_tensors
 from nplex.lab.products import RuleLearning, learn, product_named

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nplex.lab import experiment
-from nplex.lab.recipes.style_transfer import style
 from nplex.lab.recipes.machine_translation import translation
+from nplex.lab.recipes.style_transfer import style
 from nplex.lab.text import longest
 from nplex.lab.train import Schedule
 

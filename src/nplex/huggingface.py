@@ -195,7 +195,7 @@ def _check_types(model: PreTrainedModel) -> None:
     if dtype in (torch.float16, torch.bfloat16):
         kept |= set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     for name, module in model.named_modules():
-        if kept.intersection(name.split(".")) and is_layer(module) and cast(Any, module).rule.place == "shared":
+        if kept.intersection(name.split(".")) and is_layer(module) and cast(Any, module).rule.is_shared:
             raise ValueError(
                 f"in {dtype} transformers keeps {name} in float32, and its rule is shared with layers that are not; "
                 f"load the model with dtype=torch.bfloat16 or torch.float32"

@@ -13,7 +13,7 @@ from nplex.convert.survey import names_of
 from nplex.convert.swap import keep_padded, put_in
 from nplex.convert.twins import make_twin, twin_class
 from nplex.nn import Rule
-from nplex.nn.sharing import check_base, register
+from nplex.nn.sharing import check_base, exchange_rule, mark_shared, register
 
 
 def apply_(model: nn.Module, data: Any) -> Callable[[], None]:
@@ -83,7 +83,7 @@ class _Change:
                     raise ValueError(
                         f"{name} was recorded with n = {rule.n}, inside a layer with n = {module.rule.n}"
                     )
-                rule.place, module._modules["rule"] = "owned", rule
+                exchange_rule(module, rule)
             _freeze(module.rule, layer.rule)
         self._check(name, module, layer)
 
@@ -94,7 +94,7 @@ class _Change:
             raise ValueError(f"{name or 'the model'} was recorded as {layer.summary}; the model has {_found(module)}")
         place = layer.shared
         holder = None if place is None else self.shared.get(place, self.modules.get(place))
-        if (rule.place == "shared") != (place is not None) or (place is not None and holder is not rule):
+        if rule.is_shared != (place is not None) or (place is not None and holder is not rule):
             where = "its own" if place is None else f"shared at {place!r}"
             raise ValueError(f"the rule of {name or 'the model'} was recorded as {where}; in the model it is not")
         _check_sizes(name, module, layer)
@@ -136,7 +136,7 @@ class _Change:
             else:
                 check_base(*self._base(layer.shared))
                 rule = self.shared[layer.shared] = layer.rule.make(device, dtype)
-                rule.place = "shared"
+                mark_shared(rule)
         if not layer.rule.fits(self.shared[layer.shared]):
             raise ValueError(f"its shared rule {layer.shared} is recorded in two ways")
         return self.shared[layer.shared]

@@ -17,6 +17,7 @@ from nplex.convert.survey import names_of
 from nplex.convert.where import Where, unselected
 from nplex.nn import FixedRule, LearnedRule, Rule
 from nplex.nn.rule import FACTORS
+from nplex.nn.sharing import succeed
 
 # Relative errors of a table. A search goes to a few times what the type rounds off, so that a table which was
 # rounded still has its rank; the rounded factors then err by growth times 1e-7, 9e-4 and 5e-3 at most (measured).
@@ -113,7 +114,7 @@ def _survey(
     counts = Counter(id(p) for module in names for p in module._parameters.values())
     rules = []
     for rule, places in found.items():
-        users = [m for m, attribute in places if rule.place != "shared" or attribute in vars(m)] or [places[0][0]]
+        users = [m for m, attribute in places if not rule.is_shared or attribute in vars(m)] or [places[0][0]]
         layers = tuple(" = ".join(name or "(the model itself)" for name in names[user]) for user in users)
         row = FactorRow(names[rule][0], layers, rule.n, rule.rank, rule.rank)
         reason = "not selected by where under all names"
@@ -213,7 +214,7 @@ def _put_in(rules: list[_Held], swaps: list[_Held], optimizer: optim.Optimizer |
         what = "rules in training were replaced and an optimizer made before does not know their new parameters"
         warnings.warn(f"{what}; make a new one, or pass it next time: optimizer=optimizer", stacklevel=3)
     for old, (new, places, _) in changed:
-        new.place, new._base = old.place, old._base
+        succeed(old, new)
         new.train(old.training)
         for module, attribute in places:
             home = vars(module) if attribute in vars(module) else module._modules  # shared ones are plain references

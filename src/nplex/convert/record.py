@@ -66,7 +66,7 @@ def record(model: nn.Module) -> dict[str, Any]:
         if description not in rules:
             rules.append(description)
         layers[name] = {"kind": kind, "rule": rules.index(description), "sizes": sizes_of(module)}
-        if rule.place == "shared":
+        if rule.is_shared:
             if rule not in holders:
                 raise ValueError(
                     f"the rule of {name or 'the layer'} is shared and registered outside this model; take the whole "

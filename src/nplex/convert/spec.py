@@ -42,7 +42,7 @@ class Choice:
 
     @property
     def _given(self) -> bool:
-        return isinstance(self.rule, Rule) and self.rule.place == "shared"
+        return isinstance(self.rule, Rule) and self.rule.is_shared
 
     @cached_property
     def template(self) -> Rule:

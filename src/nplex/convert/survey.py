@@ -12,7 +12,7 @@ from nplex.convert.report import Report, Row, label
 from nplex.convert.spec import Choice, Conversion
 from nplex.convert.twins import TWINS, is_layer, make_twin, shadow, twin_class, untransposed
 from nplex.nn import Rule
-from nplex.nn.sharing import check_base
+from nplex.nn.sharing import check_base, mark_shared
 
 
 class Survey(NamedTuple):
@@ -108,7 +108,8 @@ def _twin_size(module: nn.Module, choice: Choice) -> tuple[int, str]:
     """Parameters of the layer that would take its place, its own rule included; or why there is none."""
     old = untransposed(shadow(module))
     rule = choice.fresh(torch.device("meta"), next(old.parameters()).dtype)
-    rule.place = "shared" if choice.shares else "free"
+    if choice.shares:
+        mark_shared(rule)
     try:
         twin = make_twin(shadow(module), rule)
     except ValueError as error:

@@ -11,7 +11,7 @@ from nplex.convert.survey import base_of, survey
 from nplex.convert.twins import is_layer, make_twin, untransposed
 from nplex.convert.where import Where
 from nplex.nn import Rule
-from nplex.nn.sharing import register
+from nplex.nn.sharing import mark_shared, register
 
 
 def preview(model: nn.Module, rule: Rules, *, where: Where | None = None, shared: bool = False) -> Report:
@@ -117,5 +117,5 @@ def _twin(old: nn.Module, choice: Choice, common: dict[Choice, Rule]) -> nn.Modu
         return make_twin(old, choice.fresh(number.device, number.dtype))
     if choice not in common:
         common[choice] = choice.fresh(number.device, number.dtype) if choice.registers else choice.template
-        common[choice].place = "shared"
+        mark_shared(common[choice])
     return make_twin(old, common[choice])

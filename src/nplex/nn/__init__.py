@@ -3,17 +3,20 @@
 from nplex.nn.attention import MultiheadAttention
 from nplex.nn.bilinear import Bilinear
 from nplex.nn.cells import GRUCell, LSTMCell, RNNCell
-from nplex.nn.conv import Conv1d, Conv2d, Conv3d
-from nplex.nn.conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from nplex.nn.decoder import TransformerDecoder, TransformerDecoderLayer
+from nplex.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from nplex.nn.embedding import Embedding, EmbeddingBag
-from nplex.nn.encoder import TransformerEncoder, TransformerEncoderLayer
 from nplex.nn.linear import Linear
 from nplex.nn.low_rank import LowRankLinear
 from nplex.nn.recurrent import GRU, LSTM, RNN
 from nplex.nn.rule import FixedRule, LearnedRule, Rule, as_rule
 from nplex.nn.sharing import missing_rules, share
-from nplex.nn.transformer import Transformer
+from nplex.nn.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 from nplex.nn.weight_cache import cached
 
 __all__ = [

@@ -1,6 +1,7 @@
 """Multi-head attention whose projections have 1/n of the parameters."""
 
 import math
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -8,18 +9,17 @@ from torch import Tensor, nn
 
 from nplex.algebra import Algebra, BilinearAlgorithm
 from nplex.nn import init
-from nplex.nn.fresh import fresh_rule
-from nplex.nn.linear import Linear, check_same_place, check_widths
+from nplex.nn.expanded import Expanded
+from nplex.nn.linear import Linear
 from nplex.nn.rule import Rule, as_rule
-from nplex.nn.sharing import attach
+from nplex.nn.sharing import new_like
+from nplex.nn.twin import check_widths
 from nplex.ops.attention import Mask, append, attend, check_inputs, check_masks, merge_masks
 from nplex.ops.dispatch import check_method
-from nplex.ops.grouped import expand_grouped, product_grouped
-
-_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+from nplex.ops.grouped import product_grouped
 
 
-class MultiheadAttention(nn.Module):
+class MultiheadAttention(Expanded):
     """`y = concat_h(softmax(q_h k_h^T / sqrt(d)) v_h) W_out^T + b_out`: torch's, with 1/n of the parameters.
 
     `q, k, v = x W[g]^T + b[g]` with `W[g] = sum_k kron(rule[k], components[k, g])`: one rule for the projections of
@@ -52,6 +52,8 @@ class MultiheadAttention(nn.Module):
     Attributes:
         in_proj_components: n x 3 x ceil(embed_dim / n) x ceil(embed_dim / n) for query, key, value, or None.
         q_proj_components: n x 1 x a x b, as k_proj_components and v_proj_components, where kdim or vdim differs.
+        in_proj_weight: torch's dense weight, built at each reading and differentiable, or None; and so q_proj_weight,
+            k_proj_weight and v_proj_weight.
         in_proj_bias: 3 embed_dim numbers, or None.
         out_proj: the output's projection.
         bias_k: the appended key, 1 x 1 x embed_dim, as bias_v the value; or None.
@@ -71,6 +73,17 @@ class MultiheadAttention(nn.Module):
     """
 
     __constants__ = ("batch_first",)
+    torch_layer = nn.MultiheadAttention
+    _flags: ClassVar[dict[str, str]] = {"bias": "in_proj_bias", "add_bias_kv": "bias_k"}
+    _printed = ("embed_dim", "num_heads")
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    kdim: int
+    vdim: int
+    dropout: float
+    batch_first: bool
+    add_zero_attn: bool
     in_proj_components: nn.Parameter | None
     q_proj_components: nn.Parameter | None
     k_proj_components: nn.Parameter | None
@@ -79,7 +92,6 @@ class MultiheadAttention(nn.Module):
     bias_k: nn.Parameter | None
     bias_v: nn.Parameter | None
     out_proj: Linear
-    rule: Rule
     # torch.nn.TransformerEncoderLayer asks for it; True would let it compute with dense weights in eval mode.
     _qkv_same_embed_dim = False
 
@@ -102,34 +114,22 @@ class MultiheadAttention(nn.Module):
     ) -> None:
         super().__init__()
         own = as_rule(rule, device=device, dtype=dtype)
-        self.embed_dim, self.num_heads, self.method = embed_dim, num_heads, method
-        self.kdim, self.vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
-        check_widths(own.n, embed_dim=embed_dim, kdim=self.kdim, vdim=self.vdim)
+        check_widths(own.n, embed_dim=embed_dim)
         check_method(method, factors=own.rank is not None)
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"num_heads must be 1 or more and divide embed_dim = {embed_dim}, got {num_heads}")
-        self.head_dim, self.dropout = embed_dim // num_heads, dropout
-        self.batch_first, self.add_zero_attn = batch_first, add_zero_attn
-        same = self.kdim == self.vdim == embed_dim
-        rows = math.ceil(embed_dim / own.n)
-        sizes: dict[str, tuple[int, ...] | None] = {
-            "in_proj_components": (own.n, 3, rows, rows) if same else None,
-            "q_proj_components": None if same else (own.n, 1, rows, rows),
-            "k_proj_components": None if same else (own.n, 1, rows, math.ceil(self.kdim / own.n)),
-            "v_proj_components": None if same else (own.n, 1, rows, math.ceil(self.vdim / own.n)),
-            "in_proj_bias": (3 * embed_dim,) if bias else None,
-            "bias_k": (1, 1, embed_dim) if add_bias_kv else None,
-            "bias_v": (1, 1, embed_dim) if add_bias_kv else None,
-        }
-        for name, size in sizes.items():
-            empty = None if size is None else nn.Parameter(torch.empty(size, device=device, dtype=dtype))
-            self.register_parameter(name, empty)
-        check_same_place(own, next(self.parameters()))
-        self.out_proj = _OutProjection(
-            embed_dim, embed_dim, bias, device, dtype, rule=fresh_rule(rule), method=method
+        shape = nn.MultiheadAttention(
+            embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first, "meta"
         )
-        attach(self, own)
-        self.reset_parameters()
+        self.method = method
+        self.out_proj = _OutProjection(embed_dim, embed_dim, bias, device, dtype, rule=new_like(rule), method=method)
+        self._build(shape, own, device, dtype)
+
+    def _widths(self) -> dict[str, int]:
+        return {"embed_dim": self.embed_dim, "kdim": self.kdim, "vdim": self.vdim}
+
+    def _groups(self, name: str, rows: int) -> int:
+        return rows // self.embed_dim
 
     def reset_parameters(self) -> None:
         """First values as torch's layer has them; out_proj, a layer of its own, has its own reset_parameters."""
@@ -223,9 +223,8 @@ class MultiheadAttention(nn.Module):
         packed, bias = self.in_proj_components, self.in_proj_bias
         if bias is not None:
             bias = bias[first * self.embed_dim : last * self.embed_dim]
-        components, groups = packed, (first, last)
-        if components is None:
-            components, groups = getattr(self, f"{'qkv'[first]}_proj_components"), None
+        components = getattr(self, f"{'qkv'[first]}_proj_components") if packed is None else packed
+        groups = None if packed is None else (first, last)
         y = product_grouped(x, rule, components, bias, rows=self.embed_dim, method=self.method, groups=groups)
         return y.chunk(last - first, -1)
 
@@ -237,59 +236,6 @@ class MultiheadAttention(nn.Module):
         y, weights = self(x, x, x, hidden, need_weights, None, average)
         rows = [sequence[:length] for sequence, length in zip(y, lengths, strict=True)]
         return torch.nested.as_nested_tensor(rows), weights
-
-    @property
-    def in_proj_weight(self) -> Float[Tensor, "d_out embed_dim"] | None:
-        """The dense weights of query, key and value below each other, differentiable; None where widths differ."""
-        return self._weight(self.in_proj_components, self.embed_dim)
-
-    @property
-    def q_proj_weight(self) -> Float[Tensor, "embed_dim embed_dim"] | None:
-        """The dense weight of the query where widths differ, else None."""
-        return self._weight(self.q_proj_components, self.embed_dim)
-
-    @property
-    def k_proj_weight(self) -> Float[Tensor, "embed_dim kdim"] | None:
-        """The dense weight of the key where widths differ, else None."""
-        return self._weight(self.k_proj_components, self.kdim)
-
-    @property
-    def v_proj_weight(self) -> Float[Tensor, "embed_dim vdim"] | None:
-        """The dense weight of the value where widths differ, else None."""
-        return self._weight(self.v_proj_components, self.vdim)
-
-    def _weight(self, components: Tensor | None, width: int) -> Tensor | None:
-        return None if components is None else expand_grouped(self.rule(), components, self.embed_dim, width)
-
-    @classmethod
-    def like(cls, layer: nn.MultiheadAttention, *, rule: int | Algebra | Rule) -> "MultiheadAttention":
-        """A fresh twin of a torch layer: same sizes, options, device, type and mode, new numbers."""
-        weight = layer.out_proj.weight
-        twin = cls(
-            layer.embed_dim, layer.num_heads, layer.dropout, layer.in_proj_bias is not None, layer.bias_k is not None,
-            layer.add_zero_attn, layer.kdim, layer.vdim, layer.batch_first, weight.device, weight.dtype, rule=rule,
-        )  # fmt: skip
-        return twin.train(layer.training)
-
-    @torch.no_grad()
-    def to_torch(self) -> nn.MultiheadAttention:
-        """The torch.nn.MultiheadAttention with the same weights and biases."""
-        layer = nn.MultiheadAttention(
-            self.embed_dim, self.num_heads, self.dropout, self.in_proj_bias is not None, self.bias_k is not None,
-            self.add_zero_attn, self.kdim, self.vdim, self.batch_first, device="meta",
-        )  # fmt: skip
-        for name in (*_WEIGHTS, "in_proj_bias", "bias_k", "bias_v"):
-            value = getattr(self, name)
-            if value is not None:
-                setattr(layer, name, nn.Parameter(value.clone()))
-        dense = self.out_proj.to_torch()
-        layer.out_proj.weight, layer.out_proj.bias = dense.weight, dense.bias
-        return layer.train(self.training)
-
-    def extra_repr(self) -> str:
-        """One line for print(model)."""
-        shared = ", rule=shared" if self.rule.place == "shared" else ""
-        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, n={self.rule.n}{shared}"
 
 
 class _OutProjection(Linear):

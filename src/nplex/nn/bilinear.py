@@ -8,20 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nplex.algebra import Algebra
-from nplex.nn import init
-from nplex.nn.fresh import fresh_parameter
-from nplex.nn.linear import check_same_place, check_widths
+from nplex.nn.expanded import Expanded
 from nplex.nn.rule import Rule, as_rule
-from nplex.nn.sharing import attach
+from nplex.nn.twin import check_widths
 from nplex.ops.dispatch import check_method, product
-from nplex.ops.grouped import expand_grouped
 from nplex.ops.tracing import autocast_type, full_precision, is_eager
 
 # From so many pairs of inputs on (half a gigabyte in float32), they are not written down.
 MOST_PAIRS = 2**27
 
 
-class Bilinear(nn.Module):
+class Bilinear(Expanded):
     """`y = x1 W x2 + b` with `W[:, :, c] = sum_k kron(rule[k], components[k, :, :, c])`: torch.nn.Bilinear with 1/n.
 
     The rule joins outputs and the first input; the second input's places are further dimensions of the components,
@@ -45,6 +42,7 @@ class Bilinear(nn.Module):
     Attributes:
         components: n x 1 x ceil(out_features / n) x ceil(in1_features / n) x in2_features.
         bias: out_features numbers, or None.
+        weight: torch's dense weight, built at each reading and differentiable.
         rule: the rule; registered here unless it is shared.
 
     Raises:
@@ -56,10 +54,10 @@ class Bilinear(nn.Module):
         torch.Size([128, 40])
     """
 
+    torch_layer = nn.Bilinear
     in1_features: int
     in2_features: int
     out_features: int
-    rule: Rule
     components: nn.Parameter
     bias: nn.Parameter | None
 
@@ -77,31 +75,23 @@ class Bilinear(nn.Module):
     ) -> None:
         super().__init__()
         rule = as_rule(rule, device=device, dtype=dtype)
-        check_widths(rule.n, in1_features=in1_features, out_features=out_features)
         check_widths(1, in2_features=in2_features)
+        check_widths(rule.n, in1_features=in1_features)  # torch divides by it
         check_method(method, factors=rule.rank is not None)
         self.method = method
-        self.in1_features, self.in2_features, self.out_features = in1_features, in2_features, out_features
-        n, a, b = rule.n, math.ceil(out_features / rule.n), math.ceil(in1_features / rule.n)
-        self.components = nn.Parameter(torch.empty(n, 1, a, b, in2_features, device=device, dtype=dtype))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        )
-        check_same_place(rule, self.components)
-        attach(self, rule)
-        self.reset_parameters()
+        self._build(nn.Bilinear(in1_features, in2_features, out_features, bias, "meta"), rule, device, dtype)
 
-    def reset_parameters(self) -> None:
-        """First values for components and bias, with the variance of torch's layer."""
-        bound = 1 / math.sqrt(self.in1_features)
-        init.components_(self.components, rule_norm=self.rule.initial_norm, bound=bound)
-        if self.bias is not None:
-            init.bias_(self.bias, bound=bound)
+    def _widths(self) -> dict[str, int]:
+        return {"in1_features": self.in1_features, "out_features": self.out_features}
+
+    def _bound(self) -> float:
+        return 1 / math.sqrt(self.in1_features)
 
     def forward(
-        self, x1: Float[Tensor, "*batch d1"], x2: Float[Tensor, "*batch d2"]
+        self, input1: Float[Tensor, "*batch d1"], input2: Float[Tensor, "*batch d2"]
     ) -> Float[Tensor, "*batch d_out"]:
         """`y[o] = sum_bc x1[b] W[o, b, c] x2[c] + b[o]`."""
+        x1, x2 = input1, input2
         self._check(x1, x2)
         with full_precision(self.components):  # autocast leaves torch's layer alone
             if autocast_type(self.components) is not None:
@@ -122,34 +112,3 @@ class Bilinear(nn.Module):
                 f"the inputs must have shapes (*, {widths[0]}) and (*, {widths[1]}) with the same *, got "
                 f"{tuple(x1.shape)} and {tuple(x2.shape)}"
             )
-
-    @property
-    def weight(self) -> Float[Tensor, "d_out d1 d2"]:
-        """The dense W, built at each call and differentiable; to change it, change rule and components."""
-        with full_precision(self.components):
-            return expand_grouped(self.rule(), self.components, self.out_features, self.in1_features)
-
-    @classmethod
-    def like(cls, layer: nn.Bilinear, *, rule: int | Algebra | Rule) -> "Bilinear":
-        """A fresh twin of a torch layer: same sizes, device, type and mode, new numbers."""
-        weight, sizes = layer.weight, (layer.in1_features, layer.in2_features, layer.out_features)
-        twin = cls(*sizes, layer.bias is not None, weight.device, weight.dtype, rule=rule)
-        return twin.train(layer.training)
-
-    @torch.no_grad()
-    def to_torch(self) -> nn.Bilinear:
-        """The torch.nn.Bilinear with the same weight and bias."""
-        sizes = self.in1_features, self.in2_features, self.out_features
-        layer = nn.Bilinear(*sizes, self.bias is not None, device="meta")
-        layer.weight = fresh_parameter(self.weight)
-        if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.clone())
-        return layer.train(self.training)
-
-    def extra_repr(self) -> str:
-        """One line for print(model)."""
-        shared = ", rule=shared" if self.rule.place == "shared" else ""
-        return (
-            f"in1_features={self.in1_features}, in2_features={self.in2_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, n={self.rule.n}{shared}"
-        )

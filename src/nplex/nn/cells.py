@@ -8,18 +8,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nplex.algebra import Algebra
-from nplex.nn import init
-from nplex.nn.linear import check_same_place, check_widths
+from nplex.nn.expanded import Expanded
 from nplex.nn.rule import Rule, as_rule
-from nplex.nn.sharing import attach
 from nplex.ops.dispatch import check_method
-from nplex.ops.grouped import expand_grouped, product_grouped
+from nplex.ops.grouped import product_grouped
 
 Input = Float[Tensor, "*batch d_in"]
 State = Float[Tensor, "*batch d_hidden"]
 
 
-class Cell(nn.Module):
+class Cell(Expanded):
     """What RNNCell, LSTMCell and GRUCell share: `W_ih x + b_ih` and `W_hh h + b_hh`, for all gates at once.
 
     `W[g] = sum_k kron(rule[k], components[k, g])` for each gate g; one rule for both matrices. Parameters are those
@@ -42,6 +40,7 @@ class Cell(nn.Module):
         components_ih: n x gates x ceil(hidden_size / n) x ceil(input_size / n), in torch's order of gates.
         components_hh: n x gates x ceil(hidden_size / n) x ceil(hidden_size / n).
         bias_ih: gates hidden_size numbers, or None; and so bias_hh.
+        weight_ih: torch's dense weight, built at each reading and differentiable; and so weight_hh.
         rule: the rule; registered here unless it is shared.
 
     Raises:
@@ -51,12 +50,10 @@ class Cell(nn.Module):
     """
 
     torch_layer: ClassVar[Any]
-    gates: ClassVar[int]
-    own_arguments: ClassVar[tuple[str, ...]] = ()
+    _flags: ClassVar[dict[str, str]] = {}
     input_size: int
     hidden_size: int
     bias: bool
-    rule: Rule
     components_ih: nn.Parameter
     components_hh: nn.Parameter
     bias_ih: nn.Parameter | None
@@ -74,30 +71,22 @@ class Cell(nn.Module):
         method: str = "auto",
     ) -> None:
         super().__init__()
-        rule = as_rule(rule, device=device, dtype=dtype)
-        check_widths(rule.n, input_size=input_size, hidden_size=hidden_size)
-        check_method(method, factors=rule.rank is not None)
-        self.input_size, self.hidden_size, self.bias, self.method = input_size, hidden_size, bias, method
-        block = math.ceil(hidden_size / rule.n)
-        for name, width in (("ih", input_size), ("hh", hidden_size)):
-            shape = rule.n, self.gates, block, math.ceil(width / rule.n)
-            components = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-            self.register_parameter(f"components_{name}", components)
-        for name in ("bias_ih", "bias_hh"):
-            numbers = torch.empty(self.gates * hidden_size, device=device, dtype=dtype) if bias else None
-            self.register_parameter(name, None if numbers is None else nn.Parameter(numbers))
-        check_same_place(rule, self.components_ih)
-        attach(self, rule)
-        self.reset_parameters()
+        self._build_cell(self.torch_layer(input_size, hidden_size, bias, "meta"), rule, method, device, dtype)
 
-    def reset_parameters(self) -> None:
-        """First values for components and biases, with the variance of torch's cell."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        for components in (self.components_ih, self.components_hh):
-            init.components_(components, rule_norm=self.rule.initial_norm, bound=bound)
-        for bias in (self.bias_ih, self.bias_hh):
-            if bias is not None:
-                init.bias_(bias, bound=bound)
+    def _build_cell(self, shape: nn.Module, rule: int | Algebra | Rule, method: str, device: Any, dtype: Any) -> None:
+        rule = as_rule(rule, device=device, dtype=dtype)
+        check_method(method, factors=rule.rank is not None)
+        self.method = method
+        self._build(shape, rule, device, dtype)
+
+    def _widths(self) -> dict[str, int]:
+        return {"input_size": self.input_size, "hidden_size": self.hidden_size}
+
+    def _groups(self, name: str, rows: int) -> int:
+        return rows // self.hidden_size
+
+    def _bound(self) -> float:
+        return 1 / math.sqrt(self.hidden_size)
 
     def _gates(self, x: Input, h: State) -> tuple[Tensor, Tensor]:
         """`W_ih x + b_ih` and `W_hh h + b_hh`; the rule is asked once."""
@@ -126,37 +115,6 @@ class Cell(nn.Module):
             raise RuntimeError(f"expected {name} of shape {expected} for this input, got {tuple(state.shape)}")
         return state
 
-    @property
-    def weight_ih(self) -> Float[Tensor, "d_gates d_in"]:
-        """The dense weight of the input, built at each call and differentiable; to change it, change its parts."""
-        return expand_grouped(self.rule(), self.components_ih, self.hidden_size, self.input_size)
-
-    @property
-    def weight_hh(self) -> Float[Tensor, "d_gates d_hidden"]:
-        """The dense weight of the hidden state, built at each call and differentiable."""
-        return expand_grouped(self.rule(), self.components_hh, self.hidden_size, self.hidden_size)
-
-    @classmethod
-    def like(cls, layer: Any, *, rule: int | Algebra | Rule) -> Any:
-        """A fresh twin of a torch cell: same sizes, device, type and mode, new numbers."""
-        own = {name: getattr(layer, name) for name in cls.own_arguments}
-        weight, sizes = layer.weight_ih, (layer.input_size, layer.hidden_size, layer.bias)
-        return cls(*sizes, **own, device=weight.device, dtype=weight.dtype, rule=rule).train(layer.training)
-
-    @torch.no_grad()
-    def to_torch(self) -> Any:
-        """Torch's cell with the same weights and biases."""
-        own = {name: getattr(self, name) for name in self.own_arguments}
-        cell = self.torch_layer(self.input_size, self.hidden_size, self.bias, **own, device="meta")
-        for name, _ in list(cell.named_parameters()):
-            setattr(cell, name, nn.Parameter(getattr(self, name).clone()))
-        return cell.train(self.training)
-
-    def extra_repr(self) -> str:
-        """One line for print(model), as torch writes it."""
-        shared = ", rule=shared" if self.rule.place == "shared" else ""
-        return f"{self.torch_layer.extra_repr(self)}, n={self.rule.n}{shared}"
-
 
 class RNNCell(Cell):
     """torch.nn.RNNCell, `h' = tanh(W_ih x + b_ih + W_hh h + b_hh)`, with 1/n of the parameters: see Cell.
@@ -166,7 +124,7 @@ class RNNCell(Cell):
         torch.Size([3, 32])
     """
 
-    torch_layer, gates, own_arguments = nn.RNNCell, 1, ("nonlinearity",)
+    torch_layer = nn.RNNCell
     nonlinearity: str
 
     def __init__(
@@ -183,8 +141,9 @@ class RNNCell(Cell):
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-        super().__init__(input_size, hidden_size, bias, device, dtype, rule=rule, method=method)
-        self.nonlinearity = nonlinearity
+        nn.Module.__init__(self)
+        shape = nn.RNNCell(input_size, hidden_size, bias, nonlinearity, "meta")
+        self._build_cell(shape, rule, method, device, dtype)
 
     def forward(self, input: Input, hx: State | None = None) -> State:
         """The next hidden state."""
@@ -204,7 +163,7 @@ class LSTMCell(Cell):
         (torch.Size([3, 32]), torch.Size([3, 32]))
     """
 
-    torch_layer, gates = nn.LSTMCell, 4
+    torch_layer = nn.LSTMCell
 
     def forward(self, input: Input, hx: tuple[State, State] | None = None) -> tuple[State, State]:
         """The next hidden and cell state."""
@@ -227,7 +186,7 @@ class GRUCell(Cell):
         torch.Size([3, 32])
     """
 
-    torch_layer, gates = nn.GRUCell, 3
+    torch_layer = nn.GRUCell
 
     def forward(self, input: Input, hx: State | None = None) -> State:
         """The next hidden state."""

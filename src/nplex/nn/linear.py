@@ -9,14 +9,12 @@ from torch import Tensor, nn
 from nplex import ops
 from nplex.algebra import Algebra
 from nplex.nn import init
-from nplex.nn.fresh import fresh_parameter
 from nplex.nn.rule import Rule, as_rule
-from nplex.nn.sharing import attach
+from nplex.nn.twin import Twin, check_widths
 from nplex.ops.dispatch import check_method
-from nplex.ops.tracing import full_precision
 
 
-class Linear(nn.Module):
+class Linear(Twin):
     """`y = x W^T + b` with `W = sum_k kron(rule[k], components[k])`: torch.nn.Linear with 1/n of the parameters.
 
     Parameters are d_out d_in / n (the components), the rule (n^3, or 3 n R at a rank R) and the bias. Where n does
@@ -53,7 +51,7 @@ class Linear(nn.Module):
     """
 
     __constants__ = ("in_features", "out_features")
-    rule: Rule
+    torch_layer = nn.Linear
     components: nn.Parameter
     bias: nn.Parameter | None
 
@@ -74,13 +72,7 @@ class Linear(nn.Module):
         check_method(method, factors=rule.rank is not None)
         self.in_features, self.out_features, self.method = in_features, out_features, method
         n, a, b = rule.n, math.ceil(out_features / rule.n), math.ceil(in_features / rule.n)
-        self.components = nn.Parameter(torch.empty(n, a, b, device=device, dtype=dtype))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        )
-        check_same_place(rule, self.components)
-        attach(self, rule)
-        self.reset_parameters()
+        self._set_up(rule, {"components": (n, a, b), "bias": (out_features,) if bias else None}, device, dtype)
 
     def reset_parameters(self) -> None:
         """First values for components and bias; the rule, a module of its own, has its own reset_parameters."""
@@ -89,65 +81,12 @@ class Linear(nn.Module):
         if self.bias is not None:
             init.bias_(self.bias, bound=bound)
 
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+    def forward(self, input: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """`y = x W^T + b`."""
         features = (self.in_features, self.out_features)
-        return ops.product(x, self.rule(), self.components, self.bias, features=features, method=self.method)
+        return ops.product(input, self.rule(), self.components, self.bias, features=features, method=self.method)
 
     @property
     def weight(self) -> Float[Tensor, "d_out d_in"]:
         """The dense W, built at each call and differentiable; to change it, change rule and components."""
         return ops.expand(self.rule(), self.components)[: self.out_features, : self.in_features]
-
-    @classmethod
-    def like(cls, layer: nn.Linear, *, rule: int | Algebra | Rule) -> "Linear":
-        """A fresh twin of a torch layer: same sizes, device, type and mode, new numbers."""
-        weight = layer.weight
-        bias = layer.bias is not None
-        twin = cls(layer.in_features, layer.out_features, bias, weight.device, weight.dtype, rule=rule)
-        return twin.train(layer.training)
-
-    @torch.no_grad()
-    def to_torch(self) -> nn.Linear:
-        """The torch.nn.Linear with the same weight and bias."""
-        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        with full_precision(self.components):
-            layer.weight = fresh_parameter(self.weight)
-        if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.clone())
-        return layer.train(self.training)
-
-    def extra_repr(self) -> str:
-        """One line for print(model)."""
-        shared = ", rule=shared" if self.rule.place == "shared" else ""
-        bias = self.bias is not None
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}, n={self.rule.n}{shared}"
-        )
-
-
-def check_widths(n: int, **widths: int) -> None:
-    """Refuses widths that are no positive integers, and an n above one of them.
-
-    Raises:
-        ValueError: names the width.
-    """
-    for name, width in widths.items():
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(f"{name} must be a positive integer, got {width!r}")
-        if n > width:
-            raise ValueError(f"n = {n} is larger than {name} = {width}: take a rule with n of {width} or less")
-
-
-def check_same_place(rule: Rule, components: Tensor) -> None:
-    """Refuses a rule of another type or on another device than the layer.
-
-    Raises:
-        ValueError: says both types and devices.
-    """
-    number = next(iter([*rule.parameters(), *rule.buffers()]))
-    if (number.dtype, number.device) != (components.dtype, components.device):
-        raise ValueError(
-            f"the rule is {number.dtype} on {number.device}, the layer {components.dtype} on {components.device}; "
-            f"make both with the same device= and dtype="
-        )

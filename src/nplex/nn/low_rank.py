@@ -1,6 +1,7 @@
 """The fully-connected layer whose components have a low rank."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -8,16 +9,13 @@ from torch import Tensor, nn
 
 from nplex.algebra import Algebra
 from nplex.nn import init
-from nplex.nn.fresh import fresh_parameter
-from nplex.nn.linear import check_same_place, check_widths
 from nplex.nn.rule import Rule, as_rule, check_positive
-from nplex.nn.sharing import attach
+from nplex.nn.twin import Twin, check_widths
 from nplex.ops.dense import expand
 from nplex.ops.low_rank import product
-from nplex.ops.tracing import full_precision
 
 
-class LowRankLinear(nn.Module):
+class LowRankLinear(Twin):
     """`y = x W^T + b` with `W = sum_k kron(rule[k], left[k] right[k])`: Linear with components of low rank.
 
     Parameters are low_rank (d_in + d_out) for the factors, the rule and the bias. Neither W nor the components are
@@ -54,10 +52,10 @@ class LowRankLinear(nn.Module):
         (22592, 22592)
     """
 
+    torch_layer, _printed = nn.Linear, ("low_rank",)
     in_features: int
     out_features: int
     low_rank: int
-    rule: Rule
     left: nn.Parameter
     right: nn.Parameter
     bias: nn.Parameter | None
@@ -84,14 +82,8 @@ class LowRankLinear(nn.Module):
                 f"or nplex.nn.Linear"
             )
         self.in_features, self.out_features, self.low_rank = in_features, out_features, low_rank
-        self.left = nn.Parameter(torch.empty(n, a, low_rank, device=device, dtype=dtype))
-        self.right = nn.Parameter(torch.empty(n, low_rank, b, device=device, dtype=dtype))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        )
-        check_same_place(rule, self.left)
-        attach(self, rule)
-        self.reset_parameters()
+        sizes = {"left": (n, a, low_rank), "right": (n, low_rank, b), "bias": (out_features,) if bias else None}
+        self._set_up(rule, sizes, device, dtype)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -110,13 +102,13 @@ class LowRankLinear(nn.Module):
         if self.bias is not None:
             init.bias_(self.bias, bound=bound)
 
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+    def forward(self, input: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """`y = x W^T + b`."""
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
+        if input.ndim == 0 or input.shape[-1] != self.in_features:
             raise ValueError(
-                f"x must have {self.in_features} numbers in its last dimension, got shape {tuple(x.shape)}"
+                f"input must have {self.in_features} numbers in its last dimension, got shape {tuple(input.shape)}"
             )
-        return product(x, self.rule(), self.left, self.right, self.bias, out_features=self.out_features)
+        return product(input, self.rule(), self.left, self.right, self.bias, out_features=self.out_features)
 
     @property
     def components(self) -> Float[Tensor, "n a b"]:
@@ -129,26 +121,6 @@ class LowRankLinear(nn.Module):
         return expand(self.rule(), self.components)[: self.out_features, : self.in_features]
 
     @classmethod
-    def like(cls, layer: nn.Linear, *, rule: int | Algebra | Rule, low_rank: int) -> "LowRankLinear":
-        """A fresh twin of a torch layer: same sizes, device, type and mode, new numbers."""
-        weight, sizes = layer.weight, (layer.in_features, layer.out_features)
-        twin = cls(*sizes, layer.bias is not None, weight.device, weight.dtype, rule=rule, low_rank=low_rank)
-        return twin.train(layer.training)
-
-    @torch.no_grad()
-    def to_torch(self) -> nn.Linear:
-        """The torch.nn.Linear with the same weight and bias."""
-        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        with full_precision(self.left):
-            layer.weight = fresh_parameter(self.weight)
-        if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.clone())
-        return layer.train(self.training)
-
-    def extra_repr(self) -> str:
-        """One line for print(model)."""
-        shared = ", rule=shared" if self.rule.place == "shared" else ""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"low_rank={self.low_rank}, n={self.rule.n}{shared}"
-        )
+    def like(cls, layer: Any, *, rule: int | Algebra | Rule, low_rank: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A fresh twin of a torch.nn.Linear: same sizes, device, type and mode, new numbers."""
+        return cls._like(layer, {"rule": rule, "low_rank": low_rank})

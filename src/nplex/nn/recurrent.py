@@ -1,6 +1,5 @@
 """Recurrent layers with 1/n of the parameters: weights built once a call, then torch's own recurrence."""
 
-import inspect
 import math
 from typing import Any, ClassVar
 
@@ -11,20 +10,15 @@ from torch._compile import _disable_dynamo
 from torch.nn.utils.rnn import PackedSequence
 
 from nplex.algebra import Algebra
-from nplex.nn import init
-from nplex.nn.linear import check_same_place, check_widths
-from nplex.nn.rule import Rule, as_rule
-from nplex.nn.sharing import attach
-from nplex.ops.grouped import expand_grouped
+from nplex.nn.expanded import Expanded
+from nplex.nn.rule import Rule
 
 State = Float[Tensor, "*state d_out"]
 States = tuple[State, Float[Tensor, "*state d_hidden"]]
 Input = Float[Tensor, "*batch d"] | PackedSequence
-_ARGUMENTS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
-_READ_BY_TORCH = (*_ARGUMENTS, "mode", "proj_size", "training")
 
 
-class Recurrent(nn.Module):
+class Recurrent(Expanded):
     """What RNN, LSTM and GRU share: torch's recurrence with `W[g] = sum_k kron(rule[k], components[k, g])`.
 
     One rule for all matrices; each gate g of each matrix has components of its own, and so has the projection.
@@ -39,9 +33,8 @@ class Recurrent(nn.Module):
         as torch's layer: input `(length, batch, input_size)`, batch first where asked, or `(length, input_size)`.
 
     Args:
-        shape: torch's layer of the same arguments on the meta device, which has checked them.
+        input_size: width of the input; this and all others as in torch.nn.
         rule: n for a learned rule of this layer's own, an Algebra for a fixed one, or a Rule.
-        device: as in torch.nn, and so dtype.
 
     Attributes:
         components_ih_l0: n x gates x ceil(hidden_size / n) x ceil(input_size / n), in torch's order of gates; and so
@@ -58,8 +51,7 @@ class Recurrent(nn.Module):
     """
 
     torch_layer: ClassVar[Any]
-    own_arguments: ClassVar[tuple[str, ...]] = ()
-    _torch_call: ClassVar[type]
+    _flags: ClassVar[dict[str, str]] = {}
     input_size: int
     hidden_size: int
     num_layers: int
@@ -69,125 +61,52 @@ class Recurrent(nn.Module):
     bidirectional: bool
     proj_size: int
     mode: str
-    rule: Rule
 
-    def __init_subclass__(cls) -> None:
-        """A class on whose instances torch's forward runs."""
-        cls._torch_call = type(f"{cls.__name__}Call", (_Call,), _methods(nn.RNNBase) | _methods(cls.torch_layer))
-
-    def __init__(self, shape: nn.RNNBase, rule: int | Algebra | Rule, device: Any, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        for name in (*_READ_BY_TORCH, *self.own_arguments):
-            setattr(self, name, getattr(shape, name))
-        rule = as_rule(rule, device=device, dtype=dtype)
+    def _widths(self) -> dict[str, int]:
         projection = {"proj_size": self.proj_size} if self.proj_size else {}
-        check_widths(rule.n, input_size=self.input_size, hidden_size=self.hidden_size, **projection)
-        self._names, self._weights = [name for name, _ in shape.named_parameters()], {}
-        for name, tensor in shape.named_parameters():
-            size, own_name = tuple(tensor.shape), name
-            if tensor.ndim == 2:
-                gates = 1 if "_hr_" in name else size[0] // self.hidden_size
-                own_name, rows, columns = name.replace("weight", "components"), size[0] // gates, size[1]
-                size = (rule.n, gates, math.ceil(rows / rule.n), math.ceil(columns / rule.n))
-                self._weights[name] = own_name, rows, columns
-            self.register_parameter(own_name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
-        check_same_place(rule, self.get_parameter("components_ih_l0"))
-        attach(self, rule)
-        self.reset_parameters()
+        return {"input_size": self.input_size, "hidden_size": self.hidden_size, **projection}
 
-    def reset_parameters(self) -> None:
-        """First values for components and biases, with the variance of torch's layer."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        for name, parameter in self.named_parameters(recurse=False):
-            if name.startswith("components"):
-                init.components_(parameter, rule_norm=self.rule.initial_norm, bound=bound)
-            else:
-                init.bias_(parameter, bound=bound)
+    def _groups(self, name: str, rows: int) -> int:
+        return 1 if "_hr_" in name else rows // self.hidden_size
+
+    def _bound(self) -> float:
+        return 1 / math.sqrt(self.hidden_size)
 
     def forward(self, input: Input, hx: State | States | None = None) -> tuple[Any, Any]:
         """Torch's recurrence: the outputs of all steps, and the last states."""
         outside_graphs = torch.compiler.is_dynamo_compiling() and not torch._dynamo.config.allow_rnn
         run = _run_outside_graphs if outside_graphs else _run
-        return run(self, self._dense(self._names, keep=True), input, hx)
+        return run(self, self._dense(self._names(), keep=True), input, hx)
 
-    def _dense(self, names: list[str], keep: bool = False) -> list[Tensor]:
-        """Weights and biases as torch's layer has them; the rule is asked once."""
-        rule, tensors = self.rule(), []
-        for name in names:
-            own_name, *size = self._weights.get(name, (name,))
-            tensor = getattr(self, own_name)
-            if size:  # autocast, under which a weight is narrow, leaves torch's parameters as they are
-                tensor = expand_grouped(rule, tensor, *size, keep=keep).to(tensor.dtype)
-            tensors.append(tensor)
-        return tensors
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self.__dict__.get("_weights", ()):
-            return self._dense([name])[0]
-        return super().__getattr__(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("_weights", ()):
-            raise AttributeError(f"{name} is computed; change the rule or {self._weights[name][0]} instead")
-        super().__setattr__(name, value)
+    def _names(self) -> list[str]:
+        """Torch's names of weights and biases, in torch's order."""
+        dense = {own: name for name, (own, *_) in self._weights.items()}
+        return [dense.get(own, own) for own, parameter in self._parameters.items() if parameter is not None]
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """As torch's: for each layer and direction its dense weights and biases, built at each call."""
-        tensors = self._dense(self._names)
+        tensors = self._dense(self._names())
         size = len(tensors) // (self.num_layers * (2 if self.bidirectional else 1))
         return [tensors[start : start + size] for start in range(0, len(tensors), size)]
 
     def flatten_parameters(self) -> None:
         """Does nothing: the weights are built anew for each call, in the order that cuDNN wants."""
 
-    @classmethod
-    def like(cls, layer: Any, *, rule: int | Algebra | Rule) -> Any:
-        """A fresh twin of a torch layer: same sizes, options, device, type and mode, new numbers."""
-        arguments = {name: getattr(layer, name) for name in (*_ARGUMENTS, *cls.own_arguments)}
-        weight = layer.weight_ih_l0
-        return cls(**arguments, device=weight.device, dtype=weight.dtype, rule=rule).train(layer.training)
-
-    @torch.no_grad()
-    def to_torch(self) -> Any:
-        """Torch's layer with the same weights and biases."""
-        arguments = {name: getattr(self, name) for name in (*_ARGUMENTS, *self.own_arguments)}
-        tensors = dict(zip(self._names, self._dense(self._names), strict=True))
-        weight = tensors["weight_ih_l0"]
-        layer = self.torch_layer(**arguments, device="meta", dtype=weight.dtype).to_empty(device=weight.device)
-        layer.load_state_dict(tensors)
-        return layer.train(self.training)
-
-    def extra_repr(self) -> str:
-        """One line for print(model), as torch writes it."""
-        shared = ", rule=shared" if self.rule.place == "shared" else ""
-        return f"{self.torch_layer.extra_repr(self)}, n={self.rule.n}{shared}"
-
-
-class _Call:
-    """What torch's forward takes for its layer in one call: sizes, options and built weights, and torch's methods."""
-
-    def __init__(self, layer: Recurrent, weights: list[Tensor]) -> None:
-        for name in _READ_BY_TORCH:
-            setattr(self, name, getattr(layer, name))
-        self._flat_weights = _in_one_piece(weights) if weights[0].is_cuda else weights
+    def _update_flat_weights(self) -> None:
+        """Does nothing, for torch's forward."""
 
 
 def _run(layer: Recurrent, weights: list[Tensor], input: Any, hx: Any) -> tuple[Any, Any]:
-    """Torch's forward with these weights."""
-    return layer.torch_layer.forward(layer._torch_call(layer, weights), input, hx)
+    """Torch's forward on a stand-in for the layer that has these weights, so that calls in threads stay apart."""
+    call: Any = object.__new__(type(layer))
+    vars(call).update(vars(layer), _flat_weights=_in_one_piece(weights) if weights[0].is_cuda else weights)
+    return layer.torch_layer.forward(call, input, hx)
 
 
 # As torch.compile leaves torch's own layers: traced, a graph would hold a copy of each step. The public
 # torch.compiler.disable loads the compiler at once, this one when it is called.
 _run_outside_graphs = _disable_dynamo(_run)
-
-
-def _methods(torch_layer: type) -> dict[str, Any]:
-    """The plain methods of a torch layer, without those that keep its list of parameters."""
-    members = {name: member for name, member in vars(torch_layer).items() if not name.startswith("__")}
-    methods = {name: member for name, member in members.items() if inspect.isfunction(member)}
-    return methods | {"_update_flat_weights": lambda self: None}
 
 
 def _in_one_piece(tensors: list[Tensor]) -> list[Tensor]:
@@ -207,7 +126,7 @@ class RNN(Recurrent):
         (torch.Size([7, 3, 32]), torch.Size([1, 3, 32]))
     """
 
-    torch_layer, own_arguments = nn.RNN, ("nonlinearity",)
+    torch_layer = nn.RNN
     nonlinearity: str
 
     def __init__(  # noqa: PLR0913 - torch's own signature
@@ -225,6 +144,7 @@ class RNN(Recurrent):
         *,
         rule: int | Algebra | Rule,
     ) -> None:
+        super().__init__()
         shape = nn.RNN(
             input_size,
             hidden_size,
@@ -236,7 +156,7 @@ class RNN(Recurrent):
             bidirectional,
             device="meta",
         )
-        super().__init__(shape, rule, device, dtype)
+        self._build(shape, rule, device, dtype)
 
 
 class LSTM(Recurrent):
@@ -248,7 +168,7 @@ class LSTM(Recurrent):
         (torch.Size([7, 3, 64]), torch.Size([2, 3, 32]), torch.Size([2, 3, 32]))
     """
 
-    torch_layer, own_arguments = nn.LSTM, ("proj_size",)
+    torch_layer = nn.LSTM
 
     def __init__(  # noqa: PLR0913 - torch's own signature
         self,
@@ -265,10 +185,11 @@ class LSTM(Recurrent):
         *,
         rule: int | Algebra | Rule,
     ) -> None:
+        super().__init__()
         shape = nn.LSTM(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device="meta"
         )
-        super().__init__(shape, rule, device, dtype)
+        self._build(shape, rule, device, dtype)
 
 
 class GRU(Recurrent):
@@ -296,5 +217,6 @@ class GRU(Recurrent):
         *,
         rule: int | Algebra | Rule,
     ) -> None:
+        super().__init__()
         shape = nn.GRU(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device="meta")
-        super().__init__(shape, rule, device, dtype)
+        self._build(shape, rule, device, dtype)

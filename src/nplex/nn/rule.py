@@ -1,8 +1,6 @@
 """Rules as modules: called, they yield a multiplication table or its factors."""
 
 import abc
-import copy
-import weakref
 from collections.abc import Callable
 
 import torch
@@ -11,11 +9,12 @@ from torch import Tensor, nn
 
 from nplex.algebra import Algebra, BilinearAlgorithm, find, known_algorithm
 from nplex.nn import init
+from nplex.nn.sharing import Shareable
 
 FACTORS = BilinearAlgorithm._fields
 
 
-class Rule(nn.Module, abc.ABC):
+class Rule(Shareable, abc.ABC):
     """What every rule answers; LearnedRule and FixedRule are the two there are.
 
     A rule belongs to the layer that it is given to. To use one in several layers, `share` it first.
@@ -24,31 +23,12 @@ class Rule(nn.Module, abc.ABC):
         n: the dimension of the algebra.
         rank: R of a rule held as factors, None for a full table.
         initial_norm: the Frobenius norm of the table after reset_parameters; components are scaled by it.
-        place: "free", "owned" by one layer, or "shared": registered at the base of a model.
+        ownership: whether it is free, owned by a layer, or shared; see nplex.nn.sharing.
     """
 
     def __init__(self, n: int, rank: int | None, initial_norm: float) -> None:
         super().__init__()
         self.n, self.rank, self.initial_norm = n, rank, initial_norm
-        self.place = "free"
-        self._base: weakref.ref[nn.Module] | None = None
-
-    def __deepcopy__(self, memo: dict) -> "Rule":
-        """A copy, free when copied alone; but itself where a part of the model that shares it is copied."""
-        base = None if self._base is None else self._base()
-        if base is not None and memo and id(base) not in memo:
-            return self
-        place = self.place if memo else "free"
-        copied = memo[id(self)] = self.__class__.__new__(self.__class__)
-        vars(copied).update(copy.deepcopy(self.__getstate__(), memo))
-        copied.place = place
-        if base is not None and id(base) in memo:
-            copied._base = weakref.ref(memo[id(base)])
-        return copied
-
-    def __getstate__(self) -> dict:
-        """Everything but the weak reference to the base, which no file can hold."""
-        return self.__dict__ | {"_base": None}
 
     @abc.abstractmethod
     def forward(self) -> Tensor | BilinearAlgorithm:

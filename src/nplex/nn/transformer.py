@@ -1,62 +1,216 @@
-"""The transformer, encoder and decoder, with 1/n of the parameters."""
+"""Torch's own transformer, encoder and decoder, with attention and linear layers of nplex in them."""
 
 import copy
 import math
-from functools import partial
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nplex.algebra import Algebra
 from nplex.nn import init
 from nplex.nn.attention import MultiheadAttention
-from nplex.nn.decoder import TransformerDecoder, TransformerDecoderLayer
-from nplex.nn.encoder import TransformerEncoder, TransformerEncoderLayer
 from nplex.nn.linear import Linear
 from nplex.nn.rule import Rule
-from nplex.nn.transformer_parts import Activation, with_parts_of
-from nplex.ops.attention import Mask, causal_mask
+from nplex.nn.sharing import new_like
+from nplex.nn.twin import adopt
+from nplex.ops.attention import Mask, causal_mask, is_causal_mask
+
+Activation = str | Callable[[Tensor], Tensor]
+Part = Callable[[nn.Module], nn.Module]
 
 
-class Transformer(nn.Module):
-    """`decoder(tgt, encoder(src))`: torch.nn.Transformer with 1/n of the parameters.
+class _Container:
+    """One of torch's containers, which computes nothing itself: from torch's, and back to it, part by part."""
 
-    Shape:
-        src `(source, batch, d_model)`, tgt `(length, batch, d_model)`, batch first where asked, or without batch;
-        output as tgt.
+    @classmethod
+    def like(cls, layer: Any, *, rule: int | Algebra | Rule) -> Any:
+        """A fresh twin of a torch layer or stack: same sizes, options, device, type and mode, new numbers.
+
+        Raises:
+            TypeError: it is a stack of layers other than torch.nn's.
+        """
+        return _rebuilt(layer, cls, lambda part: _twin(part, rule))
+
+    def to_torch(self) -> Any:
+        """Torch's layer or stack with the same numbers."""
+        return _rebuilt(self, next(kind for kind in type(self).__mro__ if kind.__module__[:6] == "torch."), _dense)
+
+
+class _Layer(_Container):
+    """What both layers share: torch's constructor, with our layers in the place of torch's."""
+
+    def __init__(  # noqa: PLR0913 - torch's own signature
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Activation = F.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rule: int | Algebra | Rule,
+        method: str = "auto",
+    ) -> None:
+        sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias)
+        torchs: Any = super()
+        torchs.__init__(*sizes, "meta", dtype)
+        layer: Any = self
+        for name, part in list(layer.named_children()):
+            if kind := _kind(part, Linear, MultiheadAttention):
+                options = {"rule": new_like(rule), "method": method, "device": device}
+                setattr(self, name, kind._like(part, options))
+            elif isinstance(part, nn.LayerNorm):
+                setattr(self, name, nn.LayerNorm(d_model, layer_norm_eps, bias=bias, device=device, dtype=dtype))
+
+
+class TransformerEncoderLayer(_Layer, nn.TransformerEncoderLayer):
+    """`x = norm1(x + attention(x, x, x))`, then `norm2(x + linear2(activation(linear1(x))))`: torch's, and a rule.
+
+    It is torch's layer, with a MultiheadAttention and Linear layers of nplex in it. Torch's fused kernel, which
+    reads dense weights, never runs.
 
     Args:
-        d_model: width of inputs and output.
+        d_model: width of input and output.
         nhead: the number of heads; divides d_model.
-        num_encoder_layers: layers of the encoder.
-        num_decoder_layers: layers of the decoder.
         dim_feedforward: width between the linear layers.
         dropout: the share of numbers set to zero in training.
         activation: "relu", "gelu", a function or a module.
-        custom_encoder: in the place of the encoder; its matrices get first values too, as with torch.
-        custom_decoder: in the place of the decoder.
         layer_norm_eps: added to the variance by the norms.
         batch_first: whether the batch is the first dimension.
-        norm_first: whether the norms come first in every layer.
-        bias: whether attention, linear layers and norms have biases.
+        norm_first: whether the norms come before attention and linear layers.
+        bias: whether these and the norms have biases.
         device: as in torch.nn.
         dtype: as in torch.nn.
         rule: n for learned rules, an Algebra for fixed ones, or a Rule. Each attention and linear layer gets a fresh
             rule of its own like it; only a rule that is shared (`nplex.nn.share`) is used itself.
         method: how to compute the products; "auto" plans it for each input size, see nplex.ops.plan_for.
 
-    Attributes:
-        encoder: a TransformerEncoder, or what was given.
-        decoder: a TransformerDecoder, or what was given.
-
     Raises:
-        ValueError: a size, rule, activation or method is impossible; says what was expected.
+        ValueError: a size, rule or method is impossible; says what was expected.
 
-    Source: Vaswani et al., Attention Is All You Need (2017); Zhang et al., Beyond Fully-Connected Layers with
-    Quaternions (2021): the PHM-Transformer.
+    Source: Vaswani et al., Attention Is All You Need (2017), section 3; Zhang et al., Beyond Fully-Connected Layers
+    with Quaternions (2021): the PHM-Transformer.
+
+    Examples:
+        >>> layer = TransformerEncoderLayer(64, 8, 256, batch_first=True, rule=4)
+        >>> layer(torch.zeros(2, 5, 64)).shape, isinstance(layer, nn.TransformerEncoderLayer)
+        (torch.Size([2, 5, 64]), True)
+    """
+
+
+class TransformerDecoderLayer(_Layer, nn.TransformerDecoderLayer):
+    """`x = norm1(x + attention(x, x, x))`, `norm2(x + attention(x, memory, memory))`, then the linear layers.
+
+    These are `norm3(x + linear2(activation(linear1(x))))`. All arguments are told by TransformerEncoderLayer.
+
+    Examples:
+        >>> layer = TransformerDecoderLayer(64, 8, 256, batch_first=True, rule=4)
+        >>> layer(torch.zeros(2, 3, 64), torch.zeros(2, 5, 64)).shape
+        torch.Size([2, 3, 64])
+    """
+
+
+class TransformerEncoder(_Container, nn.TransformerEncoder):
+    """`norm(layers[-1](... layers[0](x)))`: torch's stack of copies of a layer, each with rules of its own.
+
+    Copies start with the same numbers, as torch's do. A rule that is shared stays the one that it is.
+
+    Args:
+        encoder_layer: the layer that is copied.
+        num_layers: how many copies there are.
+        norm: comes last, or None.
+        enable_nested_tensor: for `to_torch` alone, as is mask_check: torch's fused kernel, which takes dense weights,
+            leaves out hidden positions at the end and gives zeros there; here they are computed like others.
+        mask_check: see there.
+
+    Examples:
+        >>> encoder = TransformerEncoder(TransformerEncoderLayer(64, 8, batch_first=True, rule=4), num_layers=2)
+        >>> encoder(torch.zeros(2, 5, 64)).shape
+        torch.Size([2, 5, 64])
+    """
+
+    def __init__(
+        self,
+        encoder_layer: nn.Module,
+        num_layers: int,
+        norm: nn.Module | None = None,
+        enable_nested_tensor: bool = True,
+        mask_check: bool = True,
+    ) -> None:
+        super().__init__(encoder_layer, num_layers, norm, False, mask_check)  # pyright: ignore[reportArgumentType]
+        self.enable_nested_tensor = enable_nested_tensor
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Mask | None = None,
+        src_key_padding_mask: Mask | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:
+        """Torch's forward. Without a hint, a mask that can be looked at is compared with the causal one."""
+        return super().forward(src, mask, src_key_padding_mask, _causal_hint(self, src, mask, is_causal))
+
+    @classmethod
+    def like(cls, layer: nn.TransformerEncoder, *, rule: int | Algebra | Rule) -> Any:
+        """As that of the layers; without torch's nested tensors."""
+        twin = super().like(layer, rule=rule)
+        twin.use_nested_tensor = False
+        return twin
+
+    def to_torch(self) -> nn.TransformerEncoder:
+        """Torch's stack with the same numbers; it uses nested tensors where torch's constructor would."""
+        stack = super().to_torch()
+        with warnings.catch_warnings():  # torch tells where its fused kernel cannot run
+            warnings.simplefilter("ignore", UserWarning)
+            first = stack.layers[0] if len(stack.layers) else nn.Identity()
+            stack.use_nested_tensor = nn.TransformerEncoder(
+                first, 0, None, self.enable_nested_tensor
+            ).use_nested_tensor
+        return stack
+
+
+class TransformerDecoder(_Container, nn.TransformerDecoder):
+    """`norm(layers[-1](... layers[0](x, memory), memory))`: torch's stack of copies of a layer, each with own rules.
+
+    Copies start with the same numbers, as torch's do. A rule that is shared stays the one that it is.
+
+    Examples:
+        >>> decoder = TransformerDecoder(TransformerDecoderLayer(64, 8, batch_first=True, rule=4), num_layers=2)
+        >>> decoder(torch.zeros(2, 3, 64), torch.zeros(2, 5, 64)).shape
+        torch.Size([2, 3, 64])
+    """
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Mask | None = None,
+        memory_mask: Mask | None = None,
+        tgt_key_padding_mask: Mask | None = None,
+        memory_key_padding_mask: Mask | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        """Torch's forward. Without a hint, a mask that can be looked at is compared with the causal one."""
+        hint = _causal_hint(self, tgt, tgt_mask, tgt_is_causal)
+        paddings = tgt_key_padding_mask, memory_key_padding_mask
+        return super().forward(tgt, memory, tgt_mask, memory_mask, *paddings, hint, memory_is_causal)
+
+
+class Transformer(_Container, nn.Transformer):
+    """`decoder(tgt, encoder(src))`: torch.nn.Transformer with 1/n of the parameters.
+
+    It is torch's, with a TransformerEncoder and a TransformerDecoder of nplex in it. What the arguments mean, torch
+    and TransformerEncoderLayer tell. Custom encoders and decoders get first values too, as with torch.
 
     Examples:
         >>> model = Transformer(64, 8, 2, 2, 256, batch_first=True, rule=4)
@@ -85,18 +239,19 @@ class Transformer(nn.Module):
         rule: int | Algebra | Rule,
         method: str = "auto",
     ) -> None:
-        super().__init__()
-        sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first)
-        place: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
-        norm = partial(nn.LayerNorm, d_model, eps=layer_norm_eps, **place)
+        none = nn.Identity()
+        super().__init__(d_model, nhead, custom_encoder=none, custom_decoder=none, batch_first=batch_first)
+        sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias)
+        factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
         if custom_encoder is None:
-            encoder_layer = TransformerEncoderLayer(*sizes, **place, rule=rule, method=method)
-            custom_encoder = TransformerEncoder(encoder_layer, num_encoder_layers, norm())
+            layer = TransformerEncoderLayer(*sizes, **factory_kwargs, rule=rule, method=method)
+            norm = nn.LayerNorm(d_model, layer_norm_eps, bias=bias, **factory_kwargs)
+            custom_encoder = TransformerEncoder(layer, num_encoder_layers, norm)
         if custom_decoder is None:
-            decoder_layer = TransformerDecoderLayer(*sizes, **place, rule=rule, method=method)
-            custom_decoder = TransformerDecoder(decoder_layer, num_decoder_layers, norm())
+            layer = TransformerDecoderLayer(*sizes, **factory_kwargs, rule=rule, method=method)
+            norm = nn.LayerNorm(d_model, layer_norm_eps, bias=bias, **factory_kwargs)
+            custom_decoder = TransformerDecoder(layer, num_decoder_layers, norm)
         self.encoder, self.decoder = custom_encoder, custom_decoder
-        self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -115,87 +270,68 @@ class Transformer(nn.Module):
                     if parameter.ndim > 1:
                         nn.init.xavier_uniform_(parameter)
 
-    def forward(  # noqa: PLR0913 - torch's own signature
-        self,
-        src: Float[Tensor, "*source d_src"],
-        tgt: Float[Tensor, "*length d_tgt"],
-        src_mask: Mask | None = None,
-        tgt_mask: Mask | None = None,
-        memory_mask: Mask | None = None,
-        src_key_padding_mask: Mask | None = None,
-        tgt_key_padding_mask: Mask | None = None,
-        memory_key_padding_mask: Mask | None = None,
-        src_is_causal: bool | None = None,
-        tgt_is_causal: bool | None = None,
-        memory_is_causal: bool = False,
-    ) -> Float[Tensor, "*length d_tgt"]:
-        """The decoder's output for tgt, which sees what the encoder makes of src.
-
-        Args:
-            src: the sequences for the encoder.
-            tgt: the sequences for the decoder.
-            src_mask: as attn_mask of MultiheadAttention, in the encoder.
-            tgt_mask: the same, in the decoder.
-            memory_mask: the same, in the decoder, for the encoder's output.
-            src_key_padding_mask: as key_padding_mask of MultiheadAttention, in the encoder.
-            tgt_key_padding_mask: the same, in the decoder.
-            memory_key_padding_mask: the same, in the decoder, for the encoder's output.
-            src_is_causal: a hint that src_mask is the causal one; where None, it is looked at.
-            tgt_is_causal: the same of tgt_mask.
-            memory_is_causal: a hint that memory_mask is the causal one.
-
-        Raises:
-            ValueError: src and tgt do not fit together or are not d_model wide.
-        """
-        place = 0 if self.batch_first else 1
-        if src.ndim == 3 and tgt.ndim == 3 and src.shape[place] != tgt.shape[place]:
-            raise ValueError(
-                f"src and tgt must have the same batch, got {src.shape[place]} and {tgt.shape[place]} in dimension "
-                f"{place} (batch_first={self.batch_first})"
-            )
-        for name, x in (("src", src), ("tgt", tgt)):
-            if x.shape[-1] != self.d_model:
-                raise ValueError(
-                    f"{name} must have {self.d_model} numbers in its last dimension, got shape {tuple(x.shape)}"
-                )
-        memory = self.encoder(src, mask=src_mask, src_key_padding_mask=src_key_padding_mask, is_causal=src_is_causal)
-        return self.decoder(
-            tgt, memory, tgt_mask=tgt_mask, memory_mask=memory_mask, tgt_key_padding_mask=tgt_key_padding_mask,
-            memory_key_padding_mask=memory_key_padding_mask, tgt_is_causal=tgt_is_causal,
-            memory_is_causal=memory_is_causal,
-        )  # fmt: skip
+    _reset_parameters = reset_parameters  # torch's own would fill rules and components as if they were weights
 
     @staticmethod
     def generate_square_subsequent_mask(
         sz: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Float[Tensor, "{sz} {sz}"]:
+    ) -> Tensor:
         """-inf above the diagonal, 0 on and below it: position i sees positions up to i."""
         return causal_mask(sz, device, dtype)
 
     @classmethod
-    def like(cls, layer: nn.Transformer, *, rule: int | Algebra | Rule) -> "Transformer":
-        """A fresh twin of a torch transformer: same sizes, options, device, type and mode, new numbers.
+    def like(cls, layer: nn.Transformer, *, rule: int | Algebra | Rule) -> Any:
+        """As that of the layers; a custom encoder or decoder that is not torch's is copied."""
+        twin = super().like(layer, rule=rule)
+        twin.reset_parameters()
+        return twin
 
-        A custom encoder or decoder that is not torch's own is copied.
 
-        Raises:
-            TypeError: a stack has layers that are not torch's own.
-        """
-        stacks: list[Any] = [copy.deepcopy(stack) for stack in (layer.encoder, layer.decoder)]
-        if isinstance(layer.encoder, nn.TransformerEncoder):
-            stacks[0] = TransformerEncoder.like(layer.encoder, rule=rule)
-        if isinstance(layer.decoder, nn.TransformerDecoder):
-            stacks[1] = TransformerDecoder.like(layer.decoder, rule=rule)
-        twin = cls(
-            layer.d_model, layer.nhead, custom_encoder=stacks[0], custom_decoder=stacks[1],
-            batch_first=layer.batch_first, rule=rule,
-        )  # fmt: skip
-        return twin.train(layer.training)
+def _rebuilt(module: Any, kind: Any, change: Part) -> Any:
+    """A module of another class with the same attributes and mode, and its parts changed."""
+    made = kind.__new__(kind)
+    nn.Module.__init__(made)
+    adopt(made, module)
+    for name, part in module.named_children():
+        made.add_module(name, change(part))
+    made.training = module.training
+    return made
 
-    def to_torch(self) -> nn.Transformer:
-        """The torch.nn.Transformer with the same numbers."""
-        none = nn.Identity()
-        layer = nn.Transformer(
-            self.d_model, self.nhead, custom_encoder=none, custom_decoder=none, batch_first=self.batch_first
-        )
-        return with_parts_of(layer, self)
+
+def _twin(part: nn.Module, rule: int | Algebra | Rule) -> nn.Module:
+    """A fresh one of ours where there is one, each layer of a list, or else a copy with first values."""
+    ours = (TransformerEncoder, TransformerDecoder, TransformerEncoderLayer, TransformerDecoderLayer)
+    if kind := _kind(part, Linear, MultiheadAttention, *ours):
+        return kind.like(part, rule=new_like(rule))
+    if isinstance(part, nn.ModuleList):
+        for layer in part:
+            if not _kind(layer, *ours[2:]):
+                raise TypeError(f"only a stack of torch.nn's own layers has a twin, got {type(layer).__name__}")
+        return nn.ModuleList(_twin(layer, rule) for layer in part).train(part.training)
+    copied: Any = copy.deepcopy(part)
+    if hasattr(copied, "reset_parameters"):
+        copied.reset_parameters()
+    return copied
+
+
+def _kind(part: nn.Module, *kinds: Any) -> Any:
+    """The class of ours that a part is one of, or that has its place in torch.nn; or None."""
+    return next((kind for kind in kinds if isinstance(part, (kind, getattr(nn, kind.__name__)))), None)
+
+
+def _dense(part: nn.Module) -> nn.Module:
+    """Torch's module with the same numbers: what ours makes itself, part by part in a list, of others a copy."""
+    if isinstance(part, nn.ModuleList):
+        parts = nn.ModuleList(map(_dense, part))
+        parts.training = part.training
+        return parts
+    make = getattr(part, "to_torch", None)
+    return copy.deepcopy(part) if make is None else make()
+
+
+def _causal_hint(stack: Any, x: Tensor, mask: Mask | None, given: bool | None) -> bool:
+    """The hint that was given, or else whether the mask is the causal one for x; False where it cannot be read."""
+    if given is not None or mask is None:
+        return bool(given)
+    batch_first = stack.layers[0].self_attn.batch_first
+    return is_causal_mask(mask, x.shape[-2] if batch_first or x.ndim == 2 else x.shape[0])

@@ -1,0 +1,116 @@
+"""What all layers with a counterpart in torch.nn share: from torch's layer, back to it, and their line in a print."""
+
+import inspect
+from operator import attrgetter
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nplex.algebra import Algebra
+from nplex.nn.rule import Rule
+from nplex.nn.sharing import attach
+from nplex.ops.tracing import full_precision
+
+Sizes = dict[str, tuple[int, ...] | None]
+
+
+class Twin(nn.Module):
+    """A layer with a rule that computes what a layer of torch.nn computes with the dense weights of this one.
+
+    It has torch's arguments and attributes; each parameter of torch's layer can be read by its name.
+
+    Attributes:
+        torch_layer: torch's class.
+        rule: the rule; registered here unless it is shared.
+    """
+
+    torch_layer: ClassVar[type[nn.Module]]
+    # Arguments that say whether a parameter exists, and which; other arguments are attributes.
+    _flags: ClassVar[dict[str, str]] = {"bias": "bias"}
+    # Attributes in print(model) beside those that torch prints.
+    _printed: ClassVar[tuple[str, ...]] = ()
+    rule: Rule
+
+    def _set_up(self, rule: Rule, sizes: Sizes, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        """Makes the parameters, None where there is no size, takes the rule and gives first values."""
+        for name, size in sizes.items():
+            empty = None if size is None else nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+            self.register_parameter(name, empty)
+        attach(self, rule)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """First values for the layer's own numbers; the rule, a module of its own, has its own reset_parameters."""
+        raise NotImplementedError
+
+    @classmethod
+    def like(cls, layer: Any, *, rule: int | Algebra | Rule) -> Any:
+        """A fresh twin of a torch layer: same sizes, options, device, type and mode, new numbers."""
+        return cls._like(layer, {"rule": rule})
+
+    @classmethod
+    def _like(cls, layer: Any, options: dict[str, Any]) -> Any:
+        number = next(layer.parameters())
+        arguments = cls._arguments(layer) | {"device": number.device, "dtype": number.dtype}
+        return cls(**arguments | options).train(layer.training)
+
+    @torch.no_grad()
+    def to_torch(self) -> Any:
+        """Torch's layer with the same weights, options and mode."""
+        layer: Any = self.torch_layer(**self._arguments(self), device="meta")
+        with full_precision(next(self.parameters())):
+            for name, _ in list(layer.named_parameters()):
+                parent, _, leaf = name.rpartition(".")
+                setattr(layer.get_submodule(parent), leaf, fresh_parameter(attrgetter(name)(self)))
+        if hasattr(layer, "flatten_parameters"):  # where cuDNN wants them
+            layer.flatten_parameters()
+        return layer.train(self.training)
+
+    @classmethod
+    def _arguments(cls, layer: Any) -> dict[str, Any]:
+        """What a layer, ours or torch's, was made with; without device and type."""
+        ours = next(kind for kind in cls.__mro__ if "torch_layer" in vars(kind))
+        found = inspect.signature(ours).parameters.values()
+        names = [p.name for p in found if p.kind is not p.KEYWORD_ONLY and p.name not in ("device", "dtype")]
+        return {
+            name: getattr(layer, cls._flags[name]) is not None if name in cls._flags else getattr(layer, name)
+            for name in names
+        }
+
+    def extra_repr(self) -> str:
+        """One line for print(model): what torch writes, and n."""
+        more = [f"{name}={getattr(self, name)}" for name in (*self._printed,)]
+        shared = ["rule=shared"] if self.rule.is_shared else []
+        parts = [self.torch_layer.extra_repr(self), *more, f"n={self.rule.n}", *shared]
+        return ", ".join(filter(None, parts))
+
+
+def adopt(layer: nn.Module, shape: nn.Module) -> None:
+    """Gives a layer the attributes of torch's layer, which has read and checked its arguments."""
+    for name, value in vars(shape).items():
+        if not name.startswith("_") and name != "training":
+            setattr(layer, name, value)
+
+
+def fresh_parameter(values: Tensor) -> nn.Parameter:
+    """Values as a parameter of another module; copied only where they are one here, or a part of something larger.
+
+    A large model is folded layer by layer: a copy of each weight would leave as many holes in memory.
+    """
+    alone = values.is_contiguous() and values.untyped_storage().nbytes() == values.numel() * values.element_size()
+    alone = alone and not isinstance(values, nn.Parameter)
+    return nn.Parameter(values.detach() if alone else values.detach().clone())
+
+
+def check_widths(n: int, **widths: int) -> None:
+    """Refuses widths that are no positive integers, and an n above one of them.
+
+    Raises:
+        ValueError: names the width.
+    """
+    for name, width in widths.items():
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise ValueError(f"{name} must be a positive integer, got {width!r}")
+        if n > width:
+            raise ValueError(f"n = {n} is larger than {name} = {width}: take a rule with n of {width} or less")
