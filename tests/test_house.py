@@ -35,17 +35,15 @@ EXEMPT_FROM_FLOORS = {
 }
 MANY_ARGUMENTS: dict[str, str] = {
     "nplex.nn.conv.Conv.__init__": "torch.nn.Conv2d's signature, and rule and method",
-    "nplex.nn.conv_transpose.ConvTranspose.__init__": "torch.nn.ConvTranspose2d's signature, and rule",
+    "nplex.nn.conv.ConvTranspose.__init__": "torch.nn.ConvTranspose2d's signature, and rule",
     "nplex.nn.embedding.Embedding.__init__": "torch.nn.Embedding's signature, and rule",
     "nplex.nn.embedding.EmbeddingBag.__init__": "torch.nn.EmbeddingBag's signature, and rule",
     "nplex.nn.recurrent.RNN.__init__": "torch.nn.RNN's signature, and rule",
     "nplex.nn.recurrent.LSTM.__init__": "torch.nn.LSTM's signature, and rule",
     "nplex.nn.recurrent.GRU.__init__": "torch.nn.GRU's signature, and rule",
     "nplex.nn.attention.MultiheadAttention.__init__": "torch.nn.MultiheadAttention's signature, rule and method",
-    "nplex.nn.encoder.TransformerEncoderLayer.__init__": "torch.nn.TransformerEncoderLayer's, rule and method",
-    "nplex.nn.decoder.TransformerDecoderLayer.__init__": "torch.nn.TransformerDecoderLayer's, rule and method",
+    "nplex.nn.transformer._Layer.__init__": "torch.nn.TransformerEncoderLayer's and DecoderLayer's, rule and method",
     "nplex.nn.transformer.Transformer.__init__": "torch.nn.Transformer's signature, rule and method",
-    "nplex.nn.transformer.Transformer.forward": "torch.nn.Transformer's inputs, masks and hints",
     "nplex.cli.models.convert": "each is an option of the command line",
     "nplex.lab.cli.experiments.compare": "each is an option of the command line",
     "nplex.lab.cli.experiments.run": "each is an option of the command line",
@@ -60,7 +58,7 @@ STAR_ARGUMENTS = {
     "nplex.ops.tracing.is_eager": "as many tensors as a call has",
     "nplex.huggingface.NplexConfig.from_dict": "as transformers calls it",
     "nplex.huggingface.NplexQuantizer.__init__": "as transformers calls it",
-    "nplex.nn.linear.check_widths": "the keywords are the names that the message gives",
+    "nplex.nn.twin.check_widths": "the keywords are the names that the message gives",
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "base", "core", "types"}
 THIRD_PARTY = {

@@ -495,7 +495,10 @@ def test_smaller_types_and_autocast():
         (lambda: Transformer(E, H, rule=16), "n = 16 is larger than embed_dim = 12"),
         (lambda: TransformerDecoderLayer(E, H, 3, rule=4), "n = 4 is larger than out_features = 3"),
         (lambda: transformer()(x(S), x(L).mT), "the batch number of src and tgt must be equal"),
-        (lambda: transformer()(x(S, True), x(L, True)[..., :7]), "the feature number of src and tgt must be equal to d_model"),
+        (
+            lambda: transformer()(x(S, True), x(L, True)[..., :7]),
+            "the feature number of src and tgt must be equal to d_model",
+        ),
         (lambda: encoder_layer()(x(S, True), torch.zeros(S, L, **F64)), r"attn_mask must have shape \(6, 6\) or"),
     ],
 )

@@ -16,11 +16,10 @@ from nplex.nn.attention import MultiheadAttention
 from nplex.nn.linear import Linear
 from nplex.nn.rule import Rule
 from nplex.nn.sharing import new_like
-from nplex.nn.twin import adopt
-from nplex.ops.attention import Mask, causal_mask, is_causal_mask
+from nplex.nn.twin import kind_among, rebuilt, to_dense
+from nplex.ops.attention import Mask, is_causal_mask
 
 Activation = str | Callable[[Tensor], Tensor]
-Part = Callable[[nn.Module], nn.Module]
 
 
 class _Container:
@@ -33,11 +32,11 @@ class _Container:
         Raises:
             TypeError: it is a stack of layers other than torch.nn's.
         """
-        return _rebuilt(layer, cls, lambda part: _twin(part, rule))
+        return rebuilt(layer, cls, lambda part: _twin(part, rule))
 
     def to_torch(self) -> Any:
         """Torch's layer or stack with the same numbers."""
-        return _rebuilt(self, next(kind for kind in type(self).__mro__ if kind.__module__[:6] == "torch."), _dense)
+        return rebuilt(self, next(kind for kind in type(self).__mro__ if kind.__module__[:6] == "torch."), to_dense)
 
 
 class _Layer(_Container):
@@ -63,9 +62,8 @@ class _Layer(_Container):
         sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias)
         torchs: Any = super()
         torchs.__init__(*sizes, "meta", dtype)
-        layer: Any = self
-        for name, part in list(layer.named_children()):
-            if kind := _kind(part, Linear, MultiheadAttention):
+        for name, part in list(torchs.named_children()):
+            if kind := kind_among(part, (Linear, MultiheadAttention)):
                 options = {"rule": new_like(rule), "method": method, "device": device}
                 setattr(self, name, kind._like(part, options))
             elif isinstance(part, nn.LayerNorm):
@@ -122,7 +120,7 @@ class TransformerDecoderLayer(_Layer, nn.TransformerDecoderLayer):
 class TransformerEncoder(_Container, nn.TransformerEncoder):
     """`norm(layers[-1](... layers[0](x)))`: torch's stack of copies of a layer, each with rules of its own.
 
-    Copies start with the same numbers, as torch's do. A rule that is shared stays the one that it is.
+    Copies start with the same numbers, as torch's do.
 
     Args:
         encoder_layer: the layer that is copied.
@@ -181,8 +179,6 @@ class TransformerEncoder(_Container, nn.TransformerEncoder):
 class TransformerDecoder(_Container, nn.TransformerDecoder):
     """`norm(layers[-1](... layers[0](x, memory), memory))`: torch's stack of copies of a layer, each with own rules.
 
-    Copies start with the same numbers, as torch's do. A rule that is shared stays the one that it is.
-
     Examples:
         >>> decoder = TransformerDecoder(TransformerDecoderLayer(64, 8, batch_first=True, rule=4), num_layers=2)
         >>> decoder(torch.zeros(2, 3, 64), torch.zeros(2, 5, 64)).shape
@@ -239,8 +235,8 @@ class Transformer(_Container, nn.Transformer):
         rule: int | Algebra | Rule,
         method: str = "auto",
     ) -> None:
-        none = nn.Identity()
-        super().__init__(d_model, nhead, custom_encoder=none, custom_decoder=none, batch_first=batch_first)
+        none = {"custom_encoder": nn.Identity(), "custom_decoder": nn.Identity()}
+        super().__init__(d_model, nhead, **none, batch_first=batch_first)
         sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias)
         factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
         if custom_encoder is None:
@@ -272,13 +268,6 @@ class Transformer(_Container, nn.Transformer):
 
     _reset_parameters = reset_parameters  # torch's own would fill rules and components as if they were weights
 
-    @staticmethod
-    def generate_square_subsequent_mask(
-        sz: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """-inf above the diagonal, 0 on and below it: position i sees positions up to i."""
-        return causal_mask(sz, device, dtype)
-
     @classmethod
     def like(cls, layer: nn.Transformer, *, rule: int | Algebra | Rule) -> Any:
         """As that of the layers; a custom encoder or decoder that is not torch's is copied."""
@@ -287,46 +276,20 @@ class Transformer(_Container, nn.Transformer):
         return twin
 
 
-def _rebuilt(module: Any, kind: Any, change: Part) -> Any:
-    """A module of another class with the same attributes and mode, and its parts changed."""
-    made = kind.__new__(kind)
-    nn.Module.__init__(made)
-    adopt(made, module)
-    for name, part in module.named_children():
-        made.add_module(name, change(part))
-    made.training = module.training
-    return made
-
-
 def _twin(part: nn.Module, rule: int | Algebra | Rule) -> nn.Module:
     """A fresh one of ours where there is one, each layer of a list, or else a copy with first values."""
     ours = (TransformerEncoder, TransformerDecoder, TransformerEncoderLayer, TransformerDecoderLayer)
-    if kind := _kind(part, Linear, MultiheadAttention, *ours):
+    if kind := kind_among(part, (Linear, MultiheadAttention, *ours)):
         return kind.like(part, rule=new_like(rule))
     if isinstance(part, nn.ModuleList):
         for layer in part:
-            if not _kind(layer, *ours[2:]):
+            if not kind_among(layer, ours[2:]):
                 raise TypeError(f"only a stack of torch.nn's own layers has a twin, got {type(layer).__name__}")
         return nn.ModuleList(_twin(layer, rule) for layer in part).train(part.training)
     copied: Any = copy.deepcopy(part)
     if hasattr(copied, "reset_parameters"):
         copied.reset_parameters()
     return copied
-
-
-def _kind(part: nn.Module, *kinds: Any) -> Any:
-    """The class of ours that a part is one of, or that has its place in torch.nn; or None."""
-    return next((kind for kind in kinds if isinstance(part, (kind, getattr(nn, kind.__name__)))), None)
-
-
-def _dense(part: nn.Module) -> nn.Module:
-    """Torch's module with the same numbers: what ours makes itself, part by part in a list, of others a copy."""
-    if isinstance(part, nn.ModuleList):
-        parts = nn.ModuleList(map(_dense, part))
-        parts.training = part.training
-        return parts
-    make = getattr(part, "to_torch", None)
-    return copy.deepcopy(part) if make is None else make()
 
 
 def _causal_hint(stack: Any, x: Tensor, mask: Mask | None, given: bool | None) -> bool:

@@ -1,6 +1,8 @@
 """What all layers with a counterpart in torch.nn share: from torch's layer, back to it, and their line in a print."""
 
+import copy
 import inspect
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -91,6 +93,32 @@ def adopt(layer: nn.Module, shape: nn.Module) -> None:
     for name, value in vars(shape).items():
         if not name.startswith("_") and name != "training":
             setattr(layer, name, value)
+
+
+def rebuilt(module: Any, kind: Any, change: Callable[[nn.Module], nn.Module]) -> Any:
+    """A module of another class with the same attributes and mode, and its parts changed."""
+    made = kind.__new__(kind)
+    nn.Module.__init__(made)
+    adopt(made, module)
+    for name, part in module.named_children():
+        made.add_module(name, change(part))
+    made.training = module.training
+    return made
+
+
+def to_dense(part: nn.Module) -> nn.Module:
+    """Torch's module with the same numbers: what ours makes itself, part by part in a list, of others a copy."""
+    if isinstance(part, nn.ModuleList):
+        parts = nn.ModuleList(map(to_dense, part))
+        parts.training = part.training
+        return parts
+    make = getattr(part, "to_torch", None)
+    return copy.deepcopy(part) if make is None else make()
+
+
+def kind_among(part: nn.Module, kinds: tuple[Any, ...]) -> Any:
+    """The class of ours that a part is one of, or that has its place in torch.nn; or None."""
+    return next((kind for kind in kinds if isinstance(part, (kind, getattr(nn, kind.__name__)))), None)
 
 
 def fresh_parameter(values: Tensor) -> nn.Parameter:
