@@ -61,9 +61,9 @@ def round_off(
         tries: How many members of the algorithm's family are tried.
 
     Returns:
-        The exact algorithm, or None where none was found. None comes at once where the factors are more than 20 % from
-        the table or not finite, where an entry of the table is not a multiple of 1/64, and for more than 2,154 factor
-        entries, where a step takes seconds.
+        The exact algorithm, or None where none was found. None comes at once where the factors are more than
+        20 % from the table or not finite, where an entry of the table is not a multiple of 1/64, and for more than
+        2,154 factor entries, where a step takes seconds.
 
     Raises:
         ValueError: The algorithm has another n than the table.
@@ -77,12 +77,10 @@ def round_off(
             f"the algorithm has n = {algorithm.n}, the table n = {table.shape[0]}; give a pair that fits"
         )
     target, given = table.detach().to("cpu", torch.float64), stacked(algorithm)
-    grains, step = target * GRAIN, given.numel() ** 3
-    usable = bool(given.isfinite().all()) and torch.equal(grains, grains.round()) and step <= WORK / 10
-    if not usable or algorithm.error(target) > FAR:
+    if not _usable(target, given):
         return None
     first, generator = balanced(given), torch.Generator("cpu").manual_seed(seed)
-    most = max(1, int(WORK / step))
+    most = max(1, int(WORK / given.numel() ** 3))
     for number in range(min(tries, max(1, most // PATIENCE))):
         noise = torch.randn(first.shape, generator=generator, dtype=torch.float64, device="cpu")
         factors, error = _sparse(target, first + number * SHAKE * noise)
@@ -93,6 +91,18 @@ def round_off(
             if _small(factors) and rounded.wrong_entries(target.tolist()) == 0:
                 return rounded
     return None
+
+
+def _usable(target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"]) -> bool:
+    """Whether there is anything to look for, in time."""
+    grains = target * GRAIN
+    if (
+        factors.numel() ** 3 > WORK / 10
+        or not bool(factors.isfinite().all())
+        or not torch.equal(grains, grains.round())
+    ):
+        return False
+    return float((target - sum_of_products(factors)).norm()) <= FAR * float(target.norm())
 
 
 def _solved(

@@ -24,8 +24,8 @@ class Moves:
     """From dampings to `(J^T J + (damping + weight) I)^-1 (J^T residual - weight factors)`, NaN if singular.
 
     For many unknowns it is solved roughly; the smaller the residual, the less so, such that the last steps still
-    nearly square the error. What conjugate gradients do not solve once is factorized from then on: nearer to the table
-    it will be harder. Where that is too large, the move is what they gave: the next goes on from better factors.
+    nearly square the error. What conjugate gradients do not solve once is factorized from then on: it will be harder
+    nearer to the table. Where that is too large, the move is what they gave: the next goes on from better factors.
     """
 
     def __init__(self, unknowns: int):
