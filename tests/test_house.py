@@ -241,6 +241,11 @@ def test_every_module_has_a_floor():
     assert {room(name) for name in MODULES if name not in EXEMPT_FROM_FLOORS} - FLOORS.keys() == set()
 
 
+def together(first, second):
+    """In one folder, or in folders inside one folder of the house."""
+    return folder(first) == folder(second) or first.split(".")[1] == second.split(".")[1]
+
+
 def test_imports_go_down_or_stay_in_their_folder():
     """The modules of one folder of the house, and of folders inside it, may stand on one floor."""
     upward = {
@@ -250,7 +255,7 @@ def test_imports_go_down_or_stay_in_their_folder():
         for target in targets
         if target in EXEMPT_FROM_FLOORS
         or (floor(target) > floor(name))
-        or (floor(target) == floor(name) and target.split(".")[1] != name.split(".")[1])
+        or (floor(target) == floor(name) and not together(target, name))
     }
     assert upward == set()
 

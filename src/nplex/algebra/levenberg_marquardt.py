@@ -63,9 +63,8 @@ def least_squares(
     not lower the sum is refused, and tried again with three times the damping. A step that does eases the damping:
     by 2, by 5 if it left less than 0.7 of the error, by 100 if less than 0.1, and not at all right after a refusal.
 
-    A start ends when its error is at most a tenth of the tolerance, or at most the tolerance and the last step did not
-    halve it; when its error fell by less than 5 % over the last `window` steps, or no damping up to 1e6 lowers it
-    (`stuck`); and after `steps` steps.
+    A start ends when its error is a tenth of the tolerance, or the tolerance and the last step did not halve it; when
+    its error fell by less than 5 % over `window` steps, or no damping lowers it (`stuck`); and after `steps` steps.
 
     Examples:
         Two starts that look for the square root of 2, `residual = 2 - x^2`, `J = 2 x`:
@@ -75,9 +74,8 @@ def least_squares(
         ...     wish = slope * fit.residual - weight[:, None] * fit.unknowns
         ...     return lambda damping: fit.unknowns + wish / (slope**2 + (damping + weight)[:, None])
         >>> start = torch.tensor([[1.0], [-3.0]], dtype=torch.float64)
-        >>> least_squares(start, lambda x, which: 2 - x**2, equations).unknowns
-        tensor([[ 1.4142],
-                [-1.4142]], dtype=torch.float64)
+        >>> least_squares(start, lambda x, which: 2 - x**2, equations).unknowns.flatten()
+        tensor([ 1.4142, -1.4142], dtype=torch.float64)
 
     Args:
         start: b x ..., the first unknowns of each start, in float64.
