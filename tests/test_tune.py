@@ -86,8 +86,8 @@ def test_a_budget_for_all_rules_measures_all_and_finds_the_known_front(tmp_path)
 
 def test_no_rule_of_the_front_is_beaten_and_each_other_is(tmp_path):
     goals = Goals()
-    found = tune(tune_cases.known, tmp_path, rules=rules_to_try([2, 3, 8]), trials=9, goals=goals)
-    assert len(found.rows) == 9  # of 13: by TPE
+    found = tune(tune_cases.known, tmp_path, rules=rules_to_try([2, 8]), trials=5, goals=goals)
+    assert len(found.rows) == 5  # of 7: by TPE
     losses = {row.rule: [goals.loss(row.measured, goal) for goal in goals.which] for row in found.rows}
     for row in found.rows:
         beaten = any(
@@ -146,7 +146,7 @@ def test_measuring_neither_draws_from_the_callers_random_numbers_nor_depends_on_
 def test_a_second_call_measures_only_what_is_new(tmp_path, monkeypatch):
     calls = tmp_path / "calls"
     monkeypatch.setenv("NPLEX_TEST_CALLS", str(calls))
-    for trials in (2, 2, 4, 50):
+    for trials in (2, 50):
         tune(tune_cases.noted, tmp_path / "out", rules=SMALL, trials=trials, goals=TWO)
         rules = [line.split()[0] for line in calls.read_text().splitlines()]
         assert len(rules) == len(set(rules)) == min(trials, len(SMALL))
@@ -156,13 +156,13 @@ def test_a_second_call_measures_only_what_is_new(tmp_path, monkeypatch):
 def test_two_processes_on_one_storage_share_the_work(tmp_path):
     calls, url = tmp_path / "calls", f"sqlite:///{tmp_path / 'shared.db'}"
     both = [
-        begin("noted", tmp_path / name, "--n", "2..4", "--trials", 20, "--storage", url, calls=calls)
+        begin("noted", tmp_path / name, "--n", "2..3", "--trials", 20, "--storage", url, calls=calls)
         for name in ("one", "two")
     ]
     for process in both:
         _, said = process.communicate(timeout=200)
         assert process.returncode == 0, said
-    rules = rules_to_try([2, 3, 4])
+    rules = rules_to_try([2, 3])
     assert {line.split()[0] for line in calls.read_text().splitlines()} == set(rules)
     assert len({line.split()[1] for line in calls.read_text().splitlines()}) == 2
     tables = [json.loads((tmp_path / name / "tune.json").read_text())["rows"] for name in ("one", "two")]
@@ -249,7 +249,6 @@ def test_the_verb_prints_table_and_line(tmp_path):
     assert "dense: score 90" in result.stderr
     refused = cli(*arguments, "--out", tmp_path / "out")
     assert (refused.exit_code, "--resume goes on" in refused.stderr) == (2, True)
-    assert cli(*arguments, "--out", tmp_path / "out", "--resume").exit_code == 0
     assert cli(*arguments, "--out", tmp_path / "out", "--force").exit_code == 0
 
 
@@ -314,4 +313,3 @@ def test_a_task_is_trained_once_with_each_rule_and_the_line_of_code_gives_what_w
 
     refused = cli(*arguments, "--out", out, "--resume", "--seed", 1)
     assert (refused.exit_code, "other settings" in refused.stderr) == (2, True)
-    assert cli(*arguments, "--trials", 1, "--out", out, "--force").exit_code == 0

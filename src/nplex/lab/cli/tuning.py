@@ -29,7 +29,7 @@ from nplex.lab.cli.training import (
 from nplex.lab.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from nplex.lab.tuning import Pareto
+    from nplex.lab.tuning import Goals, Pareto
 
 WHAT = "A task of nplex run, or my_module:my_function, which takes a rule."
 
@@ -73,23 +73,14 @@ def tune(  # noqa: PLR0913 - options of the command line
     if force and storage:
         refuse("--force deletes a folder, and the shared --storage would be left: take another --seed or database")
     with refusing():
-        import optuna  # noqa: F401, RUF100 - its absence is told before any work
-
-        from nplex.lab import tuning
-        from nplex.lab.recipes.tasks import recipe_of
-        from nplex.lab.tuning.recipe import RecipeObjective
-        from nplex.lab.tuning.space import RANKS
-
-        rules = tuning.rules_to_try(_sizes(n), rank or RANKS, algebra or ())
-        goals = tuning.Goals(tuple(goal or tuning.Goals().which), lower, margin)
+        rules, goals = _wanted(n, rank, algebra, goal, lower, margin)
     if ":" in task:
         options = {"size": size != "small", "set": set_name, "data": data, "epochs": epochs, "seed": seed}
-        if given := [f"--{name}" for name, value in (options | {"shared": shared}).items() if value]:
-            refuse(f"{', '.join(given)} is for tasks, and {task} is a function")
-        with refusing():
-            objective = _function(task)
-            place.open()
+        objective = _function(task, options | {"shared": shared}, place)
     else:
+        from nplex.lab.recipes.tasks import recipe_of
+        from nplex.lab.tuning.recipe import RecipeObjective
+
         if lower:
             refuse("--lower is for functions; a task says itself which scores are better")
         recipe, loaded = prepare(
@@ -98,14 +89,30 @@ def tune(  # noqa: PLR0913 - options of the command line
         )  # fmt: skip
         objective = RecipeObjective(recipe, loaded, place.folder, seed)
         goals = replace(goals, lower=not recipe.task(loaded).higher)
+    from nplex.lab.tuning import tune as search
+
     with interruptible(resuming(place)), _progress(min(trials, len(rules))) as report:
-        found = tuning.tune(
+        found = search(
             objective, place.folder, rules=rules, trials=trials, minutes=minutes, goals=goals, storage=storage,
             report=report,
         )  # fmt: skip
     print_table(found.table())
     print(found.advice())
     messages.print(f"tables, figure and runs are in {place.folder}", soft_wrap=True)
+
+
+def _wanted(
+    n: list[str], rank: list[str] | None, algebra: list[str] | None, goal: list[str] | None, lower: bool,
+    margin: float | None,
+) -> tuple[tuple[str, ...], "Goals"]:  # fmt: skip
+    """The rules and the goals that were asked for."""
+    import optuna  # noqa: F401, RUF100 - its absence is told before any work
+
+    from nplex.lab.tuning import Goals, rules_to_try
+    from nplex.lab.tuning.space import RANKS
+
+    goals = Goals(tuple(goal or Goals().which), lower, margin)
+    return rules_to_try(_sizes(n), rank or RANKS, algebra or ()), goals
 
 
 def _sizes(texts: list[str]) -> list[int]:
@@ -119,16 +126,20 @@ def _sizes(texts: list[str]) -> list[int]:
     return sorted(found)
 
 
-def _function(text: str) -> Callable[[str], Any]:
+def _function(text: str, options: dict[str, Any], place: Place) -> Callable[[str], Any]:
     """A function of the user's own, from the folder where the command was given."""
+    if given := [f"--{name}" for name, value in options.items() if value]:
+        refuse(f"{', '.join(given)} is for tasks, and {text} is a function")
     sys.path.insert(0, "")
     module, _, name = text.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{text!r} names no function, expected my_module:my_function: {error}") from None
-    if not callable(found):
-        raise ValueError(f"{text!r} must be a function, got a {type(found).__name__}")
+    with refusing():
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+            raise ValueError(f"{text!r} names no function, expected my_module:my_function: {error}") from None
+        if not callable(found):
+            raise ValueError(f"{text!r} must be a function, got a {type(found).__name__}")
+        place.open()
     return found
 
 
