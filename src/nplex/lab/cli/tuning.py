@@ -64,8 +64,6 @@ def tune(  # noqa: PLR0913 - options of the command line
     Examples:
       nplex tune agreement --trials 12 --n 1..8
 
-      nplex tune agreement --n 2 4 8 --rank full generic --goal size quality --minutes 30
-
       nplex tune my_module:my_function --trials 20 --storage postgresql://me@host/rules --out runs/second
     """
     place = RunFolder(out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', task)}-tune", resume, force)
@@ -78,15 +76,11 @@ def tune(  # noqa: PLR0913 - options of the command line
         options = {"size": size != "small", "set": set_name, "data": data, "epochs": epochs, "seed": seed}
         objective = _function(task, options | {"shared": shared}, place)
     else:
-        from nplex.lab.recipes.tasks import recipe_of
         from nplex.lab.tuning.recipe import RecipeObjective
 
         if lower:
             refuse("--lower is for functions; a task says itself which scores are better")
-        recipe, loaded = prepare(
-            lambda: next(iter([recipe_of(task, rule, size=size, set=set_name) for rule in rules])), data, epochs,
-            shared, place,
-        )  # fmt: skip
+        recipe, loaded = prepare(lambda: _recipe(task, rules, size, set_name), data, epochs, shared, place)
         objective = RecipeObjective(recipe, loaded, place.folder, seed)
         goals = replace(goals, lower=not recipe.task(loaded).higher)
     from nplex.lab.tuning import tune as search
@@ -113,6 +107,14 @@ def _wanted(
 
     goals = Goals(tuple(goal or Goals().which), lower, margin)
     return rules_to_try(_sizes(n), rank or RANKS, algebra or ()), goals
+
+
+def _recipe(task: str, rules: tuple[str, ...], size: str, set_name: str) -> Any:
+    """The recipe; each rule is one that it can have."""
+    from nplex.lab.recipes.tasks import recipe_of
+
+    first, *_ = [recipe_of(task, rule, size=size, set=set_name) for rule in rules]
+    return first
 
 
 def _sizes(texts: list[str]) -> list[int]:
