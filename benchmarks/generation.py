@@ -28,9 +28,9 @@ from nplex.convert import parse_rule
 from nplex.lab.checkpoint import write_json, write_text
 from nplex.lab.environment import environment
 from nplex.lab.generation import beam, greedy
-from nplex.lab.recipes.language_modelling import BYTES
-from nplex.lab.recipes.language_model import LanguageModel
 from nplex.lab.recipes.encoder_decoder import EncoderDecoder
+from nplex.lab.recipes.language_model import LanguageModel
+from nplex.lab.recipes.language_modelling import BYTES
 from nplex.lab.recipes.tasks import recipe_of
 from nplex.lab.summary import markdown_table
 
