@@ -25,6 +25,8 @@ from nplex.ops.tracing import constant_when_compiled
 FEW = 16
 # A compiled or exported graph serves every batch size, so its method is planned once, for this many tokens.
 TOKENS_WHEN_COMPILING = 512
+Sizes = tuple[int, int, int, int]  # n, a, b, places of a kernel
+Circumstances = tuple[int, bool, bool, str]  # bytes of a number, training, prepared, device
 
 
 @dataclass(frozen=True)
@@ -132,18 +134,18 @@ def chooser(methods: Mapping[str, Method]) -> Callable[..., str]:
     call has gradients for.
     """
 
-    def taken(tokens: int, sizes: tuple, rank: int | None, how: tuple, where: tuple) -> str:
-        (n, a, b, kernel), (element_size, device) = sizes, where
-        request = Request(n * b, n * a, tokens, n, rank, element_size, *how, current(device), kernel)
+    def taken(tokens: int, sizes: Sizes, rank: int | None, how: Circumstances) -> str:
+        (n, a, b, kernel), (element_size, training, prepared, device) = sizes, how
+        request = Request(n * b, n * a, tokens, n, rank, element_size, training, prepared, current(device), kernel)
         costs = _costs if torch.compiler.is_compiling() else _costs_before
         return _cheapest(costs(tuple(methods.values()), request))
 
     @constant_when_compiled
-    def taken_once(*numbers: object) -> str:  # to trace it would take torch.compile half a second a layer
-        return taken(*numbers)
+    def taken_once(tokens: int, sizes: Sizes, rank: int | None, how: Circumstances) -> str:
+        return taken(tokens, sizes, rank, how)  # to trace it would take torch.compile half a second a layer
 
     def best(
-        tokens: int, sizes: tuple, rule: Tensor | BilinearAlgorithm, tensors: tuple[Tensor, ...], prepared: bool
+        tokens: int, sizes: Sizes, rule: Tensor | BilinearAlgorithm, tensors: tuple[Tensor, ...], prepared: bool
     ) -> str:
         components = tensors[0]
         training = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *leaves(rule)))
@@ -151,7 +153,8 @@ def chooser(methods: Mapping[str, Method]) -> Callable[..., str]:
         run = taken_once if isinstance(components, torch.nn.Parameter) else taken
         tokens = TOKENS_WHEN_COMPILING if torch.compiler.is_compiling() else tokens
         rank = None if isinstance(rule, Tensor) else rule.rank
-        return run(tokens, sizes, rank, (training, prepared), (components.element_size(), components.device.type))
+        how = components.element_size(), training, prepared, components.device.type
+        return run(tokens, sizes, rank, how)
 
     return best
 
