@@ -4,7 +4,7 @@
     python benchmarks/identify.py --quick    # one small table of each kind; writes nothing
 
 Each known algebra is hidden by three matrices of normal numbers, each drawn anew until its condition is at most 30;
-then noise of normal numbers is added, of that share of the table's norm. `identify` gets that share (0.0001 for none),
+then noise of normal numbers is added, of that share of the table's norm. `identify` gets it (0.0001 for none),
 which it uses at n = 2 only. Seconds are of processor time, one thread.
 """
 

@@ -16,8 +16,7 @@ WAVES = ((1, 16), (0, 48), (4, 48), (2, 48), (0, 96))
 KEPT = 4
 STEPS = 12, 20, 40
 ISOTOPES = 4
-# Distances below it are rounding.
-EXACT = 1e-9
+EXACT = 1e-9  # below it is rounding
 # The least distance that was found, and the bases there.
 Nearest = tuple[float, Tensor]
 
