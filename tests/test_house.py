@@ -22,9 +22,10 @@ FLOORS = {
     "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "on_import": 3, "huggingface": 3, "counting": 3,
     "rule_names": 3, "figures": 3.2, "stored": 3.5, "stored_rules": 3.5,
     "lab.checkpoint": 5, "lab.environment": 5, "lab.run_folder": 5, "lab.data": 5, "lab.text": 5, "lab.scores": 5,
-    "lab.generation": 5, "lab.train": 5.1, "lab.summary": 5.2, "lab.plot": 5.3, "lab.recipes": 5.4, "lab.products": 5.4,
-    "lab.public_sets": 5.5, "lab.experiment": 5.5, "lab.reproduction": 5.6, "lab.reporting": 5.6, "lab.tuning": 5.6, "lab.cli": 5.8,
-    "cli": 5.7,
+    "lab.generation": 5, "lab.train": 5.1, "lab.summary": 5.2, "lab.plot": 5.3, "lab.recipes": 5.4,
+    "lab.products": 5.4, "lab.public_sets": 5.5, "lab.experiment": 5.5, "lab.reproduction": 5.6,
+    "lab.reporting": 5.6, "lab.tuning": 5.6,
+    "lab.cli": 5.8, "cli": 5.7,
 }  # fmt: skip
 EXEMPT_FROM_FLOORS = {
     "nplex": "the front door shows names of several floors",
@@ -56,13 +57,15 @@ STAR_ARGUMENTS = {
     "nplex.convert.where.all_but": "as only",
     "nplex.convert.where.all_of": "as only, a list of conditions",
     "nplex.ops.tracing.is_eager": "as many tensors as a call has",
+    "nplex.ops.cache.kept_for": "as many tensors as a weight has beside its components",
     "nplex.huggingface.NplexConfig.from_dict": "as transformers calls it",
     "nplex.huggingface.NplexQuantizer.__init__": "as transformers calls it",
     "nplex.nn.twin.check_widths": "the keywords are the names that the message gives",
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "base", "core", "types"}
 THIRD_PARTY = {
-    "torch": None, "jaxtyping": None, "safetensors": None, "typer": "nplex.cli", "rich": "nplex.cli",
+    "torch": None, "jaxtyping": None, "safetensors": None, "rich": "nplex.cli",
+    "typer": ("nplex.cli", "nplex.lab.cli"),
     "transformers": "nplex.huggingface",
 }  # fmt: skip
 OLD_NAMES = {
@@ -72,7 +75,8 @@ OLD_NAMES = {
     "check_same_place": "check_same_dtype_and_device", "stays": "skipped", "aligned": "text_table",
 }  # fmt: skip
 OLD_PHRASES = {
-    r"\b[Ii]s no (?!longer|more)[a-z]": "is not a", "Without more said": "By default", r"\bmend(s|ed)?\b": "fix",
+    r"(?<!there )(?<!There )\bis no (?!longer|more)[a-z]": "is not a",
+    "Without more said": "By default", r"\bmend(s|ed)?\b": "fix",
     "commoner": "majority class", "of its kind alone": "only", "on to the same bits": "resumes bit for bit",
 }  # fmt: skip
 HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IGNORECASE)
@@ -80,7 +84,7 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 PUBLIC = {
     "nplex": [
         "algebra", "ops", "nn", "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but",
-        "all_of", "sensible", "count", "show", "save", "load",
+        "all_of", "sensible", "count", "show", "identify", "save", "load",
     ],
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",
@@ -101,6 +105,17 @@ PUBLIC = {
         "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible",
         "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow", "FactorReport",
         "FactorRow",
+    ],
+    "nplex.files": [
+        "save", "load", "replace_file", "write_text", "write_json", "read_json", "write_tensors", "read_tensors",
+        "read_model", "tensors_of", "fill",
+    ],
+    "nplex.figures": ["show", "table", "weight", "factors", "new_figure", "write_figure"],
+    "nplex.stored_rules": ["stored_rules", "table_of_json", "learning_ends", "LEARNED"],
+    "nplex.cli.terminal": ["messages", "refuse", "refusing", "print_table", "STOPPED", "TWIN"],
+    "nplex.lab": [
+        "fit", "Schedule", "Task", "Loss", "greedy", "beam", "agreement", "inference", "translation", "style",
+        "language", "recipe_of", "run", "compare", "RunFolder", "tune",
     ],
 }  # fmt: skip
 
@@ -196,7 +211,7 @@ def test_the_house_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("part", "most"), [(lambda name: not in_lab(name), 10_500), (in_lab, 5_500)], ids=["library", "laboratory"]
+    ("part", "most"), [(lambda name: not in_lab(name), 11_500), (in_lab, 6_500)], ids=["library", "laboratory"]
 )
 def test_lines_in_all(part, most):
     """A new capability moves the limit; nothing else does."""
@@ -253,6 +268,7 @@ def test_imports_go_down_or_stay_in_their_folder():
         for name, targets in GRAPH.items()
         if name not in EXEMPT_FROM_FLOORS
         for target in targets
+        if not (target == "nplex" and in_lab(name))
         if target in EXEMPT_FROM_FLOORS
         or (floor(target) > floor(name))
         or (floor(target) == floor(name) and not together(target, name))
@@ -363,6 +379,7 @@ def test_everything_public_has_a_docstring():
     modules = [(name, TREES[name]) for name in MODULES]
     documented = (*modules, *CLASSES, *OUTER_FUNCTIONS)
     bare = {name for name, node in documented if is_public(name) and not ast.get_docstring(node)}
+    bare -= {name for name, node in OUTER_FUNCTIONS if any("overload" in ast.unparse(d) for d in node.decorator_list)}
     assert {name for name in bare if not re.search(r"\.__\w+__$", name)} == set()
 
 
@@ -373,7 +390,7 @@ def test_public_names(name):
     assert [public for public in PUBLIC[name] if not hasattr(module, public)] == []
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", [name for name in PUBLIC if MODULES[name].name == "__init__.py"])
 def test_public_names_are_all_that_a_package_imports(name):
     """What `__init__` takes in and does not list would be public by accident."""
     tree = TREES[name]

@@ -15,11 +15,12 @@ from nplex.convert import (
 )
 from nplex.counting import count
 from nplex.figures import show
+from nplex.rule_names import identify
 from nplex.files import load, save
 
 __version__ = "0.1.0"
 
 __all__ = [
     "algebra", "ops", "nn", "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of",
-    "sensible", "count", "show", "save", "load",
+    "sensible", "count", "show", "identify", "save", "load",
 ]  # fmt: skip

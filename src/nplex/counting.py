@@ -52,15 +52,15 @@ def count(model: nn.Module) -> Count:
     rules = [module for root in (model, *every) for module in _rules(root)]
     rule_parameters = {p: None for rule in rules for p in rule.parameters()}
     layer_parameters = {p: None for layer in layers for p in layer.parameters()} | rule_parameters
-    held = sum(p.numel() for p in layer_parameters if p in parameters)
+    of_layers = sum(p.numel() for p in layer_parameters if p in parameters)
     dense = sum(p.numel() for layer in layers for p in shadow(layer).to_torch().parameters())
     total = sum(p.numel() for p in parameters)
     return Count(
         total=total,
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        layers=held,
+        layers=of_layers,
         rules=sum(p.numel() for p in rule_parameters if p in parameters),
-        dense=total - held + dense,
+        dense=total - of_layers + dense,
         bytes=sum(t.numel() * t.element_size() for t in (*parameters, *model.buffers())),
     )
 

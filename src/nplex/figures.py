@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["show", "table", "weight", "factors", "new_figure", "write_figure"]
+
 COLOURS = "RdBu_r"
 MOST_TEXT = 9  # letters that a cell has room for
 MOST_LABELS = 16
@@ -204,8 +206,8 @@ def _grid(
     axes.xaxis.set_label_position("top")
     axes.set_xlabel(across)
     axes.set_ylabel(down)
-    axes.set_xticks([place + 0.5 for place in range(n - 1)], minor=True)
-    axes.set_yticks([place + 0.5 for place in range(n - 1)], minor=True)
+    axes.set_xticks([position + 0.5 for position in range(n - 1)], minor=True)
+    axes.set_yticks([position + 0.5 for position in range(n - 1)], minor=True)
     axes.grid(which="minor", color="white" if bool(single.all()) else "0.8", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
     return figure

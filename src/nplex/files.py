@@ -237,9 +237,9 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     present = model.state_dict(keep_vars=True)
     memories = {name: _memory(own) for name, own in present.items()}
-    held = {memories[name] for name in tensors if name in memories}
+    filled = {memories[name] for name in tensors if name in memories}
     for names, problem in (
-        ([name for name in present if memories[name] not in held], "is missing in it"),
+        ([name for name in present if memories[name] not in filled], "is missing in it"),
         (tensors.keys() - present, "is not in the model"),
     ):
         if names:

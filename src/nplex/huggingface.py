@@ -160,15 +160,15 @@ def apply_config(model: PreTrainedModel) -> None:
     Raises:
         ValueError: the conversion is damaged, or belongs to another model.
     """
-    if held := _held(model.config):
-        apply_(model, moved(held["conversion"], held["base"], model))
+    if described := _held(model.config):
+        apply_(model, moved(described["conversion"], described["base"], model))
 
 
 def _held(config: Any) -> dict[str, Any]:
     """What a config holds of a conversion by nplex, or nothing."""
-    held = getattr(config, "quantization_config", None) or {}
-    held = held if isinstance(held, dict) else held.to_dict()
-    return held if held.get("quant_method") == METHOD else {}
+    described = getattr(config, "quantization_config", None) or {}
+    described = described if isinstance(described, dict) else described.to_dict()
+    return described if described.get("quant_method") == METHOD else {}
 
 
 def _rule_summary(rule: dict[str, Any], shared: str | None) -> str:

@@ -79,7 +79,7 @@ def as_table(rule: Tensor | BilinearAlgorithm) -> Float[Tensor, "n n n"]:
 
 
 def check_cube(what: str, table: Tensor) -> None:
-    """Refuses a table that is no cube of real numbers.
+    """Refuses a table that is not a cube of real numbers.
 
     Raises:
         ValueError: names it by `what`.

@@ -163,6 +163,6 @@ def named(text: str) -> Algebra:
 
 
 def _positive(name: str, n: int, most: int = 256) -> None:
-    """Refuses what is no size; a table of 256 has 16 million numbers."""
+    """Refuses what is not a size; a table of 256 has 16 million numbers."""
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= most:
         raise ValueError(f"{name}(n) needs a whole number from 1 to {most}, got {name}({n!r})")

@@ -173,14 +173,14 @@ def _constrained(
             break
         distance, nearest = (factors.reshape(-1)[candidates, None] - numbers).abs().min(1)
         first = int((distance + ZERO_FIRST * (numbers[nearest] != 0)).argmin())
-        place, number = candidates[first], numbers[nearest[first]]
+        position, number = candidates[first], numbers[nearest[first]]
         wish, rest = factors.clone(), free.clone()
-        wish.view(-1)[place], rest.view(-1)[place] = number, False
+        wish.view(-1)[position], rest.view(-1)[position] = number, False
         solved, error = _solved(target, wish, rest)
         if error < EXACT and float(solved.abs().max()) < RUNAWAY:
             factors, free = solved, rest
         else:
-            refused[place] = True
+            refused[position] = True
     return factors
 
 

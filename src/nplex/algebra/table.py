@@ -76,7 +76,7 @@ class Algebra:
             units: the names of the basis elements; without them e0, e1, ...
 
         Raises:
-            ValueError: the table is no cube or an entry is not finite; the entry is named.
+            ValueError: the table is not a cube or an entry is not finite; the entry is named.
         """
         entries: Nested = table.tolist() if isinstance(table, Array) else table
         if not hasattr(entries, "__len__"):
@@ -103,7 +103,7 @@ class Algebra:
             name: what to call it.
 
         Raises:
-            ValueError: a product is missing, or names what is no unit; the product is named.
+            ValueError: a product is missing, or names what is not a unit; the product is named.
 
         Examples:
             >>> complex_numbers = Algebra.from_products(["1", "i"], {("i", "i"): "-1"})
@@ -117,7 +117,7 @@ class Algebra:
         for left, right in products:
             for factor in (left, right):
                 if factor not in units:
-                    raise ValueError(f"{left} * {right}: {factor!r} is no unit; the units are {', '.join(units)}")
+                    raise ValueError(f"{left} * {right}: {factor!r} is not a unit; the units are {', '.join(units)}")
         for k, left in enumerate(units):
             for j, right in enumerate(units):
                 for unit, coefficient in _terms(left, right, products, units).items():

@@ -32,10 +32,10 @@ def identify(
         from nplex.algebra import identify as identified
 
         rules = rules_named(rule, only)
-        told = track(
+        shown = track(
             rules.items(), "identifying", console=messages, disable=not messages.is_terminal or len(rules) == 1
         )
-        found = {name: identified(value) for name, value in told}
+        found = {name: identified(value) for name, value in shown}
     if as_json:
         print(json.dumps({name: asdict(value) for name, value in found.items()}, indent=1))
     elif len(found) == 1:

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+__all__ = ["messages", "refuse", "refusing", "print_table", "STOPPED", "TWIN"]
+
 messages = Console(stderr=True, highlight=False, markup=False)
 # The exit code after Ctrl-C.
 STOPPED = 130
@@ -21,7 +23,7 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        refuse(f"this needs {error.name}, which is not installed: pip install 'nplex[train]'")
+        refuse(f"this needs {error.name}, which is not installed: pip install 'nplex[lab]'")
     except (ImportError, ValueError, OSError) as error:
         refuse(str(error))
 
@@ -33,7 +35,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def print_table(rows: list[list[str]]) -> None:
-    """A table on stdout; plain text where it is no terminal."""
+    """A table on stdout; plain text where it is not a terminal."""
     from rich import box
     from rich.table import Table
 

@@ -92,10 +92,10 @@ class _Change:
         rule = getattr(module, "rule", None)
         if kind_of(module) != layer.kind or not isinstance(rule, Rule) or not layer.rule.fits(rule):
             raise ValueError(f"{name or 'the model'} was recorded as {layer.summary}; the model has {_found(module)}")
-        place = layer.shared
-        holder = None if place is None else self.shared.get(place, self.modules.get(place))
-        if rule.is_shared != (place is not None) or (place is not None and holder is not rule):
-            where = "its own" if place is None else f"shared at {place!r}"
+        path = layer.shared
+        holder = None if path is None else self.shared.get(path, self.modules.get(path))
+        if rule.is_shared != (path is not None) or (path is not None and holder is not rule):
+            where = "its own" if path is None else f"shared at {path!r}"
             raise ValueError(f"the rule of {name or 'the model'} was recorded as {where}; in the model it is not")
         _check_sizes(name, module, layer)
 
@@ -141,11 +141,11 @@ class _Change:
             raise ValueError(f"its shared rule {layer.shared} is recorded in two ways")
         return self.shared[layer.shared]
 
-    def _base(self, place: str) -> tuple[nn.Module, str]:
+    def _base(self, path: str) -> tuple[nn.Module, str]:
         """The module that holds a shared rule, and the attribute."""
-        parent, _, name = place.rpartition(".")
+        parent, _, name = path.rpartition(".")
         if parent not in self.modules or not name.isidentifier():
-            raise ValueError(f"its rule is recorded as shared at {place!r}, where the model has no place for it")
+            raise ValueError(f"its rule is recorded as shared at {path!r}, where the model has no place for it")
         return self.modules[parent], name
 
     def put_in(self) -> Callable[[], None]:

@@ -62,7 +62,7 @@ def factorize_(
             is untouched. Without it, a UserWarning says so if a replaced rule has a gradient.
 
     Raises:
-        TypeError: the model is no module; the optimizer is none of torch's, or LBFGS or Adagrad.
+        TypeError: the model is not a module; the optimizer is none of torch's, or LBFGS or Adagrad.
         ValueError: an error is above tolerance; a table is zero, not finite, parametrized or on the meta device;
             rank is above n^2; a rule is registered outside the model; no rule can be factorized.
 
@@ -74,7 +74,7 @@ def factorize_(
     """
     searches: dict[tuple, Search] = {}
     rules = _survey(model, optimizer, True, where)
-    swaps = [_factorized(held, rank, tolerance, seed, searches) if held.row.changes else held for held in rules]
+    swaps = [_factorized(entry, rank, tolerance, seed, searches) if entry.row.changes else entry for entry in rules]
     return _put_in(rules, swaps, optimizer)
 
 
@@ -91,7 +91,7 @@ def unfactorize_(model: nn.Module, *, optimizer: optim.Optimizer | None = None) 
         ValueError: as factorize_; or a layer has method="bilinear", which needs factors.
     """
     rules = _survey(model, optimizer, False)
-    return _put_in(rules, [_unfactorized(held) if held.row.changes else held for held in rules], optimizer)
+    return _put_in(rules, [_unfactorized(entry) if entry.row.changes else entry for entry in rules], optimizer)
 
 
 def _survey(
@@ -122,7 +122,7 @@ def _survey(
             tied = any(counts[id(p)] > 1 for p in rule.parameters())
             reason = _reason(rule, row.name, users, full) or "its numbers are tied to another module" * tied
         rules.append(_Held(rule, tuple(places), replace(row, reason=reason)))
-    if not any(held.row.changes or (held.rule.rank is None) != full for held in rules):
+    if not any(entry.row.changes or (entry.rule.rank is None) != full for entry in rules):
         why = f"\n{FactorReport(tuple(h.row for h in rules))}" if rules else " it has no rule; see nplex.convert_"
         raise ValueError(f"nothing to {'' if full else 'un'}factorize in {type(model).__name__}:{why}")
     return rules
@@ -157,10 +157,10 @@ def _reason(rule: Rule, name: str, users: list[nn.Module], full: bool) -> str:
 
 
 def _factorized(
-    held: _Held, rank: int | None, tolerance: float | None, seed: int, searches: dict[tuple, Search]
+    entry: _Held, rank: int | None, tolerance: float | None, seed: int, searches: dict[tuple, Search]
 ) -> _Held:
     """The same place for a rule with found factors; raises a ValueError if they are not exact enough."""
-    old, row, begin, size = held.rule, held.row, time.perf_counter(), held.rule.n**2
+    old, row, begin, size = entry.rule, entry.row, time.perf_counter(), entry.rule.n**2
     if rank is not None and rank > size:
         raise ValueError(f"{row.name}: rank must be at most n^2 = {size}, got {rank}; leave it out by where")
     table = next(iter([*old.parameters(), *old.buffers()]))
@@ -172,7 +172,7 @@ def _factorized(
         searches[key] = find(exact, rank, seed, tolerance=max(1e-14, min(allowed, SEARCHED[exact.dtype])))
     search = searches[key]
     if rank is None and search.rank == size:
-        return held._replace(row=replace(row, reason="no fewer than n^2 products were found"))
+        return entry._replace(row=replace(row, reason="no fewer than n^2 products were found"))
     factors = search.algorithm.to(table.dtype, table.device)
     error = factors.error(table)
     if not error <= allowed or (isinstance(old, FixedRule) and search.verdict != "exact"):
@@ -189,18 +189,18 @@ def _factorized(
             setattr(new, name, nn.Parameter(factor.clone(), table.requires_grad))
     seconds = (time.perf_counter() - begin) * fresh
     row = replace(row, after=search.rank, error=error, growth=search.growth, seconds=seconds)
-    return held._replace(rule=new, row=row)
+    return entry._replace(rule=new, row=row)
 
 
-def _unfactorized(held: _Held) -> _Held:
+def _unfactorized(entry: _Held) -> _Held:
     """The same place for a rule with the table of its factors."""
-    old, like = held.rule, held.rule.get_parameter("decode")
+    old, like = entry.rule, entry.rule.get_parameter("decode")
     factors = BilinearAlgorithm(*(old.get_parameter(name) for name in FACTORS))
     table = factors.to(torch.float64, "cpu").table().to(like.device, like.dtype)
     new = LearnedRule(old.n, start=getattr(old, "start", None), device="meta", dtype=like.dtype)
     new.table = nn.Parameter(table, any(p.requires_grad for p in old.parameters()))
-    row = replace(held.row, after=None, error=factors.error(table), growth=factors.growth)
-    return held._replace(rule=new, row=row)
+    row = replace(entry.row, after=None, error=factors.error(table), growth=factors.growth)
+    return entry._replace(rule=new, row=row)
 
 
 def _put_in(rules: list[_Held], swaps: list[_Held], optimizer: optim.Optimizer | None) -> FactorReport:
@@ -219,4 +219,4 @@ def _put_in(rules: list[_Held], swaps: list[_Held], optimizer: optim.Optimizer |
         for module, attribute in places:
             home = vars(module) if attribute in vars(module) else module._modules  # shared ones are plain references
             home[attribute] = new
-    return FactorReport(tuple(held.row for held in swaps), summary)
+    return FactorReport(tuple(entry.row for entry in swaps), summary)

@@ -24,7 +24,7 @@ def fold_(model: nn.Module) -> FoldReport:
         model: it is changed.
 
     Raises:
-        TypeError: the model is no module.
+        TypeError: the model is not a module.
         ValueError: nothing can be folded; or the model is itself a layer of ours, or is wrapped.
 
     Examples:
@@ -44,8 +44,8 @@ def fold_(model: nn.Module) -> FoldReport:
     reasons = {module: _reason(module) for module in ours}
     new = {m: make_dense(m) if is_layer(m) else shadow(m).to_torch() for m in ours if not reasons[m]}
     if not new:
-        told = "".join(f"\n{ours[module][0]}: {reason}" for module, reason in reasons.items())
-        raise ValueError(f"nothing to fold in {type(model).__name__}:{told or ' it has no layer of nplex'}")
+        described = "".join(f"\n{ours[module][0]}: {reason}" for module, reason in reasons.items())
+        raise ValueError(f"nothing to fold in {type(model).__name__}:{described or ' it has no layer of nplex'}")
     before = sum(p.numel() for p in model.parameters())
     rules = {rule for layer in new for rule in _references(layer)}
     rows = []

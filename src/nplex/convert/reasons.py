@@ -23,10 +23,10 @@ HOOKS = (
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuses what is no module, or wrapped, so that its layers must not be exchanged.
+    """Refuses what is not a module, or wrapped, so that its layers must not be exchanged.
 
     Raises:
-        TypeError: the model is no module.
+        TypeError: the model is not a module.
         ValueError: it or a part is wrapped; says what to do instead.
     """
     if not isinstance(model, nn.Module):

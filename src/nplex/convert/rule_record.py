@@ -85,11 +85,11 @@ def rule_record(rule: Rule) -> dict[str, Any]:
         if algebra.conjugation is not None:
             data["conjugation"] = _short(algebra.conjugation)
     with torch.device("cpu"):  # also inside a `with torch.device("meta")`, where models are loaded
-        known, held = known_algorithm(algebra), rule._values
+        known, values = known_algorithm(algebra), rule._values
     if rule.rank is not None and (
-        known is None or any(not torch.equal(held[name], factor) for name, factor in known._asdict().items())
+        known is None or any(not torch.equal(values[name], factor) for name, factor in known._asdict().items())
     ):
-        data["algorithm"] = {name: _short(factor.tolist()) for name, factor in held.items()}
+        data["algorithm"] = {name: _short(factor.tolist()) for name, factor in values.items()}
     return data
 
 

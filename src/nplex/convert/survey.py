@@ -32,7 +32,7 @@ def survey(model: nn.Module, spec: Conversion) -> Survey:
     """A row for each layer of a kind that has a twin, and what else holds parameters. Takes no memory.
 
     Raises:
-        TypeError: the model is no module.
+        TypeError: the model is not a module.
         ValueError: the model is itself such a layer, is wrapped, or cannot hold the shared rule.
     """
     check_model(model)
@@ -136,7 +136,7 @@ def _content(module: nn.Module) -> set[str]:
 def _tied(module: nn.Module, places: list[str], holders: dict[int, set[str]]) -> str:
     """The reason to skip a layer whose parameter another module holds too."""
     for key, parameter in module.named_parameters():
-        own = {f"{place}.{name}" for place in places for name, p in module.named_parameters() if p is parameter}
+        own = {f"{path}.{name}" for path in places for name, p in module.named_parameters() if p is parameter}
         if others := holders[id(parameter)] - own:
             return f"its {key} is tied to {', '.join(sorted(others))}"
     return ""

@@ -60,7 +60,7 @@ def convert_(
             how near. An error of .8 is usual for n = 4: a start for training, no replacement for it.
 
     Raises:
-        TypeError: the model is no module, or the rule no rule.
+        TypeError: the model is not a module, or the rule no rule.
         ValueError: no layer can be converted (the reasons are named), or the model is itself such a layer, is
             wrapped already, has adapters, or cannot hold a shared rule.
 
@@ -83,8 +83,8 @@ def convert_(
     twins = [_twin(layer, found.choices[row.name], common) for layer, row in zip(old, changed, strict=True)]
     report = found.report
     if weights == "nearest":
-        held = [common[choice] for choice in common if not choice.registers]
-        errors = nearest_([(twin, untransposed(layer)) for twin, layer in zip(twins, old, strict=True)], held)
+        common_rules = [common[choice] for choice in common if not choice.registers]
+        errors = nearest_([(twin, untransposed(layer)) for twin, layer in zip(twins, old, strict=True)], common_rules)
         report = report.with_errors(dict(zip((row.name for row in changed), errors, strict=True)))
     for name, choice in found.shared:
         register(base_of(model), common[choice].train(model.training), name)

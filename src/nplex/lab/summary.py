@@ -87,8 +87,8 @@ class Summary:
         head = [*head, "training s", "tokens/s", *(["written tokens/s"] if writes else [])]
         if not scores:
             return [head, *rows]
-        told = [f"{scores[other]:.{digits - 1}f}" if other in scores else "" for other in others]
-        last = [name, "", "", f"{scores[main]:.{digits}f}", "", *told, "", "", *([""] if writes else [])]
+        cells = [f"{scores[other]:.{digits - 1}f}" if other in scores else "" for other in others]
+        last = [name, "", "", f"{scores[main]:.{digits}f}", "", *cells, "", "", *([""] if writes else [])]
         return [head, *rows, last]
 
     def markdown(self) -> str:

@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 from torch.nn.utils.rnn import PackedSequence
 
 from nplex.algebra import Algebra
 from nplex.nn.expanded import Expanded
 from nplex.nn.rule import Rule
+from nplex.ops.tracing import outside_graphs, recurrence_is_traced
 
 State = Float[Tensor, "*state d_out"]
 States = tuple[State, Float[Tensor, "*state d_hidden"]]
@@ -27,7 +27,7 @@ class Recurrent(Expanded):
     missing inputs count as zero, surplus outputs are dropped.
 
     Packed sequences, unbatched input, initial states, dropout between layers and both directions: as torch's. In
-    torch.compile the recurrence stays outside the graph, as torch's, unless `torch._dynamo.config.allow_rnn` is set.
+    torch.compile the recurrence stays outside the graph, as torch's, unless dynamo's `allow_rnn` is set.
 
     Shape:
         as torch's layer: input `(length, batch, input_size)`, batch first where asked, or `(length, input_size)`.
@@ -74,8 +74,8 @@ class Recurrent(Expanded):
 
     def forward(self, input: Input, hx: State | States | None = None) -> tuple[Any, Any]:
         """Torch's recurrence: the outputs of all steps, and the last states."""
-        outside_graphs = torch.compiler.is_dynamo_compiling() and not torch._dynamo.config.allow_rnn
-        run = _run_outside_graphs if outside_graphs else _run
+        stays_outside = torch.compiler.is_dynamo_compiling() and not recurrence_is_traced()
+        run = _run_outside_graphs if stays_outside else _run
         return run(self, self._dense(self._names(), keep=True), input, hx)
 
     def _names(self) -> list[str]:
@@ -104,9 +104,8 @@ def _run(layer: Recurrent, weights: list[Tensor], input: Any, hx: Any) -> tuple[
     return layer.torch_layer.forward(call, input, hx)
 
 
-# As torch.compile leaves torch's own layers: traced, a graph would hold a copy of each step. The public
-# torch.compiler.disable loads the compiler at once, this one when it is called.
-_run_outside_graphs = _disable_dynamo(_run)
+# As torch.compile leaves torch's own layers: traced, a graph would hold a copy of each step.
+_run_outside_graphs = outside_graphs(_run)
 
 
 def _in_one_piece(tensors: list[Tensor]) -> list[Tensor]:

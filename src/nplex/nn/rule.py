@@ -52,7 +52,7 @@ class LearnedRule(Rule):
         dtype: as in torch.nn.
 
     Raises:
-        ValueError: n or rank is no positive whole number, start has another n, or has no algorithm of this rank.
+        ValueError: n or rank is not a positive whole number, start has another n, or has no algorithm of this rank.
 
     Source: Zhang et al., Beyond Fully-Connected Layers with Quaternions (2021), section 3.1: the learned A_i.
 
@@ -225,7 +225,7 @@ def as_rule(
 
 
 def check_positive(name: str, value: int) -> None:
-    """Refuses what is no whole number of 1 or more.
+    """Refuses what is not a whole number of 1 or more.
 
     Raises:
         ValueError: names the argument.

@@ -168,10 +168,12 @@ def new_like(rule: Given) -> Given:
 
 def missing_rules(module: nn.Module) -> list[str]:
     """The names of layers whose shared rule is not registered in module: it would not train or save it."""
-    held = set(map(id, module.modules()))
+    present = set(map(id, module.modules()))
     rules = ((name, layer.__dict__.get("rule")) for name, layer in module.named_modules())
     return [
-        name or "(the module itself)" for name, rule in rules if isinstance(rule, Shareable) and id(rule) not in held
+        name or "(the module itself)"
+        for name, rule in rules
+        if isinstance(rule, Shareable) and id(rule) not in present
     ]
 
 

@@ -169,7 +169,7 @@ class TransformerEncoder(_Container, nn.TransformerEncoder):
         stack = super().to_torch()
         with warnings.catch_warnings():  # torch tells where its fused kernel cannot run
             warnings.simplefilter("ignore", UserWarning)
-            first = stack.layers[0] if len(stack.layers) else nn.Identity()
+            first: Any = stack.layers[0] if len(stack.layers) else nn.Identity()
             stack.use_nested_tensor = nn.TransformerEncoder(
                 first, 0, None, self.enable_nested_tensor
             ).use_nested_tensor
@@ -235,7 +235,7 @@ class Transformer(_Container, nn.Transformer):
         rule: int | Algebra | Rule,
         method: str = "auto",
     ) -> None:
-        none = {"custom_encoder": nn.Identity(), "custom_decoder": nn.Identity()}
+        none: dict[str, Any] = {"custom_encoder": nn.Identity(), "custom_decoder": nn.Identity()}
         super().__init__(d_model, nhead, **none, batch_first=batch_first)
         sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias)
         factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -129,11 +129,11 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor, widths: tuple[int, i
             f"key and value must have the same length and batch, got shapes {tuple(key.shape)} and "
             f"{tuple(value.shape)}"
         )
-    place = 0 if batch_first else 1
-    if query.ndim == 3 and query.shape[place] != key.shape[place]:
+    axis = 0 if batch_first else 1
+    if query.ndim == 3 and query.shape[axis] != key.shape[axis]:
         raise ValueError(
             f"query and key must have the same batch, got {query.shape[place]} and {key.shape[place]} in dimension "
-            f"{place} (batch_first={batch_first})"
+            f"{axis} (batch_first={batch_first})"
         )
 
 

@@ -113,7 +113,7 @@ def check_method(method: str, *, factors: bool, methods: Mapping[str, Method] = 
 
 
 def _check_types(x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor) -> None:
-    """Raises an error that names what is no tensor of the right kind."""
+    """Raises an error that names what is not a tensor of the right kind."""
     if not isinstance(rule, (Tensor, BilinearAlgorithm)):
         raise TypeError(
             f"rule must be a table or factors, got {type(rule).__name__}; of a module rule(), of an algebra "

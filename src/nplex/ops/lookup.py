@@ -35,7 +35,7 @@ def look_up(
         size: rows and columns of the weight, at most n a and n b.
 
     Raises:
-        IndexError: an id that is no row; on an accelerator and when compiled as torch's own lookup tells it.
+        IndexError: an id that is not a row; on an accelerator and when compiled as torch's own lookup tells it.
     """
     (rows, width), (n, a, b) = size, components.shape
     _check_ids(ids, rows)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -48,6 +49,19 @@ def constant_when_compiled(function: Function) -> Function:
     """
     setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
     return function
+
+
+def outside_graphs(function: Callable) -> Callable:
+    """Marks a function that torch.compile leaves out of its graphs.
+
+    The public torch.compiler.disable loads the compiler at once; this one when the function is called.
+    """
+    return _disable_dynamo(function)
+
+
+def recurrence_is_traced() -> bool:
+    """Whether torch.compile may take recurrent layers into a graph, `torch._dynamo.config.allow_rnn`."""
+    return torch._dynamo.config.allow_rnn
 
 
 def autocast_type(tensor: Tensor) -> torch.dtype | None:

@@ -183,7 +183,8 @@ def _low_rank(table: Table) -> tuple[float, float, tuple[int, ...]]:
 
     Source: De Lathauwer, De Moor and Vandewalle, A multilinear singular value decomposition (2000), property 10.
     """
-    n, found = len(table), [(-math.inf, math.inf, ())]
+    n = len(table)
+    found: list[tuple[float, float, tuple[int, ...]]] = [(-math.inf, math.inf, ())]
     squares = [torch.linalg.svdvals(table.movedim(side, 0).flatten(1)).square() for side in range(3)]
     for ranks in itertools.product(range(1, n + 1), repeat=3):
         if max(ranks) ** 2 <= math.prod(ranks) and min(ranks) < n:

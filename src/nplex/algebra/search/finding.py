@@ -110,7 +110,9 @@ def _checked_table(table: Tensor) -> Float[Tensor, "n n n"]:
     check_cube("the table", table)
     exact = table.detach().to("cpu", torch.float64)
     if bad := int((~exact.isfinite()).sum()):
-        raise ValueError(f"the table must be finite, got {bad} NaN or infinite entries; mend what made them")
+        raise ValueError(
+            f"the table must be finite, got {bad} NaN or infinite entries; fix the step that produced them"
+        )
     if not bool(exact.any()):
         raise ValueError("the table must not be all zeros, got only zeros; the zero product needs no algorithm")
     return exact

@@ -45,9 +45,9 @@ def learn(
     from rich.progress import track
 
     seeds = sorted(set(seed or [0]))
-    place = None if out is None else RunFolder(out, force=force, resumable=False)
-    check_run([], seeds, place or RunFolder(Path()))
-    if force and place is None:
+    run_folder = None if out is None else RunFolder(out, force=force, resumable=False)
+    check_run([], seeds, run_folder or RunFolder(Path()))
+    if force and run_folder is None:
         refuse("--force deletes what --out holds: give --out DIR too")
     with refusing():
         from nplex.files import write_json
@@ -57,17 +57,17 @@ def learn(
 
         recipe = RuleLearning(algebra, n, rank, examples, noise)
         recipe.known()
-        if place is not None:
+        if run_folder is not None:
             new_figure()  # looks before any work whether figures can be made
-            place.open()
+            run_folder.open()
             noted = {"learned": recipe.product, "settings": asdict(recipe), "seeds": seeds}
-            write_json(place.folder / SETTINGS, Settings("product", noted).json())
+            write_json(run_folder.folder / SETTINGS, Settings("product", noted).json())
         shown = track(seeds, "seeds", console=messages, transient=True, disable=not messages.is_terminal)
         learned = [learned_from(recipe, each) for each in shown]
-        if place is not None:
-            result.write(place.folder, recipe, learned)
+        if run_folder is not None:
+            result.write(run_folder.folder, recipe, learned)
     print(result.headline(recipe, learned[0]))
     print_table(result.rows(learned))
     print(result.explained(learned))
-    if place is not None:
-        messages.print(f"tables and curve are in {place.folder}", soft_wrap=True)
+    if run_folder is not None:
+        messages.print(f"tables and curve are in {run_folder.folder}", soft_wrap=True)

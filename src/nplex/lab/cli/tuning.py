@@ -66,33 +66,33 @@ def tune(  # noqa: PLR0913 - options of the command line
 
       nplex tune my_module:my_function --trials 20 --storage postgresql://me@host/rules --out runs/second
     """
-    place = RunFolder(out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', task)}-tune", resume, force)
-    check_run([], [seed], place)
+    run_folder = RunFolder(out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', task)}-tune", resume, force)
+    check_run([], [seed], run_folder)
     if force and storage:
         refuse("--force deletes a folder, and the shared --storage would be left: take another --seed or database")
     with refusing():
         rules, goals = _wanted(n, rank, algebra, goal, lower, margin)
     if ":" in task:
         options = {"size": size != "small", "set": set_name, "data": data, "epochs": epochs, "seed": seed}
-        objective = _function(task, options | {"shared": shared}, place)
+        objective = _function(task, options | {"shared": shared}, run_folder)
     else:
         from nplex.lab.tuning.recipe import RecipeObjective
 
         if lower:
             refuse("--lower is for functions; a task says itself which scores are better")
-        recipe, loaded = prepare(lambda: _recipe(task, rules, size, set_name), data, epochs, shared, place)
-        objective = RecipeObjective(recipe, loaded, place.folder, seed)
+        recipe, loaded = prepare(lambda: _recipe(task, rules, size, set_name), data, epochs, shared, run_folder)
+        objective = RecipeObjective(recipe, loaded, run_folder.folder, seed)
         goals = replace(goals, lower=not recipe.task(loaded).higher)
     from nplex.lab.tuning import tune as search
 
-    with interruptible(resuming(place)), _progress(min(trials, len(rules))) as report:
+    with interruptible(resuming(run_folder)), _progress(min(trials, len(rules))) as report:
         found = search(
-            objective, place.folder, rules=rules, trials=trials, minutes=minutes, goals=goals, storage=storage,
+            objective, run_folder.folder, rules=rules, trials=trials, minutes=minutes, goals=goals, storage=storage,
             report=report,
         )  # fmt: skip
     print_table(found.table())
     print(found.advice())
-    messages.print(f"tables, figure and runs are in {place.folder}", soft_wrap=True)
+    messages.print(f"tables, figure and runs are in {run_folder.folder}", soft_wrap=True)
 
 
 def _wanted(
@@ -128,7 +128,7 @@ def _sizes(texts: list[str]) -> list[int]:
     return sorted(found)
 
 
-def _function(text: str, options: dict[str, Any], place: Place) -> Callable[[str], Any]:
+def _function(text: str, options: dict[str, Any], run_folder: RunFolder) -> Callable[[str], Any]:
     """A function of the user's own, from the folder where the command was given."""
     if given := [f"--{name}" for name, value in options.items() if value]:
         refuse(f"{', '.join(given)} is for tasks, and {text} is a function")
@@ -141,7 +141,7 @@ def _function(text: str, options: dict[str, Any], place: Place) -> Callable[[str
             raise ValueError(f"{text!r} names no function, expected my_module:my_function: {error}") from None
         if not callable(found):
             raise ValueError(f"{text!r} must be a function, got a {type(found).__name__}")
-        place.open()
+        run_folder.open()
     return found
 
 
@@ -151,7 +151,7 @@ def _progress(total: int) -> Iterator[Callable[["Pareto", str], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    told: set[str] = set()
+    printed: set[str] = set()
     with Progress(*columns, console=messages, disable=not messages.is_terminal) as shown:
         bar = shown.add_task("", total=total)
 
@@ -159,8 +159,8 @@ def _progress(total: int) -> Iterator[Callable[["Pareto", str], None]]:
             numbers = {row.rule: f"score {row.measured.score:.4g}" for row in found.rows}
             lines = numbers | {rule: f"failed, {error}" for rule, error in found.failed.items()}
             shown.update(bar, completed=len(lines), description=running)
-            for rule in lines.keys() - told:
+            for rule in lines.keys() - printed:
                 messages.print(f"{rule}: {lines[rule]}", soft_wrap=True)
-            told.update(lines)
+            printed.update(lines)
 
         yield report

@@ -92,7 +92,7 @@ class CrossBlock(Block):
     def look(
         self, x: Float[Tensor, "batch length width"], source: Source | None
     ) -> Float[Tensor, "batch length width"]:
-        """`x + cross(norm(x))`, over the keys and values of the source where it is no padding."""
+        """`x + cross(norm(x))`, over the keys and values of the source where it is not padding."""
         if source is None:
             raise ValueError("a CrossBlock needs a source, got None")
         return x + self.dropout(self.cross(self.cross_norm(x), *source))
@@ -106,7 +106,7 @@ class Decoding:
         past: keys and values of what is read and written, for each layer; None at first.
         length: how much that is.
         memory: keys and values of the source, for each layer; empty without a source.
-        real: where the source is no padding.
+        real: where the source is not padding.
     """
 
     past: list[KeysValues | None]

@@ -79,7 +79,7 @@ class EncoderDecoder(nn.Module):
     def _encode(
         self, source: Int[Tensor, "batch length"]
     ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch 1 1 length"]]:
-        """The source's states, and where it is no padding."""
+        """The source's states, and where it is not padding."""
         real = (source != PAD)[:, None, None, :]
         x = self._embed(source, 0)
         for block in self.encoder:

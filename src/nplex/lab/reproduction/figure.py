@@ -20,15 +20,15 @@ def picture(done: "Reproduced", path: Path) -> None:
     dense = next(line for line in done.summary.lines if line.rule == "dense")
     shares = {line.rule: line.share for line in done.summary.lines}
     published = done.part.published("dense")
-    for place, (rule, found) in enumerate(done.differences.items()):
+    for position, (rule, found) in enumerate(done.differences.items()):
         ends = [[found.mean - found.low], [found.high - found.mean]]
-        label = "ours, 95 % interval" if place == 0 else None
-        axes.errorbar(found.mean, place - 0.1, xerr=ends, fmt="o", color="C0", capsize=4, label=label)
+        label = "ours, 95 % interval" if position == 0 else None
+        axes.errorbar(found.mean, position - 0.1, xerr=ends, fmt="o", color="C0", capsize=4, label=label)
         theirs = done.part.published(rule)
         if theirs is not None and published is not None:
-            label = f"the paper's, {done.part.column}" if place == 0 else None
+            label = f"the paper's, {done.part.column}" if position == 0 else None
             axes.scatter(
-                theirs - published, place + 0.14, marker="D", facecolors="none", edgecolors="C1", label=label
+                theirs - published, position + 0.14, marker="D", facecolors="none", edgecolors="C1", label=label
             )
     axes.axvline(0, color="0.4", linewidth=1)
     names = [f"{rule_name(rule)}\n{shares[rule]:.0%} of the parameters" for rule in done.differences]

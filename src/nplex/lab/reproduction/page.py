@@ -69,8 +69,8 @@ class Reproduced:
         name, scores = self.summary.baseline
         digits = DIGITS[self.summary.kind]
         main = next(iter(scores.values()))
-        told = [f"{scores[source]:.{digits - 1}f}" if source in scores else "" for source in sources]
-        row = [name, "", "", f"{main:.{digits}f}", "", *told]
+        cells = [f"{scores[source]:.{digits - 1}f}" if source in scores else "" for source in sources]
+        row = [name, "", "", f"{main:.{digits}f}", "", *cells]
         return row + [""] * (columns - len(row))
 
     def markdown(self) -> str:

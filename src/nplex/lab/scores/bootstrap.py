@@ -20,7 +20,7 @@ class Difference:
         mean: of the scores as they are, over seeds.
         low: lower end of the 95 % interval over resampled examples.
         high: upper end.
-        p: how often a resample falls on the other side of 0, times two: small where the difference is no chance.
+        p: how often a resample falls on the other side of 0, times two: small where the difference is not chance.
     """
 
     mean: float

@@ -53,7 +53,7 @@ def clear(folder: Path) -> None:
 
 
 def mean(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """`sum_e w_e / E` of each tensor; what is no fraction is the last one's.
+    """`sum_e w_e / E` of each tensor; what is not a fraction is the last one's.
 
     Source: Vaswani et al., Attention is all you need (2017), section 6.1: the last checkpoints averaged.
     """

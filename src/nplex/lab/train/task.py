@@ -1,6 +1,6 @@
 """What is trained: batches of examples, their loss, and scores."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +22,15 @@ class Loss(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """Examples, their loss, and the scores of a model on the dev part."""
+    """Examples, their loss, and the scores of a model on the dev part.
 
-    @property
-    def main(self) -> str:
-        """The name of the score that counts."""
-        ...
+    Attributes:
+        main: the name of the score that counts.
+        higher: whether more of it is better.
+    """
 
-    @property
-    def higher(self) -> bool:
-        """Whether more of it is better."""
-        ...
+    main: ClassVar[str]
+    higher: ClassVar[bool]
 
     def batches(self, generator: torch.Generator) -> list[list[int]]:
         """The indices of one epoch, in batches."""
