@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 import typer
-from nplex.algebra.formulas import additions
 from rich.console import Console
 from rich.progress import track
 
+from nplex.algebra import additions
 from nplex.lab.checkpoint import write_json
 from nplex.lab.environment import environment
 from nplex.lab.products import Learned, RuleLearning, learn

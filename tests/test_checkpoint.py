@@ -171,13 +171,13 @@ def raw(header, data=b""):
 )
 def test_files_that_are_not_ours_are_named(tmp_path, content):
     (tmp_path / "t.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"t\.safetensors is damaged or was not written by nplex .* delete it"):
+    with pytest.raises(ValueError, match=r"t\.safetensors (is damaged or|was not written by nplex)"):
         read_tensors(tmp_path / "t.safetensors")
 
 
 def test_a_file_of_another_program_is_named(tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / "t.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"t\.safetensors is damaged or was not written by nplex"):
+    with pytest.raises(ValueError, match=r"t\.safetensors (is damaged or|was not written by nplex)"):
         read_tensors(tmp_path / "t.safetensors")
 
 
@@ -187,7 +187,7 @@ def test_a_truncated_file_is_named(tmp_path):
     data = path.read_bytes()
     for length in range(0, len(data), 7):
         path.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"t\.safetensors is damaged or was not written by nplex"):
+        with pytest.raises(ValueError, match=r"t\.safetensors (is damaged or|was not written by nplex)"):
             read_tensors(path)
 
 

@@ -411,9 +411,7 @@ def test_damaged_json_is_refused(copied, data, name, content):
 def test_a_damaged_checkpoint_is_refused(copied, data, content):
     (copied / "result.json").unlink()
     (copied / "checkpoint.safetensors").write_bytes(content)
-    refused(
-        train(data, copied, "--resume"), copied / "checkpoint.safetensors", "is damaged or was not written by nplex"
-    )
+    refused(train(data, copied, "--resume"), copied / "checkpoint.safetensors", "is damaged or")
 
 
 def test_another_program_s_tensors_as_checkpoint_are_refused(copied, data):

@@ -104,7 +104,7 @@ def test_rules_of_a_model(tmp_path):
 def test_rules_of_a_run_before_and_after(tmp_path):
     model = nn.Sequential(Linear(8, 8, rule=2))
     for epoch in range(3):
-        trained.note(tmp_path, model, epoch)
+        trained.record(tmp_path, model, epoch)
         with torch.no_grad():
             model[0].rule.table.add_(1)
     found = stored_rules(tmp_path / "rules.safetensors")

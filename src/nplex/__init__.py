@@ -15,8 +15,8 @@ from nplex.convert import (
 )
 from nplex.counting import count
 from nplex.figures import show
-from nplex.rule_names import identify
 from nplex.files import load, save
+from nplex.rule_names import identify
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,7 @@
 """Measures of a table that do not depend on its bases: ranks, and the laws of its isotopes with a unit."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -41,12 +42,13 @@ class Invariants:
         ranks = tuple(int(torch.linalg.matrix_rank(matrix, rtol=tolerance)) for matrix in flattenings)
         isotopes = unital_isotopes(balanced(table, 2)[0], 5, torch.Generator("cpu").manual_seed(0))
         measured = [_defects(isotope.table) for isotope in isotopes]
-        defects = torch.tensor(measured, device="cpu").median(dim=0).values.tolist() if measured else [None] * 3
+        defects: Any = torch.tensor(measured, device="cpu").median(dim=0).values.tolist() if measured else [None] * 3
+        commutator, associator, alternator = defects
         discriminant = None
         if len(table) == 2:  # of det(x T[0] + y T[1]) = a x^2 + b x y + c y^2
             a, c = torch.linalg.det(table).tolist()
             discriminant = (float(torch.linalg.det(table.sum(dim=0))) - a - c) ** 2 - 4 * a * c
-        return cls(lower_bound(table, tolerance).rank, ranks, *defects, discriminant)
+        return cls(lower_bound(table, tolerance).rank, ranks, commutator, associator, alternator, discriminant)
 
     def __str__(self) -> str:
         ranks = " x ".join(map(str, self.multilinear_ranks))
