@@ -125,6 +125,30 @@ def test_pure_quaternions_leave_faces_open():
     assert float(one.table[0].abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize("name", ROTATIONS)
+def test_rotations_keep_lengths(name):
+    product = product_named(name)
+    x, y = product.draw(40, torch.Generator().manual_seed(1))
+    z = product.algebra.multiply(x, y)
+    if name == "rotation":
+        p, rotated = y[0::2], z[1::2]
+        assert rotated[:, 0].abs().max() < 1.0  # half are of other pairs
+        torch.testing.assert_close(z[0::2].norm(dim=1), p.norm(dim=1))
+    elif name == "rotation-pure":
+        torch.testing.assert_close(z[:, 1:], torch.linalg.cross(x[:, 1:], y[:, 1:]))
+    else:
+        width = 3 if name == "rotation-axis" else 9
+        torch.testing.assert_close(z.reshape(40, width).norm(dim=1), y.norm(dim=1))
+
+
+def test_the_same_seed_gives_the_same_table_and_touches_nothing():
+    before = torch.get_rng_state()
+    one, again, other = (learn(RuleLearning("complex", noise=0.01), seed) for seed in (3, 3, 4))
+    assert torch.equal(one.table, again.table)
+    assert not torch.equal(one.table, other.table)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_rotations_turn_the_right_way():
     """A quarter turn about (1, 2, 2) / 3 takes v to u (u v) + u x v."""
     u, v = torch.tensor([1.0, 2.0, 2.0]).double() / 3, torch.tensor([3.0, -1.0, 2.0]).double()
