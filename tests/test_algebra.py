@@ -214,7 +214,7 @@ def test_wrong_tables_name_the_entry(table, message, unchecked):
         ({}, r"the product i \* i is missing"),
         ({("i", "i"): "-q"}, r"i \* i = 'q': no such unit"),
         ({("i", "i"): -1}, r"i \* i must be a unit, '0', or numbers for units"),
-        ({("i", "q"): "1"}, r"'q' is no unit; the units are 1, i"),
+        ({("i", "q"): "1"}, r"'q' is not a unit; the units are 1, i"),
     ],
 )
 def test_wrong_products_are_named(products, message, unchecked):

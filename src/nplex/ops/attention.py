@@ -132,7 +132,7 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor, widths: tuple[int, i
     axis = 0 if batch_first else 1
     if query.ndim == 3 and query.shape[axis] != key.shape[axis]:
         raise ValueError(
-            f"query and key must have the same batch, got {query.shape[place]} and {key.shape[place]} in dimension "
+            f"query and key must have the same batch, got {query.shape[axis]} and {key.shape[axis]} in dimension "
             f"{axis} (batch_first={batch_first})"
         )
 
