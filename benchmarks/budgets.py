@@ -22,8 +22,8 @@ from budgets_models import DENSE, Model, Point, batch_shape, check_counts, count
 from budgets_page import figure, page
 from studies import CONSOLE, all_done
 
+from nplex.files import write_json, write_text
 from nplex.lab import experiment
-from nplex.lab.checkpoint import write_json, write_text
 from nplex.lab.environment import environment
 from nplex.lab.train import Interrupted
 

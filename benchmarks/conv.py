@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import nn
 
 from nplex.convert import parse_rule
-from nplex.lab.checkpoint import write_json
+from nplex.files import write_json
 from nplex.lab.environment import environment
 from nplex.nn import Conv2d
 from nplex.ops.conv import planned

@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import nplex
-from nplex.lab.checkpoint import read_tensors, write_json
+from nplex.files import read_tensors, write_json
 from nplex.lab.environment import environment
 from nplex.lab.experiment import run
 from nplex.lab.recipes.subject_verb_agreement import agreement

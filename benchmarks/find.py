@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from nplex.algebra import BilinearAlgorithm, Search, find, named
-from nplex.lab.checkpoint import write_json
+from nplex.files import write_json
 from nplex.lab.environment import environment
 
 TABLES = {2: 20, 3: 20, 4: 20, 5: 20, 6: 20, 7: 20, 8: 20, 10: 10, 12: 10, 16: 5, 20: 3}

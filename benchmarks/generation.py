@@ -25,7 +25,7 @@ from torch import nn
 
 import nplex
 from nplex.convert import parse_rule
-from nplex.lab.checkpoint import write_json, write_text
+from nplex.files import write_json, write_text
 from nplex.lab.environment import environment
 from nplex.lab.generation import beam, greedy
 from nplex.lab.recipes.encoder_decoder import EncoderDecoder

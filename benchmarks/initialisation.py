@@ -28,8 +28,8 @@ from studies import CONSOLE, Short, all_done, mixed
 from torch import nn
 
 from nplex import algebra
+from nplex.files import write_json, write_text
 from nplex.lab import experiment
-from nplex.lab.checkpoint import write_json, write_text
 from nplex.lab.environment import environment
 from nplex.lab.recipes.tasks import recipe_of
 from nplex.lab.summary import machine

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 
 import nplex
-from nplex.lab.checkpoint import write_json
+from nplex.files import write_json
 from nplex.lab.environment import environment
 from nplex.nn import cached
 

@@ -24,7 +24,7 @@ from rich.progress import track
 from torch import nn
 
 from nplex.convert import parse_rule
-from nplex.lab.checkpoint import write_json
+from nplex.files import write_json
 from nplex.lab.environment import environment
 from nplex.nn import LearnedRule, Linear, cached
 from nplex.ops import METHODS, plan_for

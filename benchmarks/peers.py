@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from nplex.lab.checkpoint import write_json
+from nplex.files import write_json
 from nplex.lab.environment import environment
 
 SIZES = ((1024, 1024), (2048, 2048), (512, 2048))

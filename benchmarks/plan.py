@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nplex import ops
 from nplex.algebra import BilinearAlgorithm, as_table, generic_rank
-from nplex.lab.checkpoint import write_json
+from nplex.files import write_json
 from nplex.lab.environment import environment
 
 WIDTHS, SHAPES = (256, 512, 1024, 2048, 4096), ((1, 1), (1, 4), (4, 1))

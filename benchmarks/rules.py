@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from nplex.algebra import additions
-from nplex.lab.checkpoint import write_json
+from nplex.files import write_json
 from nplex.lab.environment import environment
 from nplex.lab.products import Learned, RuleLearning, learn
 from nplex.lab.summary import markdown_table

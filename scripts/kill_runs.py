@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from nplex.lab.checkpoint import read_json, read_tensors, write_json, write_text
+from nplex.files import read_json, read_tensors, write_json, write_text
 from nplex.lab.environment import environment
 
 

@@ -15,7 +15,7 @@ from refusals import refused
 from typer.testing import CliRunner
 
 from nplex.cli import app, spread
-from nplex.lab.checkpoint import read_json, read_tensors
+from nplex.files import read_json, read_tensors
 
 RULES = ["dense", "2", "4:4"]
 RUNS = ["dense-seed0", "2-seed0", "4-4-seed0"]

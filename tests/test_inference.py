@@ -5,8 +5,8 @@ from itertools import chain
 import pytest
 import torch
 
+from nplex.files import read_json
 from nplex.lab import experiment
-from nplex.lab.checkpoint import read_json
 from nplex.lab.recipes.classifiers import PairClassifier
 from nplex.lab.recipes.natural_language_inference import LABELS, inference
 from nplex.lab.recipes.tasks import recipe_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nplex.lab.checkpoint import read_tensors
+from nplex.files import read_tensors
 
 TORCHRUN = [
     sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "5",

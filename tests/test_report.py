@@ -8,8 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 from nplex.cli import app
+from nplex.files import read_json, write_json
 from nplex.lab import experiment
-from nplex.lab.checkpoint import read_json, write_json
 from nplex.lab.recipes.language_modelling import language
 from nplex.lab.reporting import rule_tables
 from nplex.lab.reporting.read import FinishedRun

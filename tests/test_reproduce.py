@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nplex.cli import app, spread
-from nplex.lab.checkpoint import read_json
+from nplex.files import read_json
 from nplex.lab.recipes import paper, tables
 
 PARTS = tables.PARTS

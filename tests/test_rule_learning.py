@@ -21,7 +21,7 @@ from nplex.algebra import (
     quaternion,
 )
 from nplex.cli import app, spread
-from nplex.lab.checkpoint import read_tensors, write_tensors
+from nplex.files import read_tensors, write_tensors
 from nplex.lab.products import RuleLearning, learn, product_named
 from nplex.lab.products.known import ROTATIONS, examples_of
 from nplex.lab.products.result import explained

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from nplex.lab.checkpoint import read_tensors
+from nplex.files import read_tensors
 from nplex.lab.train import Interrupted, Loss, Schedule, fit, groups, keep
 from nplex.lab.train.interrupt import deferred_interrupt
 from nplex.nn import LearnedRule, Linear

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nplex.lab.checkpoint import write_tensors
+from nplex.files import write_tensors
 from nplex.lab.train import Loss, Schedule, fit, main_process, wait
 from nplex.nn import LearnedRule, Linear
 

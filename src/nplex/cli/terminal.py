@@ -14,6 +14,8 @@ __all__ = ["messages", "refuse", "refusing", "print_table", "STOPPED", "TWIN"]
 messages = Console(stderr=True, highlight=False, markup=False)
 # The exit code after Ctrl-C.
 STOPPED = 130
+# What brings a package that is missing, where it is not the laboratory's extra.
+EXTRAS = {"transformers": "hf", "datasets": "data"}
 TWIN = "n (learned, as 4), n:R (learned at rank R, as 4:7), or an algebra (quaternion, clifford(3,0,0))"
 
 
@@ -23,7 +25,8 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        refuse(f"this needs {error.name}, which is not installed: pip install 'nplex[lab]'")
+        extra = EXTRAS.get(str(error.name), "lab")
+        refuse(f"this needs {error.name}, which is not installed: pip install 'nplex[{extra}]'")
     except (ImportError, ValueError, OSError) as error:
         refuse(str(error))
 

@@ -1,8 +1,10 @@
 """Which layers: functions of name and module that answer True, False, or the reason to skip a layer."""
 
 import fnmatch
+import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -23,7 +25,20 @@ def only(*patterns: str) -> Where:
     are taken too.
     """
     _check_patterns("only", patterns)
-    return lambda name, module: _matches(name, patterns)
+    return _Only(patterns)
+
+
+@dataclass(frozen=True)
+class _Only:
+    """What `only` gives; prints as the code that makes it."""
+
+    patterns: tuple[str, ...]
+
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        return _matches(name, self.patterns)
+
+    def __repr__(self) -> str:
+        return f"nplex.only({', '.join(map(json.dumps, self.patterns))})"
 
 
 def all_but(*patterns: str) -> Where:

@@ -5,32 +5,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nplex.files import (  # noqa: F401 - programs still import these from here
-    read_json,
-    read_tensors,
-    replace_file,
-    write_json,
-    write_tensors,
-    write_text,
-)
+from nplex.files import fill, read_tensors, tensors_of, write_tensors
 
 MODEL = "model."
 OPTIMIZER = "optimizer."
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state with tied weights once, as safetensors wants it."""
-    found, seen = {}, set()
-    for name, tensor in model.state_dict().items():
-        if (memory := (tensor.data_ptr(), tensor.shape)) not in seen or not tensor.numel():
-            found[name] = tensor
-            seen.add(memory)
-    return found
-
-
 def write_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Writes all that a run needs to go on: weights, optimizer, random numbers, and a JSON state."""
-    tensors = {MODEL + name: tensor for name, tensor in weights_of(model).items()}
+    tensors = {MODEL + name: tensor for name, tensor in tensors_of(model)[0].items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}{index}.{key}": value for key, value in values.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -47,7 +30,11 @@ def read_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     """
     tensors, state = read_tensors(path)
     weights = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
-    _load(path, model, weights)
+    try:
+        fill(model, weights)
+    except (ValueError, RuntimeError) as error:
+        message = f"{path} belongs to another model: {error}; take another folder, or --force to start anew"
+        raise ValueError(message) from None
     values: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(OPTIMIZER):
@@ -63,28 +50,6 @@ def read_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
     return state
-
-
-def _load(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Loads weights in which tied ones stand once.
-
-    Raises:
-        ValueError: they belong to another model.
-    """
-    present = model.state_dict()
-    tied = {(present[name].data_ptr(), present[name].shape) for name in weights if name in present}
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise ValueError(_foreign(path, str(error).splitlines()[-1].strip())) from None
-    missing = [name for name in missing if (present[name].data_ptr(), present[name].shape) not in tied]
-    if missing or unexpected:
-        first = f"Missing key {missing[0]}" if missing else f"Unexpected key {unexpected[0]}"
-        raise ValueError(_foreign(path, first))
-
-
-def _foreign(path: Path, why: str) -> str:
-    return f"{path} belongs to another model: {why}; take another folder, or --force to start anew"
 
 
 def _damaged(path: Path, why: object) -> ValueError:

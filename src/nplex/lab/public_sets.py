@@ -98,7 +98,7 @@ def _loaded(public: Public, source: str, split: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise ImportError("fetching needs datasets, which is not installed: pip install 'nplex[lab]'") from None
+        raise ImportError("fetching needs datasets, which is not installed: pip install 'nplex[data]'") from None
     try:
         return datasets.load_dataset(source, public.config if source == public.hub else None, split=split)
     except (OSError, ValueError, RuntimeError) as error:

@@ -14,12 +14,7 @@ REPORT = "report.html"
 COMPARISON = ("compare.json", "compare.md", "compare.png")
 TUNING = ("tune.json", "tune.md", "tune.png")
 TUNING_DATABASE = "tune.db"
-LEARNED_PAGE, LEARNED_TABLES, LEARNED_CURVE, LEARNED_VIDEO = (
-    "result.md",
-    "rule.safetensors",
-    "curve.png",
-    "tables.gif",
-)
+LEARNED_PAGE, LEARNED_TABLES, LEARNED_CURVE = "result.md", "rule.safetensors", "curve.png"
 FORMAT = 1
 PART = re.compile(r"(\.[0-9a-f]{8})?\.part$")  # ends the name of a file that was being written
 
@@ -29,7 +24,14 @@ FILES: dict[str, set[str]] = {
     "run": RUN_FILES,
     "comparison": {SETTINGS, *COMPARISON, REPORT},
     "tuning": {SETTINGS, *TUNING, TUNING_DATABASE, f"{TUNING_DATABASE}-journal", "failed-*.txt"},
-    "product": {SETTINGS, RESULT, LEARNED_PAGE, LEARNED_TABLES, LEARNED_CURVE, LEARNED_VIDEO},
+    "product": {
+        SETTINGS,
+        RESULT,
+        LEARNED_PAGE,
+        LEARNED_TABLES,
+        LEARNED_CURVE,
+        "tables.gif",
+    },  # the last by older versions
 }
 KEYS: dict[str, dict[str, type]] = {
     "run": {"task": str, "recipe": dict, "seed": int, "data": dict},

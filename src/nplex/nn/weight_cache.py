@@ -15,7 +15,7 @@ def cached(module: nn.Module) -> Iterator[None]:
 
     Linear, attention's projections, recurrent layers and cells, and convolutions. For generation and evaluation,
     where layers are called many times with the same numbers, and for layers that are called several times in one
-    training step. What is kept is never stale: it is built anew after a step of any torch optimizer, after
+    training step. What is kept is built anew after a step of any torch optimizer, after
     load_state_dict, .to and in-place operations on the parameters, and after a backward through it. Only writing
     into `.data` or a numpy view inside the context is not seen; leave it for that. Parameters that are exchanged
     inside for new ones are right too, but nothing is kept for them.

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nplex.files import read_tensors, write_tensors
-from nplex.lab.checkpoint import weights_of
+from nplex.files import read_tensors, tensors_of, write_tensors
 from nplex.lab.run_folder import BEST, EPOCH
 from nplex.lab.train.schedule import Schedule
 from nplex.lab.train.state import State
@@ -25,9 +24,9 @@ def improved(state: State, task: Task) -> bool:
 def store(folder: Path, model: nn.Module, schedule: Schedule, state: State, *, better: bool) -> None:
     """Writes the weights after a pass, where they may be among those kept: before the checkpoint, which names it."""
     if schedule.keep == "best" and better:
-        write_tensors(folder / BEST, weights_of(model))
+        write_tensors(folder / BEST, tensors_of(model)[0])
     elif schedule.keep == "average":
-        write_tensors(folder / EPOCH.format(state.epoch), weights_of(model))
+        write_tensors(folder / EPOCH.format(state.epoch), tensors_of(model)[0])
 
 
 def prune(folder: Path, schedule: Schedule, state: State) -> None:

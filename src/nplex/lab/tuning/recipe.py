@@ -1,7 +1,5 @@
 """A recipe as what is tuned: each rule is trained and tested in a folder of its own."""
 
-import inspect
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,8 +29,7 @@ class RecipeObjective:
         folder = self.folder / f"{rule.replace(':', '-')}-seed{self.seed}"
         result = experiment.run(replace(self.recipe, rule=rule), self.data, self.seed, folder)
         low, high = result["interval"]
-        patterns = inspect.getclosurevars(self.recipe.converted).nonlocals["patterns"]  # of nplex.only
-        where = f"where=nplex.only({', '.join(map(json.dumps, patterns))})"
+        where = f"where={self.recipe.converted!r}"
         return Measured(
             next(iter(result["scores"].values())), result["layer_parameters"],
             1000 / result["training_tokens_per_second"], low, high, where + ", shared=True" * self.recipe.shared,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nplex.lab import checkpoint
+from nplex.files import read_json, write_json, write_text
 from nplex.lab.environment import environment
 from nplex.lab.run_folder import SETTINGS, TUNING, TUNING_DATABASE
 from nplex.lab.train import Interrupted
@@ -87,8 +87,8 @@ def tune(
             search.run(trials, time.time() + 60 * minutes)
         finally:
             result = search.result()
-            checkpoint.write_json(folder / TUNING[0], result.json())
-            checkpoint.write_text(folder / TUNING[1], result.markdown())
+            write_json(folder / TUNING[0], result.json())
+            write_text(folder / TUNING[1], result.markdown())
             draw(result, folder / TUNING[2])
     if error := result.failed.get(DENSE):
         raise ValueError(f"dense could not be measured: {error}; see {_failure_file(folder, DENSE)}")
@@ -161,7 +161,7 @@ class _Search:
             raise KeyboardInterrupt from None
         except Exception as error:
             trial.set_user_attr(ERROR, " ".join(f"{type(error).__name__}: {error}".split()))
-            checkpoint.write_text(_failure_file(self.folder, rule), traceback.format_exc())
+            write_text(_failure_file(self.folder, rule), traceback.format_exc())
             raise Failed(rule) from None
         trial.set_user_attr(MEASURED, asdict(found))
         return tuple(self.empty.goals.loss(found, goal) for goal in self.empty.goals.which)
@@ -226,12 +226,12 @@ def _note(settings: dict, folder: Path) -> str:
     """Writes the settings, or refuses a folder that holds others; gives them as text."""
     text, path = json.dumps(settings, sort_keys=True), folder / SETTINGS
     wanted = json.loads(text)
-    found = checkpoint.read_json(path) if path.exists() else wanted
+    found = read_json(path) if path.exists() else wanted
     for name in wanted:
         if found.get(name) != wanted[name]:
             change = f"{name} was {found.get(name)!r}, now {wanted[name]!r}"
             raise ValueError(f"{folder} holds results with other settings ({change}); take another --out")
-    checkpoint.write_json(path, wanted)
+    write_json(path, wanted)
     return text
 
 
