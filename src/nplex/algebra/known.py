@@ -30,15 +30,15 @@ def _double(algebra: Algebra, name: str, units: list[str]) -> Algebra:
 
     Source: Schafer, An Introduction to Nonassociative Algebras (1966), section III.4.
     """
-    n, eye = algebra.n, _eye(algebra.n)
-    half = algebra.table
-    conjugate = algebra.conjugate(eye)
+    n, half = algebra.n, algebra.table
+    signs = torch.tensor(algebra.conjugation, dtype=torch.float64, device="cpu").diagonal()
     table = _zeros(2 * n)
     table[:n, :n, :n] = half
-    table[n:, :n, n:] = -torch.einsum("qm,mik->kiq", conjugate, half)
+    # Entry by entry: a matrix product would start torch's threads at import, and forks after it would hang.
+    table[n:, :n, n:] = -signs * half.permute(2, 1, 0)
     table[:n, n:, n:] = half.permute(2, 1, 0)
-    table[n:, n:, :n] = torch.einsum("kim,jm->kij", half, conjugate)
-    return _build(name, units, table, torch.block_diag(conjugate.mT, -eye))
+    table[n:, n:, :n] = half * signs
+    return _build(name, units, table, torch.diag(torch.cat([signs, signs.new_full((n,), -1.0)])))
 
 
 def direct(n: int) -> Algebra:
