@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from nplex.algebra import Algebra
 from nplex.nn.rule import Rule
-from nplex.nn.sharing import attach
+from nplex.nn.sharing import RuleUser, attach
 from nplex.ops.tracing import full_precision
 
 Sizes = dict[str, tuple[int, ...] | None]
 
 
-class Twin(nn.Module):
+class Twin(RuleUser):
     """A layer with a rule that computes what a layer of torch.nn computes with the dense weights of this one.
 
     It has torch's arguments and attributes; each parameter of torch's layer can be read by its name.

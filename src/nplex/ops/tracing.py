@@ -5,8 +5,9 @@ A test looks whether each private name still exists.
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,6 +63,22 @@ def outside_graphs(function: Callable) -> Callable:
 def recurrence_is_traced() -> bool:
     """Whether torch.compile may take recurrent layers into a graph, `torch._dynamo.config.allow_rnn`."""
     return torch._dynamo.config.allow_rnn
+
+
+def state_asked_of() -> tuple[torch.nn.Module | None, Any, int]:
+    """The module whose state_dict() runs, what that fills in, and how many calls lie between it and the caller.
+
+    Torch's hooks know the inner module alone, while the question is often what the outermost one holds.
+    """
+    frame, calls = inspect.currentframe(), 0
+    module, destination, depth = None, None, 0
+    while frame is not None and (frame := frame.f_back) is not None:
+        calls += 1
+        if frame.f_code is torch.nn.Module.state_dict.__code__:
+            asked = frame.f_locals
+            if destination is None or asked["destination"] is destination:
+                module, destination, depth = asked["self"], asked["destination"], calls
+    return module, destination, depth
 
 
 def autocast_type(tensor: Tensor) -> torch.dtype | None:
