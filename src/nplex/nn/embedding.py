@@ -58,7 +58,7 @@ class _Rows(Twin):
     def weight(self) -> Float[Tensor, "rows d"]:
         """The dense W, built at each call and differentiable; to change it, change rule and components."""
         with full_precision(self.components):
-            weight = expand(self.rule(), self.components)[: self.num_embeddings, : self.embedding_dim]
+            weight = expand(self.rule(), self.components)[: self.num_embeddings, : self.embedding_dim].contiguous()
         if self.padding_idx is None:
             return weight
         rows = torch.arange(self.num_embeddings, device=weight.device)

@@ -89,4 +89,4 @@ class Linear(Twin):
     @property
     def weight(self) -> Float[Tensor, "d_out d_in"]:
         """The dense W, built at each call and differentiable; to change it, change rule and components."""
-        return ops.expand(self.rule(), self.components)[: self.out_features, : self.in_features]
+        return ops.expand(self.rule(), self.components)[: self.out_features, : self.in_features].contiguous()

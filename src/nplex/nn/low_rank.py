@@ -118,7 +118,7 @@ class LowRankLinear(Twin):
     @property
     def weight(self) -> Float[Tensor, "d_out d_in"]:
         """The dense W, built at each call and differentiable; to change it, change rule and factors."""
-        return expand(self.rule(), self.components)[: self.out_features, : self.in_features]
+        return expand(self.rule(), self.components)[: self.out_features, : self.in_features].contiguous()
 
     @classmethod
     def like(cls, layer: Any, *, rule: int | Algebra | Rule, low_rank: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

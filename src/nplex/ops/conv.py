@@ -57,7 +57,15 @@ def convolution(
     prepared = (
         () if cache is None else cache.get((method, channels), lambda: taken.prepare(rule, components, channels))
     )
-    return taken.product(x, rule, components, channels, convolve, prepared)
+    y = taken.product(x, rule, components, channels, convolve, prepared)
+    return y.contiguous(memory_format=_memory_format(x))
+
+
+def _memory_format(x: Float[Tensor, "batch c_in *space"]) -> torch.memory_format:
+    """Of the output, as torch's convolution chooses it: channels last where the input's are."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = x.ndim in formats and x.stride(1) < x.stride(-1)
+    return formats[x.ndim] if last else torch.contiguous_format
 
 
 def check_method(method: str, *, factors: bool) -> None:

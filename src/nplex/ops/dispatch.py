@@ -86,7 +86,7 @@ def run(
     taken = METHODS[chosen]
     prepared = () if cache is None else cache.get((chosen, part), lambda: taken.prepare(rule, components))
     y = taken.product(x, rule, components, bias, prepared)
-    return y if d_out == n * a else y[..., :d_out]
+    return (y if d_out == n * a else y[..., :d_out]).contiguous()
 
 
 def check_method(method: str, *, factors: bool, methods: Mapping[str, Method] = METHODS, of: str = "") -> None:

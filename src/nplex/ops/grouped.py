@@ -38,7 +38,7 @@ def expand_grouped(
     kernel = components.shape[4:]
     weight = expand(rule, components.reshape(n, groups * a, -1)).reshape(n, groups, a, n * b, *kernel)
     weight = weight.transpose(0, 1).reshape(groups, n * a, n * b, *kernel)
-    return weight[:, :rows, :columns].reshape(groups * rows, columns, *kernel)
+    return weight[:, :rows, :columns].reshape(groups * rows, columns, *kernel).contiguous()
 
 
 def product_grouped(
@@ -61,7 +61,7 @@ def product_grouped(
     features = x.shape[-1], n * count * a
     y = run(x, rule, some.flatten(1, 2), None, features, method, components, groups)
     y = y.reshape(*x.shape[:-1], n, count, a).transpose(-3, -2).reshape(*x.shape[:-1], count, n * a)
-    y = y[..., :rows].reshape(*x.shape[:-1], count * rows)
+    y = y[..., :rows].reshape(*x.shape[:-1], count * rows).contiguous()
     return y if bias is None else y + bias.to(y.dtype)
 
 

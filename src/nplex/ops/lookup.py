@@ -44,7 +44,7 @@ def look_up(
         if is_eager(ids, table, components):
             method = best(ids.numel(), (n, a, b, 1), rule, (components,), False)
         y = METHODS[method].product(ids, table, components, rows)
-    return y if width == n * b else y[..., :width]
+    return y if width == n * b else y[..., :width].contiguous()
 
 
 def _rows(

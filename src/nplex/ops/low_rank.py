@@ -45,5 +45,5 @@ def product(
     u = torch.bmm(as_table(rule), t)  # k, i, (token, r)
     u = u.reshape(n, n, tokens, r).permute(2, 1, 0, 3).reshape(tokens, n, n * r)  # token, i, (k, r)
     y = F.linear(u, left.transpose(0, 1).reshape(a, n * r)).reshape(*x.shape[:-1], n * a)
-    y = y if out_features == n * a else y[..., :out_features]
+    y = y if out_features == n * a else y[..., :out_features].contiguous()
     return y if bias is None else y + bias.to(y.dtype)
