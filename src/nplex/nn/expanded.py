@@ -27,6 +27,8 @@ class Expanded(Twin):
     # Whether torch's weight has the inputs first.
     _inputs_first: ClassVar[bool] = False
     _weights: dict[str, tuple[str, int, int]]
+    # Torch's names of weights and biases, in torch's order.
+    _torch_names: list[str]
 
     def __init_subclass__(cls) -> None:
         """Takes the methods that torch's forward calls on its layer, where the class has none of that name.
@@ -63,7 +65,7 @@ class Expanded(Twin):
             weights[name] = own, rows, columns
             blocks = rule.n, groups, math.ceil(rows / rule.n), math.ceil(columns / rule.n), *kernel
             sizes[own] = None if size is None else blocks
-        self._weights = weights
+        self._weights, self._torch_names = weights, list(shape._parameters)
         self._set_up(rule, sizes, device, dtype)
 
     def _widths(self) -> dict[str, int]:

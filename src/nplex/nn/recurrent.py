@@ -76,17 +76,12 @@ class Recurrent(Expanded):
         """Torch's recurrence: the outputs of all steps, and the last states."""
         stays_outside = torch.compiler.is_dynamo_compiling() and not recurrence_is_traced()
         run = _run_outside_graphs if stays_outside else _run
-        return run(self, self._dense(self._names(), keep=True), input, hx)
-
-    def _names(self) -> list[str]:
-        """Torch's names of weights and biases, in torch's order."""
-        dense = {own: name for name, (own, *_) in self._weights.items()}
-        return [dense.get(own, own) for own, parameter in self._parameters.items() if parameter is not None]
+        return run(self, self._dense(self._torch_names, keep=True), input, hx)
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """As torch's: for each layer and direction its dense weights and biases, built at each call."""
-        tensors = self._dense(self._names())
+        tensors = self._dense(self._torch_names)
         size = len(tensors) // (self.num_layers * (2 if self.bidirectional else 1))
         return [tensors[start : start + size] for start in range(0, len(tensors), size)]
 
