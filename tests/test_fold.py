@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import nplex
+from nplex.convert.report import OPTIMIZER
 from nplex.algebra import quaternion
 from nplex.convert.twins import TWINS
 from nplex.nn import LearnedRule, Linear, LowRankLinear, TransformerEncoder, TransformerEncoderLayer, share
@@ -194,6 +195,7 @@ def test_shared_rules_that_something_uses_stay():
         "b      Linear(8, 8, rule=2)  skipped       has hooks or its own forward, which would be lost",
         "shared rules without a layer, removed: one",
         "1 of 2 layers folded: 96 -> 120 parameters",
+        OPTIMIZER,
     ]
     with pytest.raises(ValueError, match=r"(?s)nothing to fold in Net:.*b: has hooks"):
         nplex.fold_(model)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -179,7 +179,7 @@ def _step(what: str) -> Iterator[None]:
 def _print(report: Any, as_json: bool) -> None:
     """A report on stdout, for people or programs."""
     if not as_json:
-        print(report)
+        print(replace(report, done=False))  # no optimizer is at hand here
         return
     extra = {name: getattr(report, name) for name in ("total_after",) if hasattr(report, name)}
     print(json.dumps(asdict(report) | extra, indent=1))

@@ -10,7 +10,8 @@ from nplex import nn as nx
 from nplex.convert.record import Layer, kind_of, read_record, sizes_of
 from nplex.convert.rule_record import StoredRule
 from nplex.convert.survey import names_of
-from nplex.convert.swap import keep_padded, put_in
+from nplex.convert.references import exchange_modules
+from nplex.convert.swap import keep_padded
 from nplex.convert.twins import make_twin, twin_class
 from nplex.nn import Rule
 from nplex.nn.sharing import check_base, exchange_rule, mark_shared, register
@@ -153,15 +154,13 @@ class _Change:
         new = [(*self._base(at), rule) for at, rule in self.shared.items() if self.modules.get(at) is not rule]
         for base, name, rule in new:
             register(base, rule, name)
-        for old, twin in self.twins.items():
-            put_in(self.model, self.names[old], twin)
+        exchange_modules(self.model, self.twins)
         stacks = keep_padded(self.model)
 
         def take_back() -> None:
             for stack in stacks:
                 stack.use_nested_tensor = True
-            for old in self.twins:
-                put_in(self.model, self.names[old], old)
+            exchange_modules(self.model, {twin: old for old, twin in self.twins.items()})
             for base, name, _ in new:
                 delattr(base, name)
 

@@ -4,9 +4,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from nplex.convert.reasons import HOOKS, check_model, has_hooks
+from nplex.convert.references import References, exchange_modules
 from nplex.convert.report import FoldReport, FoldRow, label
 from nplex.convert.survey import names_of
-from nplex.convert.swap import put_in
 from nplex.convert.twins import is_layer, is_ours, make_dense, our_class, shadow
 from nplex.nn import Rule
 
@@ -17,8 +17,8 @@ def fold_(model: nn.Module) -> FoldReport:
     Weights are built once, `W = sum_k kron(rule[k], components[k])`, and have the size of dense ones. Modes and what
     is trained stay; a layer used at several places is folded once; a shared rule that nothing uses any more is
     removed from its base. Stacks, as `nplex.nn.TransformerEncoder`, become torch's too. The rules are gone
-    afterwards: save the model before. Layers with hooks, and of classes derived from ours, are skipped, with the
-    reason in the report. All new layers are made before any is put in.
+    afterwards: save the model before. Layers with hooks, of classes derived from ours, and held where they cannot be
+    exchanged are skipped, with the reason in the report. All new layers are made before any is put in.
 
     Args:
         model: it is changed.
@@ -34,6 +34,7 @@ def fold_(model: nn.Module) -> FoldReport:
         layer  was                      now
         0      Linear(64, 256, rule=4)  Linear(64, 256)
         1 of 1 layers folded: 4,416 -> 16,640 parameters
+        an optimizer made before holds the old parameters: make a new one
     """
     check_model(model)
     if is_ours(model) and type(model) is our_class(model):
@@ -41,8 +42,14 @@ def fold_(model: nn.Module) -> FoldReport:
     names = names_of(model)
     parts = {part for module in names if is_layer(module) for part in module.modules() if part is not module}
     ours = {module: places for module, places in names.items() if is_ours(module) and module not in parts}
-    reasons = {module: _reason(module) for module in ours}
-    new = {m: make_dense(m) if is_layer(m) else shadow(m).to_torch() for m in ours if not reasons[m]}
+    references = References(model)
+    reasons = {m: _reason(m) or references.reason(m, lambda part: isinstance(part, Rule)) for m in ours}
+    new: dict[nn.Module, nn.Module] = {}
+    for module in (module for module in ours if not reasons[module]):
+        try:
+            new[module] = make_dense(module) if is_layer(module) else shadow(module).to_torch()
+        except ValueError as error:
+            reasons[module] = str(error)
     if not new:
         described = "".join(f"\n{ours[module][0]}: {reason}" for module, reason in reasons.items())
         raise ValueError(f"nothing to fold in {type(model).__name__}:{described or ' it has no layer of nplex'}")
@@ -52,11 +59,11 @@ def fold_(model: nn.Module) -> FoldReport:
     for module, (first, *also) in ours.items():
         was, now = label(module, getattr(module, "rule", None)), label(new[module]) if module in new else None
         rows.append(FoldRow(first, tuple(also), was, now, reasons[module]))
-    for module, dense in reversed(new.items()):  # parts before the stacks that hold them
-        if not is_layer(module):
+    for module, dense in new.items():
+        if not is_layer(module):  # a stack: its parts are exchanged as the others
             for name, child in module._modules.items():
                 setattr(dense, name, child)
-        put_in(model, ours[module], dense)
+    exchange_modules(model, new)
     removed = _remove_unused(model, rules)
     return FoldReport(tuple(rows), removed, before, sum(p.numel() for p in model.parameters()))
 

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from nplex.convert.twins import TWINS
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WRAP = "convert the model first, wrap it then"
 WRAPPERS = {
     "DataParallel": WRAP, "DistributedDataParallel": WRAP, "FullyShardedDataParallel": WRAP, "FSDPModule": WRAP,
@@ -71,8 +73,8 @@ def lost(module: Any) -> str:
         if type(parameter) is not nn.Parameter:
             kind = type(parameter).__name__
             return f"its {name} is a {kind}, quantized or distributed: convert the plain model first"
-        if not parameter.is_floating_point():
-            return f"its {name} is {parameter.dtype}, not floating point"
+        if parameter.dtype not in FLOATS:
+            return f"its {name} is {parameter.dtype}, not floating point of 16, 32 or 64 bits: load the model in such a type"
     kinds = {(p.dtype, p.device) for p in module.parameters()}
     if len(kinds) > 1:
         return f"its numbers are of several kinds: {', '.join(sorted(f'{t} on {d}' for t, d in kinds))}"

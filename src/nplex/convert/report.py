@@ -13,6 +13,8 @@ SIZES = (
     ("embed_dim",), ("nx", "nf"),
 )  # fmt: skip
 PLAIN = {"groups": 1, "num_layers": 1, "bidirectional": False, "proj_size": 0, "num_heads": None}
+FROZEN = "frozen: its new numbers are random and stay so"
+OPTIMIZER = "an optimizer made before holds the old parameters: make a new one"
 SHORT = {"num_layers": "layers", "num_heads": "heads"}
 
 
@@ -53,11 +55,13 @@ class Row(FoldRow):
         was_parameters: its parameters before.
         now_parameters: its parameters afterwards, its own rule included.
         error: of weights nearest to the old ones, `|| W - W_old || / || W_old ||`; None where they are fresh.
+        note: what to know of its fresh numbers: that they are frozen, or zero as before.
     """
 
     was_parameters: int = 0
     now_parameters: int = 0
     error: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class Report:
         shared_rule: parameters of the rules that converted layers share and that are new.
         others: other kinds of modules that hold parameters: name, how many, parameters.
         unmatched: patterns of rules that fit no layer.
+        done: whether the model was changed; False for a preview.
     """
 
     rows: tuple[Row, ...]
@@ -109,6 +114,7 @@ class Report:
     shared_rule: int = 0
     others: tuple[tuple[str, int, int], ...] = ()
     unmatched: tuple[str, ...] = ()
+    done: bool = False
 
     @property
     def total_after(self) -> int:
@@ -123,12 +129,8 @@ class Report:
         table = [("layer", "was", "was_parameters", "now", "now_parameters", "")]
         for row in self.rows:
             numbers = (f"{row.was_parameters:,}", row.now or "skipped", f"{row.now_parameters:,}")
-            table.append((
-                row.names,
-                row.was,
-                *numbers,
-                row.reason if row.error is None else f"error {row.error:.3f}",
-            ))
+            last = row.reason or row.note if row.error is None else f"error {row.error:.3f}"
+            table.append((row.names, row.was, *numbers, last))
         lines = text_table(table, "<<><><")
         if self.others:
             kinds = ", ".join(f"{count} {kind} ({numbers:,})" for kind, count, numbers in self.others)
@@ -140,7 +142,10 @@ class Report:
             f"{_changed(self.rows)} layers change: {self.total_before:,} -> {self.total_after:,} "
             f"parameters in all ({share:.1f} %)"
         )
-        return "\n".join(lines)
+        if frozen := sum(row.note == FROZEN for row in self.rows):
+            lines.append(f'{frozen} frozen: take weights="nearest", or train them (requires_grad_)')
+        if self.done and any(row.changes for row in self.rows):
+            return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -152,12 +157,14 @@ class FoldReport:
         removed: names of shared rules that were taken from their base.
         before: parameters of the model before.
         after: parameters of the model now.
+        done: whether to say what becomes of an optimizer.
     """
 
     rows: tuple[FoldRow, ...]
     removed: tuple[str, ...]
     before: int
     after: int
+    done: bool = True
 
     def __str__(self) -> str:
         cells = [(row.names, row.was, row.now or "skipped", row.reason) for row in self.rows]
@@ -165,7 +172,7 @@ class FoldReport:
         if self.removed:
             lines.append(f"shared rules without a layer, removed: {', '.join(self.removed)}")
         lines.append(f"{_changed(self.rows)} layers folded: {self.before:,} -> {self.after:,} parameters")
-        return "\n".join(lines)
+        return "\n".join(lines + [OPTIMIZER] * self.done)
 
 
 @dataclass(frozen=True)

@@ -67,13 +67,17 @@ class Conversion:
             patterns of full names to these, in which the first that matches counts and None means: skip.
         where: which layers, by name and module; None for all but embeddings.
         shared: whether all layers of a rule use one, registered at the base of the model as `rule`, `rule_1`, ...
+        weights: "fresh" or "nearest".
     """
 
     rule: Rules
     where: Where | None = None
     shared: bool = False
+    weights: str = "fresh"
 
     def __post_init__(self) -> None:
+        if self.weights not in ("fresh", "nearest"):
+            raise ValueError(f"weights must be fresh or nearest, got {self.weights!r}")
         is_mapping = isinstance(self.rule, Mapping)
         if isinstance(self.rule, Mapping) and not all(isinstance(key, str) and key for key in self.rule or [""]):
             raise TypeError(

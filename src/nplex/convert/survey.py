@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from nplex.convert.references import References
 from nplex.convert.reasons import check_model, check_no_adapters, lost, special
-from nplex.convert.report import Report, Row, label
+from nplex.convert.report import FROZEN, Report, Row, label
 from nplex.convert.spec import Choice, Conversion
 from nplex.convert.twins import TWINS, is_layer, make_twin, shadow, twin_class, untransposed
 from nplex.nn import Rule
@@ -45,13 +46,11 @@ def survey(model: nn.Module, spec: Conversion) -> Survey:
         )
     names = names_of(model)
     parts = {part for module in names if is_unit(module) for part in module.modules() if part is not module}
-    holders: dict[int, set[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        holders.setdefault(id(parameter), set()).add(name)
+    references = References(model)
     rows, choices = [], {}
     for module, places in names.items():
         if module not in parts and _is_listed(module):
-            row, choice = _row(module, places, spec, _tied(module, places, holders))
+            row, choice = _row(module, places, spec, references)
             rows.append(row)
             choices |= {} if choice is None else {row.name: choice}
     found = Survey(Report(tuple(rows), _numel(model), 0, _others(names, parts), _unmatched(spec, rows)), choices)
@@ -79,17 +78,23 @@ def _is_listed(module: nn.Module) -> bool:
     return is_unit(module) or isinstance(module, tuple(TWINS)) or bool(special(module))
 
 
-def _row(module: Any, places: list[str], spec: Conversion, tied: str) -> tuple[Row, Choice | None]:
+def _row(
+    module: Any, places: list[str], spec: Conversion, references: References
+) -> tuple[Row, Choice | None]:
     """What happens to one layer, and by which rule."""
     row = Row(places[0], tuple(places[1:]), label(module), None, "", _numel(module), _numel(module))
     choice = "already converted" if is_layer(module) else _own_kind(module) or spec.choose(places, module)
-    reason = choice if isinstance(choice, str) else lost(module) or tied
+    reason = choice if isinstance(choice, str) else lost(module) or references.reason(module)
     if isinstance(choice, str) or reason:
         return replace(row, reason=reason), None
     now, reason = _twin_size(module, choice)
     if reason or now >= row.was_parameters:
         return replace(row, reason=reason or f"would have {now:,} parameters, not fewer"), None
-    return replace(row, now=label(untransposed(shadow(module)), choice.template), now_parameters=now), choice
+    if spec.weights == "nearest" and (wrong := _not_finite(module)):
+        return replace(row, reason=f"its {wrong} is not finite, so that nothing is near to it"), None
+    note = "" if spec.weights == "nearest" else _note(module)
+    now_label = label(untransposed(shadow(module)), choice.template)
+    return replace(row, now=now_label, now_parameters=now, note=note), choice
 
 
 def _own_kind(module: nn.Module) -> str:
@@ -133,13 +138,24 @@ def _content(module: nn.Module) -> set[str]:
     return {name for found in kinds for name, _ in found}
 
 
-def _tied(module: nn.Module, places: list[str], holders: dict[int, set[str]]) -> str:
-    """The reason to skip a layer whose parameter another module holds too."""
-    for key, parameter in module.named_parameters():
-        own = {f"{path}.{name}" for path in places for name, p in module.named_parameters() if p is parameter}
-        if others := holders[id(parameter)] - own:
-            return f"its {key} is tied to {', '.join(sorted(others))}"
-    return ""
+def _not_finite(module: nn.Module) -> str:
+    """The name of a parameter with a number that is not finite, or nothing."""
+    found = (name for name, p in module.named_parameters() if not p.is_meta and not bool(p.isfinite().all()))
+    return next(found, "")
+
+
+def _note(module: nn.Module) -> str:
+    """What to know of a layer that gets fresh numbers."""
+    zero = zeros(module)
+    if any(p.ndim > 1 and not p.requires_grad and name not in zero for name, p in module.named_parameters()):
+        return FROZEN
+    return f"zero as before: {', '.join(zero)}" * bool(zero)
+
+
+def zeros(module: nn.Module) -> list[str]:
+    """The names of weights that are all zeros, as an initialiser set them; not to be known on the meta device."""
+    numbers = module.named_parameters()
+    return [name for name, p in numbers if p.ndim > 1 and not p.is_meta and not bool(p.any())]
 
 
 def _unmatched(spec: Conversion, rows: list[Row]) -> tuple[str, ...]:

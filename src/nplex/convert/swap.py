@@ -1,20 +1,24 @@
 """One walk over a model: replace layers by their twins, keep tied modules tied, report what was kept and why."""
 
-from collections.abc import Iterable
+from dataclasses import replace
 
+import torch
 from torch import nn
 
 from nplex.convert.nearest import nearest_
+from nplex.convert.references import exchange_modules
 from nplex.convert.report import Report
 from nplex.convert.spec import Choice, Conversion, Rules
-from nplex.convert.survey import base_of, survey
+from nplex.convert.survey import base_of, survey, zeros
 from nplex.convert.twins import is_layer, make_twin, untransposed
 from nplex.convert.where import Where
 from nplex.nn import Rule
 from nplex.nn.sharing import mark_shared, register
 
 
-def preview(model: nn.Module, rule: Rules, *, where: Where | None = None, shared: bool = False) -> Report:
+def preview(
+    model: nn.Module, rule: Rules, *, where: Where | None = None, shared: bool = False, weights: str = "fresh"
+) -> Report:
     """Reports what `convert_` would change, and why it skips a layer; changes nothing, takes no memory.
 
     Args:
@@ -22,6 +26,7 @@ def preview(model: nn.Module, rule: Rules, *, where: Where | None = None, shared
         rule: n, an algebra, or a rule; or a mapping from patterns of names to these, see convert_.
         where: which layers, by name and module; see `only`, `all_but` and `sensible`. None for all but embeddings.
         shared: whether all converted layers of a rule use one.
+        weights: as in convert_; the nearest ones need numbers that are finite.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8))
@@ -31,7 +36,7 @@ def preview(model: nn.Module, rule: Rules, *, where: Where | None = None, shared
         2      Linear(256, 8)            2,056  skipped                           2,056  not selected by where
         1 of 2 layers change: 18,696 -> 6,472 parameters in all (34.6 %)
     """
-    return survey(model, Conversion(rule, where, shared)).report
+    return survey(model, Conversion(rule, where, shared, weights)).report
 
 
 def convert_(
@@ -70,9 +75,7 @@ def convert_(
         >>> report.rows[0].was, model.layers[0].linear1.rule
         ('MultiheadAttention(64, heads=4)', LearnedRule(n=4))
     """
-    if weights not in ("fresh", "nearest"):
-        raise ValueError(f"weights must be fresh or nearest, got {weights!r}")
-    found = survey(model, Conversion(rule, where, shared))
+    found = survey(model, Conversion(rule, where, shared, weights))
     changed = [row for row in found.report.rows if row.changes]
     if not changed:
         if any(map(is_layer, model.modules())):
@@ -81,15 +84,14 @@ def convert_(
     common: dict[Choice, Rule] = {}
     old = [model.get_submodule(row.name) for row in changed]
     twins = [_twin(layer, found.choices[row.name], common) for layer, row in zip(old, changed, strict=True)]
-    report = found.report
+    report = replace(found.report, done=True)
     if weights == "nearest":
         common_rules = [common[choice] for choice in common if not choice.registers]
         errors = nearest_([(twin, untransposed(layer)) for twin, layer in zip(twins, old, strict=True)], common_rules)
         report = report.with_errors(dict(zip((row.name for row in changed), errors, strict=True)))
     for name, choice in found.shared:
         register(base_of(model), common[choice].train(model.training), name)
-    for row, twin in zip(changed, twins, strict=True):
-        put_in(model, (row.name, *row.also), twin)
+    exchange_modules(model, dict(zip(old, twins, strict=True)))
     keep_padded(model)
     return report
 
@@ -103,19 +105,24 @@ def keep_padded(model: nn.Module) -> list[nn.TransformerEncoder]:
     return changed
 
 
-def put_in(model: nn.Module, names: Iterable[str], new: nn.Module) -> None:
-    """Puts a module at all its places."""
-    for name in names:
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, new)
-
-
 def _twin(old: nn.Module, choice: Choice, common: dict[Choice, Rule]) -> nn.Module:
     """A fresh layer in the place of an old one, with a rule of its own or the one of its choice."""
     number = next(old.parameters())
     if not choice.shares:
-        return make_twin(old, choice.fresh(number.device, number.dtype))
+        return _keep_zeros(make_twin(old, choice.fresh(number.device, number.dtype)), old)
     if choice not in common:
         common[choice] = choice.fresh(number.device, number.dtype) if choice.registers else choice.template
         mark_shared(common[choice])
-    return make_twin(old, common[choice])
+    return _keep_zeros(make_twin(old, common[choice]), old)
+
+
+@torch.no_grad()
+def _keep_zeros(twin: nn.Module, old: nn.Module) -> nn.Module:
+    """Sets components to zero where the old weight was, with the bias beside it: an initialiser chose these."""
+    own, before = dict(twin.named_parameters()), dict(old.named_parameters())
+    for name in zeros(old):
+        own[name.replace("weight", "components")].zero_()
+        bias = name.replace("weight", "bias")
+        if bias in before:
+            own[bias].copy_(before[bias])
+    return twin

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from nplex import nn as nx
+from nplex.convert.attributes import carry
 from nplex.nn import Rule
 
 TWINS: dict[type[nn.Module], Any] = {
@@ -33,25 +34,33 @@ def make_twin(module: nn.Module, rule: Rule) -> Any:
 
     Biases are trained if they were, components if their weight was, the rule if one of the weights was.
 
+    Attributes that were set on it and its parameters are carried over.
+
     Raises:
-        ValueError: there is no such layer, because n is larger than a width, or for an option; says why.
+        ValueError: there is no such layer, because n is larger than a width, or for an option, or an attribute
+            cannot be carried over; says why.
     """
     twin = twin_class(module).like(untransposed(module), rule=rule)
     _train_as(twin, {name: parameter.requires_grad for name, parameter in module.named_parameters()})
     if is_transposed_linear(module):
-        twin.transposed_class = type(
-            module
-        )  # what make_dense gives back, so that the folder of a folded GPT-2 is one
+        twin.transposed_class = type(module)  # what make_dense gives back, so that a folded GPT-2 is one
+    carry(module, twin, make_dense(shadow(twin)))
     return twin
 
 
 def make_dense(layer: Any) -> nn.Module:
-    """The torch layer with the same outputs and mode as one of ours; its weights are trained if components were."""
+    """The torch layer with the same outputs, mode and attributes; its weights are trained if components were.
+
+    Raises:
+        ValueError: an attribute cannot be carried over; says which.
+    """
     dense: nn.Module = layer.to_torch()
     rules = {id(p) for module in layer.modules() if isinstance(module, Rule) for p in module.parameters()}
     _train_as(dense, {name: p.requires_grad for name, p in layer.named_parameters() if id(p) not in rules})
     kind = getattr(layer, "transposed_class", None)
-    return dense if kind is None else _transposed(dense, kind)
+    dense = dense if kind is None else _transposed(dense, kind)
+    carry(layer, dense, dense)
+    return dense
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -119,4 +128,7 @@ def _sizes(value: torch.Tensor | None) -> torch.Tensor | None:
     if value is None:
         return None
     empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
-    return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+    if isinstance(value, nn.Parameter):
+        empty = nn.Parameter(empty, value.requires_grad)
+        vars(empty).update(vars(value))
+    return empty

@@ -3,7 +3,7 @@
 import fnmatch
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -18,14 +18,13 @@ TINY = 2**12
 IMAGE = 8
 
 
-def only(*patterns: str) -> Where:
-    """Takes layers whose full name matches one of the patterns: `only("encoder.*", "*.linear1")`.
+def only(*patterns: str | Iterable[str]) -> Where:
+    """Takes layers whose full name matches one of the patterns: `only("encoder.*", "*.linear1")`, or of a list.
 
     `*` stands for any characters, dots too, as in the shell's patterns (fnmatch, case counts). Embeddings that match
     are taken too.
     """
-    _check_patterns("only", patterns)
-    return _Only(patterns)
+    return _Only(_patterns("only", patterns))
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,13 @@ class _Only:
         return f"nplex.only({', '.join(map(json.dumps, self.patterns))})"
 
 
-def all_but(*patterns: str) -> Where:
-    """Takes layers whose full name matches none of the patterns: `all_but("lm_head", "*.classifier")`.
+def all_but(*patterns: str | Iterable[str]) -> Where:
+    """Takes layers whose full name matches none of the patterns: `all_but("lm_head", "*.classifier")`, or of a list.
 
     It takes no embeddings: these must be asked for, by `only` or a function.
     """
-    _check_patterns("all_but", patterns)
-    return lambda name, module: not _matches(name, patterns) and (not is_embedding(module) or EMBEDDINGS)
+    found = _patterns("all_but", patterns)
+    return lambda name, module: not _matches(name, found) and (not is_embedding(module) or EMBEDDINGS)
 
 
 def all_of(*conditions: Where) -> Where:
@@ -123,7 +122,12 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
-    """Refuses an empty call, which would mean nothing."""
-    if not patterns:
+def _patterns(name: str, given: tuple[str | Iterable[str], ...]) -> tuple[str, ...]:
+    """All patterns, those of lists too; refuses what is no text, and an empty call, which would mean nothing."""
+    lists = [(entry,) if isinstance(entry, str) or not isinstance(entry, Iterable) else entry for entry in given]
+    patterns = tuple(pattern for entries in lists for pattern in entries)
+    if wrong := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+        raise TypeError(f'{name} needs patterns of names, as in {name}("encoder.*"), got {wrong[0]!r:.80}')
+    if not patterns or not all(patterns):
         raise ValueError(f'{name} needs at least one pattern, as in {name}("encoder.*"), got none')
+    return patterns
