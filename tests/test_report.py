@@ -8,8 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 from nplex.cli import app
-from nplex.files import read_json, write_json
+from nplex.files import read_json
 from nplex.lab import experiment
+from nplex.lab.checked import read_sealed, write_sealed
 from nplex.lab.recipes.language_modelling import language
 from nplex.lab.reporting import rule_tables
 from nplex.lab.reporting.read import FinishedRun
@@ -149,9 +150,9 @@ def test_a_single_run_has_a_page_in_its_own_folder(compared, tmp_path):
 def test_what_a_file_says_cannot_leave_its_place(compared, tmp_path):
     pytest.importorskip("plotly")
     shutil.copytree(compared / "4-seed0", tmp_path / "run")
-    result = read_json(tmp_path / "run" / "result.json")
+    result = read_sealed(tmp_path / "run" / "result.json")
     result["recipe"]["rule"] = "</script><script>alert(1)</script>"
-    write_json(tmp_path / "run" / "result.json", result)
+    write_sealed(tmp_path / "run" / "result.json", result)
     assert call("report", tmp_path / "run", "--no-identify").exit_code == 0
     assert "<script>alert" not in (tmp_path / "run" / "report.html").read_text()
 
@@ -174,9 +175,9 @@ def test_a_folder_without_runs_is_one_line(compared, tmp_path):
 def test_a_run_that_diverged_has_its_page(compared, tmp_path):
     pytest.importorskip("plotly")
     shutil.copytree(compared / "4-seed0", tmp_path / "run")
-    result = read_json(tmp_path / "run" / "result.json")
+    result = read_sealed(tmp_path / "run" / "result.json")
     result["history"][-1]["loss"] = float("nan")
-    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    write_sealed(tmp_path / "run" / "result.json", result)
     assert call("report", tmp_path / "run", "--no-identify").exit_code == 0
     assert data_of(tmp_path / "run" / "report.html")["curves"][0]["history"][-1]["loss"] is None
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,18 +12,24 @@ from torch import nn
 
 from nplex import count, preview
 from nplex.convert import Where
-from nplex.files import read_json, write_json, write_tensors
+from nplex.files import write_json, write_tensors
+from nplex.lab.checked import damaged, write_sealed
 from nplex.lab.environment import environment
 from nplex.lab.recipes.recipe import Data, Outcome, Recipe
-from nplex.lab.run_folder import CHECKPOINT, COMPARISON, MODEL, RESULT, SETTINGS, VOCABULARY, Settings, settings_for
+from nplex.lab.results import finished_result
+from nplex.lab.run_folder import (
+    CHECKPOINT,
+    COMPARISON,
+    MODEL,
+    RESULT,
+    SETTINGS,
+    VOCABULARY,
+    Settings,
+    owned,
+    settings_for,
+)
 from nplex.lab.summary import Summary, summarise
 from nplex.lab.train import OnStep, State, clear, fit, main_process, silent, wait
-
-MEASURED = (
-    "layer_parameters", "dense_layer_parameters", "parameters", "kind", "scores", "interval", "answers", "examples",
-    "notes", "training_seconds", "training_tokens_per_second", "testing_tokens_per_second", "history", "environment",
-)  # fmt: skip
-
 
 def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: OnStep = silent) -> dict:
     """Trains and tests one model in a folder; one that is finished is read, not run again.
@@ -42,29 +49,14 @@ def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: OnStep = si
         Interrupted: Ctrl-C; the checkpoint is written.
     """
     config = _plain({"task": recipe.name, "recipe": asdict(recipe), "seed": seed, "data": fingerprint(data)})
-    if (folder / RESULT).exists():
-        _check_settings(folder, config)
-        return _finished(folder / RESULT, config)
-    if main_process():
-        _check_settings(folder, config)
-        write_json(folder / SETTINGS, Settings("run", config).json())
-    began_in = environment()
-    torch.manual_seed(seed)
-    model = recipe.build(data)
-    state = fit(
-        model, recipe.task(data), recipe.schedule, seed=seed, folder=folder, config=config, report=report,
-        label=f"{recipe.rule}, seed {seed}",
-    )  # fmt: skip
-    if main_process():
-        write_tensors(folder / MODEL, model.state_dict(), {"config": config})
-        write_json(folder / VOCABULARY, data.vocabulary_json())
-        outcome = recipe.test(model, data, next(model.parameters()).device)
-        measured = _measured(model, recipe, data, state, outcome)
-        write_json(folder / RESULT, config | measured | {"environment": began_in})
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-        clear(folder)
-    wait()
-    return _finished(folder / RESULT, config)
+    if not (folder / RESULT).exists():  # what is done is only read
+        with owned(folder) if main_process() else nullcontext():
+            _train_and_test(recipe, data, seed, folder, config, report)
+    _check_settings(folder, config)
+    result = finished_result(folder / RESULT)
+    if difference := _difference({key: result[key] for key in config}, config):
+        raise damaged(folder / RESULT, f"it belongs to other settings: {difference}")
+    return result
 
 
 def compare(
@@ -76,18 +68,19 @@ def compare(
         ValueError: a folder holds a run with other settings.
         Interrupted: Ctrl-C; what is done stays done.
     """
-    settings_for(folder, "comparison")
-    if main_process():
-        settings = {"task": recipe.name, "rules": list(rules), "seeds": list(seeds)}
-        write_json(folder / SETTINGS, Settings("comparison", settings).json())
-    results = []
-    for seed in seeds:
-        for rule in rules:
-            inner = folder / f"{rule.replace(':', '-')}-seed{seed}"
-            results.append(run(replace(recipe, rule=rule), data, seed, inner, report))
-    summary = summarise(results, rules, baseline(recipe, data))
-    if main_process():
-        write_json(folder / COMPARISON[0], asdict(summary) | {"runs": results})
+    with owned(folder) if main_process() else nullcontext():
+        settings_for(folder, "comparison")
+        if main_process():
+            settings = {"task": recipe.name, "rules": list(rules), "seeds": list(seeds)}
+            write_json(folder / SETTINGS, Settings("comparison", settings).json())
+        results = []
+        for seed in seeds:
+            for rule in rules:
+                inner = folder / f"{rule.replace(':', '-')}-seed{seed}"
+                results.append(run(replace(recipe, rule=rule), data, seed, inner, report))
+        summary = summarise(results, rules, baseline(recipe, data))
+        if main_process():
+            write_sealed(folder / COMPARISON[0], _plain(asdict(summary) | {"runs": results}))
     return summary
 
 
@@ -111,38 +104,40 @@ def fingerprint(data: Data) -> dict[str, str]:
     return {"name": data.folder.resolve().name} | names
 
 
+def _train_and_test(recipe: Recipe, data: Data, seed: int, folder: Path, config: dict, report: OnStep) -> None:
+    """Writes all files of a run."""
+    if main_process():
+        _check_settings(folder, config)
+        write_json(folder / SETTINGS, Settings("run", config).json())
+    began_in = environment()
+    torch.manual_seed(seed)
+    model = recipe.build(data)
+    state = fit(
+        model, recipe.task(data), recipe.schedule, seed=seed, folder=folder, config=config, report=report,
+        label=f"{recipe.rule}, seed {seed}",
+    )  # fmt: skip
+    if main_process():
+        write_tensors(folder / MODEL, model.state_dict(), {"config": config})
+        write_json(folder / VOCABULARY, data.vocabulary_json())
+        outcome = recipe.test(model, data, next(model.parameters()).device)
+        measured = _measured(model, recipe, data, state, outcome)
+        write_sealed(folder / RESULT, _plain(config | measured | {"environment": began_in}))
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        clear(folder)
+    wait()
+
+
 def _check_settings(folder: Path, config: dict) -> None:
     """Refuses a folder that holds a run with other settings."""
     if (settings := settings_for(folder, "run")) is None:
         return
-    found, wanted = _without_checkpoints(settings), _without_checkpoints(config)
-    if found != wanted:
-        raise ValueError(
-            f"{folder} holds a run with other settings ({_difference(found, wanted)}); take another --out"
-        )
-
-
-def _without_checkpoints(config: dict) -> dict:
-    """A config without how often checkpoints are written, which changes no result."""
-    schedule = config.get("recipe", {}).get("schedule")
-    if not isinstance(schedule, dict):
-        return config
-    plain = {key: value for key, value in schedule.items() if key != "checkpoint_every"}
-    return config | {"recipe": config["recipe"] | {"schedule": plain}}
+    if difference := _difference(settings, config):
+        raise ValueError(f"{folder} holds a run with other settings ({difference}); take another --out")
 
 
 def _plain(config: dict) -> dict:
     """A config as JSON gives it back: tuples are lists there."""
     return json.loads(json.dumps(config))
-
-
-def _finished(path: Path, config: dict) -> dict:
-    """The result of a run that is done, if it is whole."""
-    result = read_json(path)
-    missing = [key for key in (*config, *MEASURED) if key not in result]
-    if missing:
-        raise ValueError(f"{path} is damaged, {', '.join(missing)} is missing; delete it to run again")
-    return result
 
 
 def _measured(model: nn.Module, recipe: Recipe, data: Data, state: State, outcome: Outcome) -> dict:
@@ -167,11 +162,12 @@ def _measured(model: nn.Module, recipe: Recipe, data: Data, state: State, outcom
 
 
 def _difference(found: dict, wanted: dict, path: str = "") -> str:
-    """The first setting that differs, as text."""
-    for key in found.keys() | wanted.keys():
+    """The first setting that differs, as text; "" where none does. How often checkpoints are written changes nothing."""
+    for key in [*wanted, *(found.keys() - wanted)]:
         old, new = found.get(key), wanted.get(key)
-        if isinstance(old, dict) and isinstance(new, dict) and old != new:
-            return _difference(old, new, f"{path}{key}.")
-        if old != new:
-            return f"{path}{key} was {old!r}, now {new!r}"
-    return "none"
+        if isinstance(old, dict) and isinstance(new, dict):
+            if inner := _difference(old, new, f"{path}{key}."):
+                return inner
+        elif old != new and path + key != "recipe.schedule.checkpoint_every":
+            return f"{path}{key} was {old!r:.80}, now {new!r:.80}"
+    return ""

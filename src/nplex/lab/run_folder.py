@@ -1,8 +1,12 @@
 """The folder that a run, a comparison, a search or a learned product writes into, and what may be there already."""
 
 import json
+import os
+import platform
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +19,7 @@ COMPARISON = ("compare.json", "compare.md", "compare.png")
 TUNING = ("tune.json", "tune.md", "tune.png")
 TUNING_DATABASE = "tune.db"
 LEARNED_PAGE, LEARNED_TABLES, LEARNED_CURVE = "result.md", "rule.safetensors", "curve.png"
+LOCK = "run.lock"
 FORMAT = 1
 PART = re.compile(r"(\.[0-9a-f]{8})?\.part$")  # ends the name of a file that was being written
 
@@ -33,6 +38,7 @@ FILES: dict[str, set[str]] = {
         "tables.gif",
     },  # the last by older versions
 }
+INNER = "*-seed[0-9]*"  # a run in the folder of a comparison or of a search
 KEYS: dict[str, dict[str, type]] = {
     "run": {"task": str, "recipe": dict, "seed": int, "data": dict},
     "comparison": {"task": str, "rules": list, "seeds": list},
@@ -55,11 +61,12 @@ class RunFolder:
 
         Raises:
             FileExistsError: it exists and neither resume nor force was asked for, or somebody else's files are in it.
+            BlockingIOError: force was asked for, and another process works in it.
             ValueError: its settings.json is damaged.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise FileExistsError(f"{self.folder} is a file, expected a folder; take another --out")
-        if not self.folder.exists() or not any(self.folder.iterdir()):
+        if not self.folder.exists() or _hardly_begun(self.folder):
             return
         if settings_of(self.folder) is None:
             raise FileExistsError(
@@ -69,12 +76,43 @@ class RunFolder:
             stranger = _stranger(self.folder)
             if stranger is not None:
                 raise FileExistsError(f"refusing to delete {stranger}: nplex did not create it; move it away")
-            shutil.rmtree(self.folder)
+            _empty(self.folder)
         elif not self.resume:
             resume = "--resume goes on with it, " if self.resumable else ""
             raise FileExistsError(
                 f"{self.folder} exists: {resume}--force deletes it and starts anew, --out takes another"
             )
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder, which is made if need be; free again as soon as this process ends.
+
+    What an earlier process was writing when it was killed is deleted.
+
+    Raises:
+        BlockingIOError: another process works in the folder; names both.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        who = path.read_text("utf-8", errors="replace") or "another process"
+        raise BlockingIOError(f"{folder} is in use by {who:.80}; wait for its end, or take another --out") from None
+    try:
+        path.write_text(f"process {os.getpid()} on {platform.node()}", "utf-8")
+        for leftover in filter(_is_part, folder.iterdir()):
+            leftover.unlink()
+        yield
+    finally:
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 @dataclass(frozen=True)
@@ -96,23 +134,28 @@ def settings_of(folder: Path) -> Settings | None:
         ValueError: settings.json is damaged, or was written by a newer nplex; names it.
     """
     path = folder / SETTINGS
+    advice = f"move {folder} away or take another --out"
     try:
         values = json.loads(path.read_text("utf-8"))
     except OSError:
         return None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or was not written by nplex ({error}); take another folder") from None
+        raise ValueError(f"{path} is damaged or was not written by nplex ({error}); {advice}") from None
     if not isinstance(values, dict):
-        return None
-    found = next((kind for kind, keys in KEYS.items() if keys.keys() == values.keys()), None)
+        raise ValueError(f"{path} is damaged or was not written by nplex (no object); {advice}")
+    keys = values.keys() - {"kind", "format"}
+    found = next((kind for kind, wanted in KEYS.items() if wanted.keys() == keys), None)
     kind, version = values.pop("kind", found), values.pop("format", FORMAT)
-    if kind not in KEYS:
-        return None
-    if version != FORMAT:
-        raise ValueError(f"{path} has format {version!r}, this nplex reads {FORMAT}; install the newer one")
-    wrong = [key for key, wanted in KEYS[kind].items() if not isinstance(values.get(key), wanted)]
+    if kind not in KEYS.keys():
+        if found is None:
+            return None
+        raise ValueError(f"{path} is damaged: its kind is {kind!r:.40}, expected {found}; {advice}")
+    if version != FORMAT or isinstance(version, bool):
+        raise ValueError(f"{path} has format {version!r:.40}, this nplex reads {FORMAT}; install the newer one")
+    wrong = [key for key, wanted in KEYS[kind].items() if type(values.get(key)) is not wanted and wanted is not object]
+    wrong += [key for key, wanted in KEYS[kind].items() if wanted is object and key not in values]
     if wrong:
-        raise ValueError(f"{path} is damaged: {wrong[0]} is missing or of a wrong type; take another folder")
+        raise ValueError(f"{path} is damaged: {wrong[0]} is missing or of a wrong type; {advice}")
     return Settings(kind, values)
 
 
@@ -128,13 +171,29 @@ def settings_for(folder: Path, kind: str) -> dict | None:
     return None if found is None else found.values
 
 
+def _is_part(path: Path) -> bool:
+    """Whether a file is what nplex was writing when it was killed."""
+    return PART.search(path.name) is not None and path.is_file() and _is_of(path, set().union(*FILES.values()))
+
+
+def _is_of(path: Path, names: set[str]) -> bool:
+    return any(fnmatchcase(PART.sub("", path.name), name) for name in names)
+
+
+def _hardly_begun(folder: Path) -> bool:
+    """Whether a folder is empty, but for what a process leaves that was killed before its first file was whole."""
+    return all(path.name == LOCK or _is_part(path) for path in folder.iterdir())
+
+
 def _stranger(folder: Path) -> Path | None:
     """The first file or folder that nplex did not write."""
+    if _hardly_begun(folder):
+        return None
     settings = settings_of(folder)
     if settings is None:
         return folder
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and settings.kind in ("comparison", "tuning") and settings_of(path) is not None:
+        if path.is_dir() and settings.kind in ("comparison", "tuning") and fnmatchcase(path.name, INNER):
             inner = _stranger(path)
             if inner is not None:
                 return inner
@@ -142,6 +201,20 @@ def _stranger(folder: Path) -> Path | None:
             strange = [p for p in sorted(path.iterdir()) if p.is_dir() or ".tfevents." not in p.name]
             if strange:
                 return strange[0]
-        elif path.is_dir() or not any(fnmatchcase(PART.sub("", path.name), name) for name in FILES[settings.kind]):
+        elif path.is_dir() or not _is_of(path, {LOCK} | FILES[settings.kind]):
             return path
     return None
+
+
+def _empty(folder: Path) -> None:
+    """Deletes what is in a folder: first what says that a run is done, last what says that the folder is ours."""
+    first, last = (RESULT, CHECKPOINT), (SETTINGS, LOCK)
+    with owned(folder):
+        for path in sorted(folder.iterdir(), key=lambda path: (path.name in last, path.name not in first)):
+            if path.is_dir() and path.name != TENSORBOARD:
+                _empty(path)
+                path.rmdir()
+            elif path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()

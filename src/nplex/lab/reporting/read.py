@@ -1,15 +1,16 @@
 """What a run folder holds, as a report wants it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.files import read_json
+from nplex.lab.checked import are_numbers, damaged, read_sealed
 from nplex.lab.plot import rule_name
+from nplex.lab.results import finished_result
 from nplex.lab.run_folder import COMPARISON, LOG, RESULT, SETTINGS, settings_of
+from nplex.lab.train import log
 from nplex.lab.train import rules as trained
 
 Tables = dict[int, dict[str, Float[Tensor, "n n n"]]]
@@ -41,10 +42,19 @@ class FinishedRun:
 
 
 def baseline(folder: Path) -> tuple[str, dict[str, float]]:
-    """What needs no model, as a comparison kept it; nothing for a single run."""
+    """What needs no model, as a comparison kept it; nothing for a single run.
+
+    Raises:
+        ValueError: compare.json is damaged.
+    """
     path = folder / COMPARISON[0]
-    found = read_json(path).get("baseline") if path.exists() else None
-    return (str(found[0]), dict(found[1])) if isinstance(found, list) and len(found) == 2 else ("", {})
+    found = read_sealed(path).get("baseline") if path.exists() else None
+    if found is None:
+        return "", {}
+    match found:
+        case [str(name), scores] if are_numbers(scores):
+            return name, scores
+    raise damaged(path, f"baseline is {found!r:.40}, expected a name and its scores")
 
 
 def finished_runs(folder: Path) -> list[FinishedRun]:
@@ -63,26 +73,23 @@ def finished_runs(folder: Path) -> list[FinishedRun]:
     runs = [_one(each) for each in folders if (each / RESULT).exists()]
     if not runs:
         raise FileNotFoundError(f"{folder} holds no finished run; finish it first, by --resume")
+    _same_task(runs, folder)
     order = list(settings.values.get("rules", []))
     return sorted(runs, key=lambda run: (order.index(run.rule) if run.rule in order else 99, run.result["seed"]))
 
 
 def _one(folder: Path) -> FinishedRun:
-    result = read_json(folder / RESULT)
-    missing = [key for key in ("task", "recipe", "seed", "scores", "interval", "history") if key not in result]
-    if missing:
-        raise ValueError(f"{folder / RESULT} is damaged, {', '.join(missing)} is missing; delete it to run again")
-    return FinishedRun(result, _steps(folder / LOG), trained.read(folder))
+    steps = [(line["step"], float(line["loss"])) for line in log.lines(folder / LOG) if "rate" in line]
+    return FinishedRun(finished_result(folder / RESULT), steps, trained.read(folder))
 
 
-def _steps(path: Path) -> list[tuple[int, float]]:
-    """The loss of single steps, as far as the log has it."""
-    found: list[tuple[int, float]] = []
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and "rate" in value:
-            found.append((int(value["step"]), float(value["loss"])))
-    return found
+def _same_task(runs: list[FinishedRun], folder: Path) -> None:
+    """Refuses runs that no table can hold together."""
+    first, seen = runs[0].result, set()
+    for run in runs:
+        same = all(run.result[key] == first[key] for key in ("task", "kind", "examples"))
+        if not same or [*run.result["scores"]] != [*first["scores"]]:
+            raise ValueError(f"{folder} holds runs of different tasks or data ({run.label}); move one of them away")
+        if run.label in seen:
+            raise ValueError(f"{folder} holds two runs of {run.label}; move one of them away")
+        seen.add(run.label)

@@ -5,8 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nplex.files import read_tensors, tensors_of, write_tensors
-from nplex.lab.run_folder import BEST, EPOCH
+from nplex.files import tensors_of
+from nplex.lab.checked import damaged
+from nplex.lab.checkpoint import fill_from, read_sealed_tensors, write_sealed_tensors
+from nplex.lab.run_folder import BEST, CHECKPOINT, EPOCH
 from nplex.lab.train.schedule import Schedule
 from nplex.lab.train.state import State
 from nplex.lab.train.task import Task
@@ -24,9 +26,9 @@ def improved(state: State, task: Task) -> bool:
 def store(folder: Path, model: nn.Module, schedule: Schedule, state: State, *, better: bool) -> None:
     """Writes the weights after a pass, where they may be among those kept: before the checkpoint, which names it."""
     if schedule.keep == "best" and better:
-        write_tensors(folder / BEST, tensors_of(model)[0])
+        write_sealed_tensors(folder / BEST, tensors_of(model)[0])
     elif schedule.keep == "average":
-        write_tensors(folder / EPOCH.format(state.epoch), tensors_of(model)[0])
+        write_sealed_tensors(folder / EPOCH.format(state.epoch), tensors_of(model)[0])
 
 
 def prune(folder: Path, schedule: Schedule, state: State) -> None:
@@ -36,13 +38,23 @@ def prune(folder: Path, schedule: Schedule, state: State) -> None:
 
 
 def restore(folder: Path, model: nn.Module, schedule: Schedule, state: State) -> None:
-    """Puts the kept weights into the model."""
-    if schedule.keep == "best":
-        model.load_state_dict(read_tensors(folder / BEST)[0], strict=False)
-    elif schedule.keep == "average":
-        first = max(1, state.epoch - schedule.average + 1)
-        paths = [folder / EPOCH.format(epoch) for epoch in range(first, state.epoch + 1)]
-        model.load_state_dict(mean([read_tensors(path)[0] for path in paths]), strict=False)
+    """Puts the kept weights into the model.
+
+    Raises:
+        ValueError: a file of weights is missing, damaged or of another model; names it.
+    """
+    if schedule.keep == "last":
+        return
+    first = max(1, state.epoch - schedule.average + 1)
+    names = [BEST] if schedule.keep == "best" else [EPOCH.format(epoch) for epoch in range(first, state.epoch + 1)]
+    found = []
+    for path in (folder / name for name in names):
+        if not path.exists():
+            raise damaged(folder / CHECKPOINT, f"{path.name} beside it is missing")
+        found.append(read_sealed_tensors(path)[0])
+        fill_from(path, model, found[-1])
+    if len(found) > 1:
+        fill_from(path, model, mean(found))
 
 
 def clear(folder: Path) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from nplex.files import write_text
+from nplex.lab.checked import COUNT, NUMBER, Kind, are_numbers, wrong
 from nplex.lab.run_folder import LOG, TENSORBOARD
 from nplex.lab.train.processes import main_process
 from nplex.lab.train.state import State
 
 EVERY = 50
+KINDS: dict[str, Kind] = {"step": COUNT, "epoch": COUNT, "loss": NUMBER}
 
 
 class Log:
@@ -55,19 +57,28 @@ class Log:
 
     def _cut(self, step: int) -> None:
         """Drops lines past a step, and a last one that was cut off."""
-        if not self._path.exists():
-            return
-        lines = self._path.read_bytes().split(b"\n")
-        whole = [line for line in lines if (found := _parsed(line)) is not None and found.get("step", 0) <= step]
-        write_text(self._path, "".join(line.decode("utf-8") + "\n" for line in whole))
+        if self._path.exists():
+            kept = [line for line in lines(self._path) if line["step"] <= step]
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def _parsed(line: bytes) -> dict | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+def lines(path: Path) -> list[dict]:
+    """The lines of a log, without a last one that was cut off; none where there is no log.
+
+    Raises:
+        ValueError: a line is none that `Log` wrote; names it, and what to do.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+        try:
+            value = json.loads(line)
+            reason = wrong(value, KINDS) if are_numbers(value) else "expected numbers under their names"
+        except (ValueError, RecursionError) as error:
+            reason = str(error)
+        if reason:
+            raise ValueError(f"{path}, line {number}, is damaged ({reason}); delete the file to go on without its lines")
+        found.append(value)
+    return found
 
 
 def _board(folder: Path, step: int) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nplex.lab.checked import damaged
 from nplex.lab.checkpoint import read_training, write_training
 from nplex.lab.run_folder import CHECKPOINT
 from nplex.lab.train import keep, rules
@@ -62,6 +63,8 @@ def fit(
         while not loop.finished():
             order = task.batches(torch.Generator().manual_seed(1_000_003 * seed + loop.state.epoch))
             steps, stopped = schedule.epochs * len(order), False
+            if loop.state.batch >= max(1, len(order)):
+                raise damaged(folder / CHECKPOINT, f"batch {loop.state.batch} of a pass that has {len(order)}")
             while loop.state.batch < len(order) and not (stopped := loop.agreed(interrupted())):
                 loop.step(order[loop.state.batch], steps)
                 if loop.due() and loop.state.batch < len(order):  # after the last one the pass is closed first
@@ -91,7 +94,9 @@ class _Loop:
         self.seed, self.folder, self.config = seed, folder, config
         optimizer = torch.optim.AdamW(groups(model, schedule), lr=0.0, fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.state = _resume(folder / CHECKPOINT, model, self.optimizer, config, accelerator.scaler)
+        self.state = _resume(
+            folder / CHECKPOINT, model, task, schedule, self.optimizer, config, accelerator.scaler
+        )
         self.log = Log(folder, self.state)
         if main_process() and self.state.step == 0:
             rules.record(folder, model, 0)
@@ -207,7 +212,10 @@ def _accelerator(schedule: Schedule) -> "Accelerator":
     return accelerator
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: dict, scaler: Any) -> State:
+def _resume(
+    path: Path, model: nn.Module, task: Task, schedule: Schedule, optimizer: torch.optim.Optimizer, config: dict,
+    scaler: Any,
+) -> State:  # fmt: skip
     """The state of the checkpoint, or of a new run; with fp16 the scaler of gradients goes on too."""
     wait()
     if not path.exists():
@@ -217,6 +225,13 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, conf
         raise ValueError(
             f"{path} belongs to a run with other settings; take another folder, or --force to start anew"
         )
-    if scaler is not None and "scaler" in header:
-        scaler.load_state_dict(header["scaler"])
-    return State(**header["state"])
+    try:
+        if scaler is not None and "scaler" in header:
+            scaler.load_state_dict(header["scaler"])
+        state = State.read(header.get("state"), task.main)
+        updates = {int(values["step"]) for values in optimizer.state_dict()["state"].values()} or {0}
+        if state.epoch > schedule.epochs or (scaler is None and max(updates) != state.step):
+            raise ValueError(f"step {state.step} in pass {state.epoch} is not where its optimizer is")
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise damaged(path, error) from None
+    return state

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nplex.algebra import as_table
-from nplex.files import read_tensors, write_tensors
+from nplex.lab.checked import damaged
+from nplex.lab.checkpoint import read_sealed_tensors, write_sealed_tensors
 from nplex.lab.run_folder import RULES
 from nplex.nn import LearnedRule
 
@@ -29,7 +30,8 @@ def record(folder: Path, model: nn.Module, epoch: int) -> None:
         return
     before = read(folder)
     kept = {f"{at}/{name}": table for at, named in before.items() if at < epoch for name, table in named.items()}
-    write_tensors(folder / RULES, kept | {f"{epoch}/{name}": table.contiguous() for name, table in found.items()})
+    every = kept | {f"{epoch}/{name}": table.contiguous() for name, table in found.items()}
+    write_sealed_tensors(folder / RULES, every)
 
 
 def read(folder: Path) -> dict[int, dict[str, Float[Tensor, "n n n"]]]:
@@ -41,10 +43,12 @@ def read(folder: Path) -> dict[int, dict[str, Float[Tensor, "n n n"]]]:
     path, found = folder / RULES, {}
     if not path.exists():
         return found
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_sealed_tensors(path)
     for key, table in tensors.items():
         epoch, slash, name = key.partition("/")
         if not (epoch.isdecimal() and slash):
-            raise ValueError(f"{path} is damaged: expected names such as 3/blocks.0.up.rule, got {key!r}")
+            raise damaged(path, f"expected names such as 3/blocks.0.up.rule, got {key!r:.40}")
+        if table.ndim != 3 or len(set(table.shape)) > 1 or not table.is_floating_point():
+            raise damaged(path, f"{key} is {table.dtype} of shape {tuple(table.shape)}, expected an n x n x n table")
         found.setdefault(int(epoch), {})[name] = table
     return dict(sorted(found.items()))

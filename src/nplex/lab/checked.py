@@ -1,0 +1,83 @@
+"""JSON that comes back from a folder is looked at before it is used: its kinds, its ranges, its checksum."""
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nplex.files import read_json, write_json
+
+CHECKSUM = "checksum"
+LARGEST = 2**53
+# What is expected, in words, and whether a value is it.
+Kind = tuple[str, Callable[[object], bool]]
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number; nan and infinity are, in what a run that diverged wrote."""
+    return type(value) in (int, float)
+
+
+def is_count(value: object) -> bool:
+    """Whether a JSON value is a whole number from 0 to 2^53."""
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def are_numbers(value: object) -> bool:
+    """Whether a JSON value is an object whose values are numbers."""
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
+def are_texts(value: object) -> bool:
+    """Whether a JSON value is a list of texts."""
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+NUMBER: Kind = ("a number", is_number)
+COUNT: Kind = ("a whole number from 0", is_count)
+AMOUNT: Kind = (
+    "a finite number from 0",
+    lambda value: is_number(value) and math.isfinite(value) and value >= 0,  # pyright: ignore[reportArgumentType, reportOperatorIssue]
+)
+TEXT: Kind = ("a text", lambda value: isinstance(value, str))
+TEXTS: Kind = ("a list of texts", are_texts)
+OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
+
+
+def wrong(values: Mapping[str, object], expected: Mapping[str, Kind]) -> str:
+    """What the first wrong value is and what was expected, in words; "" where all are right."""
+    for key, (words, fits) in expected.items():
+        if key not in values:
+            return f"{key} is missing"
+        if not fits(values[key]):
+            return f"{key} is {values[key]!r:.40}, expected {words}"
+    return ""
+
+
+def write_sealed(path: Path, value: dict) -> None:
+    """Writes a JSON object with the checksum of its content."""
+    write_json(path, value | {CHECKSUM: _sum(value)})
+
+
+def read_sealed(path: Path) -> dict:
+    """Reads what `write_sealed` wrote. An object without a checksum, as older versions wrote, is read too.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged; names it, and what to do.
+    """
+    value = read_json(path)
+    found = value.pop(CHECKSUM, None)
+    if found is not None and found != _sum(value):
+        raise damaged(path, f"its content is not what was written; without its {CHECKSUM} it is taken as it is")
+    return value
+
+
+def damaged(path: Path, why: object) -> ValueError:
+    """The error of a file in a run folder that cannot be used."""
+    return ValueError(f"{path} is damaged ({why}); delete it and run again with --resume, or with --force")
+
+
+def _sum(value: dict) -> int:
+    return zlib.crc32(json.dumps(value).encode())

@@ -1,0 +1,69 @@
+"""What result.json holds; what comes back is checked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nplex.lab.checked import (
+    AMOUNT,
+    COUNT,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    TEXTS,
+    Kind,
+    are_numbers,
+    damaged,
+    is_number,
+    read_sealed,
+    wrong,
+)
+from nplex.lab.summary import NAMES
+
+CONFIG: dict[str, Kind] = {"task": TEXT, "recipe": OBJECT, "seed": COUNT, "data": OBJECT}
+MEASURED: dict[str, Kind] = {
+    "layer_parameters": COUNT,
+    "dense_layer_parameters": ("a whole number from 1", lambda value: COUNT[1](value) and value != 0),
+    "parameters": COUNT,
+    "kind": (f"one of {', '.join(NAMES)}", lambda value: isinstance(value, str) and value in NAMES),
+    "scores": ("numbers under their names", are_numbers),
+    "interval": ("two numbers", lambda value: isinstance(value, list) and [*map(is_number, value)] == [True, True]),
+    "answers": TEXTS,
+    "examples": COUNT,
+    "notes": OBJECT,
+    "training_seconds": AMOUNT,
+    "training_tokens_per_second": AMOUNT,
+    "testing_tokens_per_second": AMOUNT,
+    "history": ("a list of numbers under their names", lambda value: isinstance(value, list) and are_all_numbers(value)),
+    "environment": OBJECT,
+}
+PLACE: dict[str, Kind] = {name: TEXT for name in ("date", "commit", "torch", "processor")} | {"threads": COUNT}
+PASS: dict[str, Kind] = {"epoch": COUNT, "loss": NUMBER}
+
+
+def are_all_numbers(values: Sequence[object]) -> bool:
+    """Whether each value is an object whose values are numbers."""
+    return all(map(are_numbers, values))
+
+
+def finished_result(path: Path) -> dict:
+    """The result of a run that is done.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged; names the file, and what is wrong.
+    """
+    result = read_sealed(path)
+    if reason := wrong(result, CONFIG | MEASURED) or wrong(result["recipe"], {"rule": TEXT}):
+        raise damaged(path, reason)
+    answers, examples = result["answers"], result["examples"]
+    if result["kind"] == "accuracy":
+        answers = [*answers[0]] if len(answers) == 1 and set(answers[0]) <= {"0", "1"} else []
+    for reason in (
+        wrong(result["environment"], PLACE),
+        *(wrong(passed, PASS | {"epoch": (str(n), [n].__contains__)}) for n, passed in enumerate(result["history"], 1)),
+        "" if next(iter(result["scores"]), "") == result["kind"] else f"the first score is not {result['kind']}",
+        "" if len(answers) == examples > 0 else f"it has {len(answers)} answers to {examples} examples",
+    ):
+        if reason:
+            raise damaged(path, reason)
+    return result
