@@ -3,8 +3,7 @@
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,12 +23,13 @@ from nplex.lab.cli.training import (
     check_run,
     interruptible,
     prepare,
+    recipe_with,
     resuming,
 )
 from nplex.lab.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from nplex.lab.tuning import Goals, Pareto
+    from nplex.lab.tuning import Pareto
 
 WHAT = "A task of nplex run, or my_module:my_function, which takes a rule."
 
@@ -71,7 +71,14 @@ def tune(  # noqa: PLR0913 - options of the command line
     if force and storage:
         refuse("--force deletes a folder, and the shared --storage would be left: take another --seed or database")
     with refusing():
-        rules, goals = _wanted(n, rank, algebra, goal, lower, margin)
+        import optuna  # noqa: F401, RUF100 - its absence is told before any work
+
+        from nplex.lab.tuning import Goals, rules_to_try
+        from nplex.lab.tuning import tune as search
+        from nplex.lab.tuning.space import RANKS
+
+        goals = Goals(tuple(goal or Goals().which), lower, margin)
+        rules = rules_to_try(_sizes(n), rank or RANKS, algebra or ())
     if ":" in task:
         options = {"size": size != "small", "set": set_name, "data": data, "epochs": epochs, "seed": seed}
         objective = _function(task, options | {"shared": shared}, run_folder)
@@ -80,41 +87,18 @@ def tune(  # noqa: PLR0913 - options of the command line
 
         if lower:
             refuse("--lower is for functions; a task says itself which scores are better")
-        recipe, loaded = prepare(lambda: _recipe(task, rules, size, set_name), data, epochs, shared, run_folder)
+        recipe, loaded = prepare(lambda: recipe_with(task, rules, size, set_name), data, epochs, shared, run_folder)
         objective = RecipeObjective(recipe, loaded, run_folder.folder, seed)
         goals = replace(goals, lower=not recipe.task(loaded).higher)
-    from nplex.lab.tuning import tune as search
-
-    with interruptible(resuming(run_folder)), _progress(min(trials, len(rules))) as report:
+    printed: set[str] = set()
+    with interruptible(resuming(run_folder)):
         found = search(
             objective, run_folder.folder, rules=rules, trials=trials, minutes=minutes, goals=goals, storage=storage,
-            report=report,
+            report=lambda found, running: _report(found, running, printed),
         )  # fmt: skip
     print_table(found.table())
     print(found.advice())
     messages.print(f"tables, figure and runs are in {run_folder.folder}", soft_wrap=True)
-
-
-def _wanted(
-    n: list[str], rank: list[str] | None, algebra: list[str] | None, goal: list[str] | None, lower: bool,
-    margin: float | None,
-) -> tuple[tuple[str, ...], "Goals"]:  # fmt: skip
-    """The rules and the goals that were asked for."""
-    import optuna  # noqa: F401, RUF100 - its absence is told before any work
-
-    from nplex.lab.tuning import Goals, rules_to_try
-    from nplex.lab.tuning.space import RANKS
-
-    goals = Goals(tuple(goal or Goals().which), lower, margin)
-    return rules_to_try(_sizes(n), rank or RANKS, algebra or ()), goals
-
-
-def _recipe(task: str, rules: tuple[str, ...], size: str, set_name: str) -> Any:
-    """The recipe; each rule is one that it can have."""
-    from nplex.lab.recipes.tasks import recipe_of
-
-    first, *_ = [recipe_of(task, rule, size=size, set=set_name) for rule in rules]
-    return first
 
 
 def _sizes(texts: list[str]) -> list[int]:
@@ -145,22 +129,12 @@ def _function(text: str, options: dict[str, Any], run_folder: RunFolder) -> Call
     return found
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[["Pareto", str], None]]:
-    """A bar of the rules where stderr is a terminal, and a line for each."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    printed: set[str] = set()
-    with Progress(*columns, console=messages, disable=not messages.is_terminal) as shown:
-        bar = shown.add_task("", total=total)
-
-        def report(found: "Pareto", running: str) -> None:
-            numbers = {row.rule: f"score {row.measured.score:.4g}" for row in found.rows}
-            lines = numbers | {rule: f"failed, {error}" for rule, error in found.failed.items()}
-            shown.update(bar, completed=len(lines), description=running)
-            for rule in lines.keys() - printed:
-                messages.print(f"{rule}: {lines[rule]}", soft_wrap=True)
-            printed.update(lines)
-
-        yield report
+def _report(found: "Pareto", running: str, printed: set[str]) -> None:
+    """A line for each rule that is done since the last call."""
+    lines = {row.rule: f"score {row.measured.score:.4g}" for row in found.rows}
+    lines |= {rule: f"failed, {error}" for rule, error in found.failed.items()}
+    for rule in lines.keys() - printed:
+        messages.print(f"{rule}: {lines[rule]}", soft_wrap=True)
+    printed.update(lines)
+    if running and messages.is_terminal:
+        messages.print(f"rule {len(lines) + 1}: {running} ...")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nplex.files import read_json, write_json, write_text
+from nplex.files import write_json, write_text
 from nplex.lab.environment import environment
-from nplex.lab.run_folder import SETTINGS, TUNING, TUNING_DATABASE
+from nplex.lab.run_folder import SETTINGS, TUNING, TUNING_DATABASE, Settings, settings_for
 from nplex.lab.train import Interrupted
 from nplex.lab.tuning.figure import draw
 from nplex.lab.tuning.pareto import Goals, Measured, Pareto, Row
@@ -27,7 +27,6 @@ from nplex.lab.tuning.space import DENSE, nominal_parameters, rules_to_try
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
-    from optuna.storages import RDBStorage
 
 HEARTBEAT, GRACE, TRIES = 10, 60, 3
 RULE, COUNTS, MEASURED, ERROR = "rule", "counts", "measured", "error"
@@ -108,16 +107,14 @@ class _Search:
     repeated: bool = False
 
     def run(self, trials: int, deadline: float) -> None:
-        """Measures until the budget is spent; at the end waits a while for processes that may have died."""
+        """Measures until the budget is spent; at the end waits for what other processes measure."""
         import optuna
 
-        patience = time.time() + GRACE + HEARTBEAT
         while time.time() < deadline:
             self.report(self.result(), "")
             if self._choose(trials):
                 self.study.optimize(self._trial, n_trials=1, catch=(Failed,))
-                patience = time.time() + GRACE + HEARTBEAT
-            elif time.time() < patience and any(t.state.name == "RUNNING" for t in self._trials()):
+            elif any(trial.state.name == "RUNNING" for trial in self._trials()):
                 time.sleep(0.5)
                 optuna.storages.fail_stale_trials(self.study)
             else:
@@ -224,14 +221,13 @@ def _random_numbers(seed: int) -> Iterator[None]:
 
 def _note(settings: dict, folder: Path) -> str:
     """Writes the settings, or refuses a folder that holds others; gives them as text."""
-    text, path = json.dumps(settings, sort_keys=True), folder / SETTINGS
+    text = json.dumps(settings, sort_keys=True)
     wanted = json.loads(text)
-    found = read_json(path) if path.exists() else wanted
-    for name in wanted:
-        if found.get(name) != wanted[name]:
-            change = f"{name} was {found.get(name)!r}, now {wanted[name]!r}"
-            raise ValueError(f"{folder} holds results with other settings ({change}); take another --out")
-    write_json(path, wanted)
+    found = settings_for(folder, "tuning") or wanted
+    if changed := next((name for name in wanted if found[name] != wanted[name]), None):
+        change = f"{changed} was {found[changed]!r}, now {wanted[changed]!r}"
+        raise ValueError(f"{folder} holds results with other settings ({change}); take another --out")
+    write_json(folder / SETTINGS, Settings("tuning", wanted).json())
     return text
 
 
@@ -249,7 +245,7 @@ def _opened(url: str, name: str, goals: int) -> Iterator["Study"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            directions = [optuna.study.StudyDirection.MINIMIZE] * goals
+            directions = ["minimize"] * goals
             yield optuna.create_study(
                 storage=_database(url), study_name=name, directions=directions, load_if_exists=True
             )
@@ -257,7 +253,7 @@ def _opened(url: str, name: str, goals: int) -> Iterator["Study"]:
         optuna.logging.set_verbosity(level)
 
 
-def _database(url: str, tries: int = 5) -> "RDBStorage":
+def _database(url: str, tries: int = 5) -> Any:
     """A storage whose heartbeats tell of processes that died; optuna tries their rules again."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
