@@ -457,3 +457,116 @@ def test_the_trainer_trains_saves_and_resumes(tmp_path):
     for (name, ours), theirs in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6, msg=name)
     train(tmp_path / "c", 2, model=saved)  # a loaded model trains too
+
+
+def test_configs_are_those_of_a_converted_model(tmp_path):
+    """The config of a saved or loaded model loads again, and makes converted models."""
+    model = converted(llama)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    for config in (model.config, loaded.config, copy.deepcopy(loaded.config)):
+        assert_same(model, type(model).from_pretrained(tmp_path, config=config))
+        assert_same(model, type(model).from_pretrained(None, config=config, state_dict=model.state_dict()))
+        fresh = transformers.AutoModelForCausalLM.from_config(config)
+        assert record(fresh) == record(model)
+        assert output(fresh, IDS).isfinite().all()
+
+
+def test_a_config_that_is_not_the_files_is_refused(tmp_path):
+    """Random weights never come silently."""
+    model, dense = converted(llama), llama()
+    model.save_pretrained(tmp_path / "converted")
+    dense.save_pretrained(tmp_path / "dense")
+    bare = llama().config
+    with pytest.raises(ValueError, match=r"components and so on\), of which this config says nothing; leave config="):
+        type(model).from_pretrained(tmp_path / "converted", config=bare)
+    with pytest.raises(ValueError, match="of which this config says nothing"):
+        type(model).from_pretrained(None, config=bare, state_dict=model.state_dict())
+    with pytest.raises(ValueError, match=r"weight of a dense layer, which this config says is converted"):
+        type(model).from_pretrained(tmp_path / "dense", config=model.config)
+
+
+@pytest.mark.parametrize("make", [llama, t5])
+def test_saved_untied_loaded_tied(tmp_path, make):
+    """The head stays as it was saved, as a dense one of other numbers does; all can be saved again."""
+    model = make(tie_word_embeddings=False) if make is llama else make()
+    if make is t5:  # as flan-T5: its config says tied, its file holds a head
+        model.lm_head.weight = nn.Parameter(torch.randn(40, 16))
+    nplex.convert_(model, 2)
+    assert isinstance(model.lm_head, nx.Linear)
+    model.save_pretrained(tmp_path)
+    for folder in (tmp_path, tmp_path / "again"):
+        loaded = type(model).from_pretrained(folder, tie_word_embeddings=True)
+        assert_same(model, loaded)
+        loaded.save_pretrained(tmp_path / "again")
+
+
+HEADS = {
+    "BertForSequenceClassification": "BertForTokenClassification",
+    "BertForTokenClassification": "BertForSequenceClassification",
+    "BertForMaskedLM": "BertForTokenClassification",
+    "RobertaForSequenceClassification": "RobertaForTokenClassification",
+    "RobertaForTokenClassification": "RobertaForSequenceClassification",
+}
+
+
+def classifier(kind, **options):
+    config = transformers.RobertaConfig if "Roberta" in kind else transformers.BertConfig
+    return getattr(transformers, kind)(config(**TEXT, max_position_embeddings=20, **options))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("labels", [1, 3, 4, 6])
+@pytest.mark.parametrize("kind", HEADS)
+def test_another_head_is_fresh(tmp_path, kind, labels, shared):
+    """Another number of labels and another class, with and without conversion: the body as saved, a fresh head."""
+    found = {}
+    for dense in (True, False):
+        model = classifier(kind, num_labels=3)
+        if not dense:
+            nplex.convert_(model, 2, shared=shared)
+        folder = tmp_path / str(dense)
+        model.save_pretrained(folder)
+        for cls in (kind, HEADS[kind]):
+            load = getattr(transformers, cls).from_pretrained
+            loaded = load(folder, num_labels=labels, ignore_mismatched_sizes=True)
+            found.setdefault(cls, []).append(output(loaded, IDS).shape)
+            ours, theirs = model.base_model.state_dict(), loaded.base_model.state_dict()
+            for name in theirs.keys() & ours:
+                torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=0, msg=name)
+            assert all(parameter.isfinite().all() for parameter in loaded.parameters())
+            loaded.save_pretrained(tmp_path / "again")
+            assert_same(loaded, type(loaded).from_pretrained(tmp_path / "again"))
+    assert [first == second for first, second in found.values()] == [True, True]
+
+
+def test_a_head_of_other_size_whose_blocks_have_the_same_is_fresh(tmp_path):
+    """Three and four labels are blocks of two at n = 2: the shapes alone do not tell."""
+    model = converted(lambda: bert(num_labels=3))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"out_features = 3, the model has 4: .* ignore_mismatched_sizes=True"):
+        type(model).from_pretrained(tmp_path, num_labels=4)
+    loaded = type(model).from_pretrained(tmp_path, num_labels=4, ignore_mismatched_sizes=True)
+    assert (loaded.classifier.components != model.classifier.components).all()
+
+
+@pytest.mark.parametrize("end", ["lm_head", "model.embed_tokens"])
+def test_resizing_embeddings_is_refused_before_anything_changes(end):
+    model = llama(tie_word_embeddings=False)
+    nplex.convert_(model, 2, where=nplex.only(end))
+    before = copy.deepcopy(model)
+    for options in ({"new_num_tokens": 44}, {"pad_to_multiple_of": 64}, {"new_num_tokens": 8}):
+        with pytest.raises(ValueError, match=f"{end} is converted and cannot be resized: .*all_but"):
+            model.resize_token_embeddings(**options)
+        assert_same(before, model)
+        assert model.config.vocab_size == 40
+    model.resize_token_embeddings(40)
+    model.resize_token_embeddings()
+    assert_same(before, model)
+
+
+def test_dense_ends_of_a_converted_model_are_resized():
+    model = llama(tie_word_embeddings=False)
+    nplex.convert_(model, 2, where=nplex.all_but("lm_head"))
+    model.resize_token_embeddings(44)
+    assert (model.lm_head.out_features, model.model.embed_tokens.num_embeddings, model.config.vocab_size) == (44,) * 3

@@ -7,8 +7,7 @@ write the present conversion into config.json, and a model card.
 """
 
 import functools
-import re
-from collections import Counter
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,17 +16,21 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
+from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nplex.convert.apply import apply_
-from nplex.convert.record import read_record, record
+from nplex.convert.record import record
 from nplex.convert.twins import is_layer
-from nplex.counting import count
+from nplex.model_card import model_card
 from nplex.nn import FixedRule, LearnedRule, Rule
+from nplex.pretrained import base_name, moved, resized
 
 METHOD = "nplex"
 FORMAT = 1
 _KEYS = {"conversion", "base", "format", "quant_method"}
+_OURS = (".components", ".rule.table", ".rule.decode")  # endings of tensors that only our layers have
+_fresh_sizes = ContextVar("ignore_mismatched_sizes", default=False)  # of the from_pretrained that runs
 
 
 class NplexConfig(QuantizationConfigMixin):
@@ -72,10 +75,14 @@ class NplexQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         config = cast(NplexConfig, self.quantization_config)
         try:
-            apply_(model, moved(config.conversion, config.base, model))
+            conversion, self._resized = resized(
+                moved(config.conversion, config.base, model), model, fresh=_fresh_sizes.get()
+            )
+            apply_(model, conversion)
             _check_types(model)
         except ValueError as error:
             raise ValueError(f"config.json does not fit this {type(model).__name__}: {error}") from None
+        _untie(model)
         rules = [module for module in model.modules() if isinstance(module, LearnedRule)]
         self._frozen = [rule for rule in rules if not any(p.requires_grad for p in rule.parameters())]
 
@@ -83,9 +90,13 @@ class NplexQuantizer(HfQuantizer):
         for rule in self._frozen:  # transformers trains all that it loads
             rule.requires_grad_(False)
         _fill_in(model)
+        for name in self._resized:
+            cast(Any, model.get_submodule(name)).reset_parameters()
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 vars(module.config).pop("_is_quantized", None)
+                if described := _held(module.config):  # a dict, as transformers wants it when it loads again
+                    cast(Any, module.config).quantization_config = described
         for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
             vars(model).pop(attribute, None)
         return model
@@ -100,60 +111,6 @@ class NplexQuantizer(HfQuantizer):
         return True
 
 
-def model_card(model: PreTrainedModel) -> str:
-    """README.md of a converted model: what was converted, to which rules, how to load it."""
-    conversion, numbers, kind = record(model), count(model), type(model).__name__
-    groups: Counter[tuple[str, str, str]] = Counter()
-    for name, layer in conversion["layers"].items():
-        pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-        groups[pattern, layer["kind"], _rule_summary(conversion["rules"][layer["rule"]], layer.get("shared"))] += 1
-    rows = [f"| `{name}` | {number} | {layer} | {rule} |" for (name, layer, rule), number in groups.items()]
-    share = 100 * numbers.total / max(numbers.dense, 1)
-    return "\n".join([
-        "---", "library_name: transformers", "tags:", "- nplex", "- hypercomplex", "---",
-        f"# {kind} with hypercomplex layers", "",
-        f"{len(conversion['layers'])} layers are hypercomplex layers of `nplex`: the model has {numbers.total:,} "
-        f"parameters, a dense one would have {numbers.dense:,} ({share:.1f} %).", "",
-        "## How to load it", "", "```python",
-        "import nplex  # without it, transformers warns and gives random weights: pip install nplex",
-        f"from transformers import {kind}", "",
-        f'model = {kind}.from_pretrained("path/to/this/folder")', "```", "",
-        "## What was converted", "", "| layers | number | kind | rule |", "|---|---|---|---|", *rows, "",
-    ])  # fmt: skip
-
-
-def moved(data: Any, base: str, model: Any) -> dict[str, Any]:
-    """A conversion with the names that a model has for the saved model's layers, without those it does not have.
-
-    Args:
-        data: the conversion, as config.json holds it.
-        base: the name of the base model within the saved one.
-        model: of the saved class, its base, or one with another head.
-
-    Raises:
-        ValueError: the conversion is damaged, or the model has none of its layers.
-    """
-    layers, here = read_record(data), _base_name(model)
-    modules = dict(model.named_modules())
-
-    def move(name: str) -> str:
-        if base and name != base and not name.startswith(base + "."):
-            return name  # of a head
-        own = name.removeprefix(base).removeprefix(".") if base else name
-        return f"{here}.{own}" if here else own
-
-    moved = {move(name): entry for name, entry in data["layers"].items()}
-    there = [name for name in moved if name in modules]
-    inner = {name for name in moved if any(name.startswith(outer + ".") for outer in there)}
-    kept = {name: entry for name, entry in moved.items() if name in modules or name in inner}
-    if layers and not kept:
-        raise ValueError(f"it has none of the {len(layers)} converted layers, {next(iter(layers))} and so on")
-    for name, entry in kept.items():
-        if isinstance(entry.get("shared"), str):
-            kept[name] = entry | {"shared": move(entry["shared"])}
-    return data | {"layers": kept}
-
-
 def apply_config(model: PreTrainedModel) -> None:
     """Converts a fresh model as its config says, if that holds a conversion.
 
@@ -161,26 +118,28 @@ def apply_config(model: PreTrainedModel) -> None:
         ValueError: the conversion is damaged, or belongs to another model.
     """
     if described := _held(model.config):
-        apply_(model, moved(described["conversion"], described["base"], model))
+        config = NplexConfig.from_dict(described)
+        apply_(model, moved(config.conversion, config.base, model))
 
 
 def _held(config: Any) -> dict[str, Any]:
     """What a config holds of a conversion by nplex, or nothing."""
-    described = getattr(config, "quantization_config", None) or {}
-    described = described if isinstance(described, dict) else described.to_dict()
-    return described if described.get("quant_method") == METHOD else {}
+    described = getattr(config, "quantization_config", None)
+    described = described.to_dict() if isinstance(described, QuantizationConfigMixin) else described
+    return described if isinstance(described, dict) and described.get("quant_method") == METHOD else {}
 
 
-def _rule_summary(rule: dict[str, Any], shared: str | None) -> str:
-    """`learned, n = 4, rank 7, shared at `rule``, for the model card."""
-    words = [rule.get("algebra", f"learned, n = {rule.get('n')}")]
-    words += [f"rank {rule['rank']}"] * (rule["rank"] is not None) + ["frozen"] * (rule.get("learned") is False)
-    return ", ".join(words + [f"shared at `{shared}`"] * (shared is not None))
-
-
-def _base_name(model: PreTrainedModel) -> str:
-    """Where the base model stands in a model with a head; "" where it is the base itself."""
-    return "" if model.base_model is model else model.base_model_prefix
+def _untie(model: PreTrainedModel) -> None:
+    """Takes converted layers out of the ties that a config asks for: they hold no weight, the file holds both."""
+    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for target, source in list(ties.items()):
+        layers = [model.get_submodule(name.rpartition(".")[0]) for name in (target, source)]
+        if any(map(is_layer, layers)):
+            del ties[target]
+            logging.get_logger("transformers.nplex").warning(
+                f"the config ties {target} to {source}, but one of them is converted: they are loaded as they were "
+                f"saved, and not tied"
+            )
 
 
 def _check_types(model: PreTrainedModel) -> None:
@@ -228,7 +187,7 @@ def _describe(model: PreTrainedModel) -> bool:
     """Writes the present conversion into the model's config, or takes an old one out; whether there is one."""
     conversion, config = record(cast(nn.Module, model)), cast(Any, model.config)
     if conversion["layers"]:
-        config.quantization_config = NplexConfig(conversion, _base_name(model))
+        config.quantization_config = NplexConfig(conversion, base_name(model)).to_dict()
         return True
     if _held(config):
         del config.quantization_config
@@ -253,6 +212,69 @@ def _with_conversion(save: Any) -> Any:
     return save_pretrained
 
 
+def _checked(load: Any) -> Any:
+    """from_pretrained that refuses random weights where config and file disagree about what is converted."""
+
+    @functools.wraps(load)
+    def from_pretrained(cls: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        token = _fresh_sizes.set(bool(kwargs.get("ignore_mismatched_sizes")))
+        try:
+            model, info = load(cls, *args, output_loading_info=True, **kwargs)
+        finally:
+            _fresh_sizes.reset(token)
+        over, lost = set(info["unexpected_keys"]), set(info["missing_keys"])
+        if not _held(model.config) and (ours := sorted(key for key in over if key.endswith(_OURS))):
+            raise ValueError(
+                f"the file holds hypercomplex layers ({ours[0]} and so on), of which this config says nothing; leave "
+                f"config= out, or take AutoConfig.from_pretrained of the saved folder"
+            )
+        ours = {key.removesuffix("components") for key in lost if key.endswith(".components")}
+        if dense := sorted(key for key in over if key.removesuffix("weight") in ours):
+            raise ValueError(
+                f"the file holds {dense[0]} of a dense layer, which this config says is converted; load it without "
+                f"that config, then nplex.convert_(model, rule)"
+            )
+        return (model, info) if output_loading_info else model
+
+    return from_pretrained
+
+
+def _converting(make: Any) -> Any:
+    """from_config that converts the fresh model as its config says."""
+
+    @functools.wraps(make)
+    def from_config(cls: Any, config: Any, **kwargs: Any) -> Any:
+        model = make(cls, config, **kwargs)
+        apply_config(model)
+        return model
+
+    return from_config
+
+
+def _resizing(resize: Any) -> Any:
+    """resize_token_embeddings that refuses before anything is changed."""
+
+    @functools.wraps(resize)
+    def resize_token_embeddings(
+        self: Any, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        names = {module: name for name, module in self.named_modules() if is_layer(module)}
+        if names and (new_num_tokens, pad_to_multiple_of) != (None, None):
+            ends = {"embeddings": self.get_input_embeddings(), "output head": self.get_output_embeddings()}
+            for what, layer in ends.items():
+                if layer in names and (pad_to_multiple_of or new_num_tokens != layer.weight.shape[0]):
+                    raise ValueError(
+                        f"the {what} {names[layer]} is converted and cannot be resized: resize the dense model "
+                        f"before nplex.convert_, or leave it dense with where=nplex.all_but({names[layer]!r})"
+                    )
+        return resize(self, new_num_tokens, pad_to_multiple_of, *args, **kwargs)
+
+    return resize_token_embeddings
+
+
 register_quantization_config(METHOD)(NplexConfig)
 register_quantizer(METHOD)(NplexQuantizer)
 PreTrainedModel.save_pretrained = _with_conversion(PreTrainedModel.save_pretrained)
+PreTrainedModel.resize_token_embeddings = _resizing(PreTrainedModel.resize_token_embeddings)
+for _name, _wrap in (("from_pretrained", _checked), ("_from_config", _converting)):
+    setattr(PreTrainedModel, _name, classmethod(_wrap(vars(PreTrainedModel)[_name].__func__)))
