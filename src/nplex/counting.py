@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from nplex.convert.twins import is_layer, shadow
 from nplex.nn import Rule
@@ -39,12 +40,17 @@ class Count:
 def count(model: nn.Module) -> Count:
     """Counts the parameters of any model.
 
+    Raises:
+        ValueError: a layer is not initialised yet; names it.
+
     Examples:
         >>> from nplex.nn import Linear
         >>> print(count(nn.Sequential(Linear(64, 64, rule=4), nn.Linear(64, 2))))
         1,282 parameters (1,282 trainable, 0.0 MiB)
           hypercomplex layers 1,152, of these rules 64; with dense layers the model would have 4,290 (29.9 %)
     """
+    if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
+        raise ValueError(f"{lazy[0]} is not initialised yet and has no size: run one batch first, then count")
     parameters = set(model.parameters())
     every = [module for module in model.modules() if is_layer(module)]
     parts = {part for layer in every for part in layer.modules() if part is not layer}

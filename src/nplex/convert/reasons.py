@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from nplex.convert.twins import TWINS
+from nplex.convert.twins import TWINS, is_layer
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WRAP = "convert the model first, wrap it then"
@@ -54,7 +54,7 @@ def special(module: nn.Module) -> str:
         return (
             f"{type(module).__name__} of {package} is quantized: convert the model in full precision, quantize then"
         )
-    if not isinstance(module, tuple(TWINS)):
+    if not isinstance(module, tuple(TWINS)) and not is_layer(module):
         return ""
     if parametrize.is_parametrized(module):
         names = ", ".join(module.parametrizations)  # pyright: ignore - a ModuleDict

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from nplex import nn as nx
+from nplex.convert.reasons import special
 from nplex.convert.rule_record import StoredRule, read_rule, rule_record
+from nplex.convert.twins import is_layer
 from nplex.nn import Rule
 
 FORMAT = 1
@@ -44,7 +46,8 @@ def record(model: nn.Module) -> dict[str, Any]:
     place where that is registered. A rule that is described alike for many layers stands there once.
 
     Raises:
-        ValueError: a shared rule is registered outside the model, or a rule is of the user's own class.
+        ValueError: a shared rule is registered outside the model, or a rule is of the user's own class;
+            or a layer of ours is parametrized or pruned.
 
     Examples:
         >>> model = nn.Sequential(nx.Linear(8, 16, rule=2), nn.ReLU(), nn.Linear(16, 8))
@@ -55,6 +58,8 @@ def record(model: nn.Module) -> dict[str, Any]:
     rules: list[dict[str, Any]] = []
     layers: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
+        if is_layer(module) and (reason := special(module)):
+            raise ValueError(f"{name or 'the model'} cannot be written: {reason}")
         kind = kind_of(module)
         if kind is None:
             continue
