@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from nplex.algebra import Algebra, BilinearAlgorithm
 from nplex.nn import init
+from nplex.nn.arguments import check_positive, check_widths
 from nplex.nn.expanded import Expanded
 from nplex.nn.linear import Linear
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import new_like
-from nplex.nn.twin import check_widths
 from nplex.ops.attention import Mask, append, attend, check_inputs, check_masks, merge_masks
 from nplex.ops.dispatch import check_method
 from nplex.ops.grouped import product_grouped

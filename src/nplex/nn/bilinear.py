@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nplex.algebra import Algebra
+from nplex.nn.arguments import check_widths
 from nplex.nn.expanded import Expanded
 from nplex.nn.rule import Rule, as_rule
-from nplex.nn.twin import check_widths
 from nplex.ops.dispatch import check_method, product
 from nplex.ops.tracing import autocast_type, full_precision, is_eager
 

@@ -15,6 +15,8 @@ from nplex.nn.rule import Rule, as_rule
 from nplex.ops.conv import check_method, convolution
 
 Sizes = int | tuple[int, ...]
+# Torch's layout of images with the channels last, by the dimensions of their space.
+LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class _Channels(Expanded):
@@ -32,6 +34,32 @@ class _Channels(Expanded):
     padding_mode: str
     components: nn.Parameter
     bias: nn.Parameter | None
+    # Whether .to(memory_format=torch.channels_last) was asked for: torch's layer has its weight so, and then answers
+    # so. Components are laid out as ever.
+    _channels_last = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As torch's, and looks what it would do to torch's weight: move its channels last, or back."""
+        super()._apply(fn, recurse)
+        if len(self.kernel_size) in LAST:
+            with torch.no_grad():
+                image = self.components.new_empty(2, 2, *[2] * len(self.kernel_size))
+                self._channels_last = _has_channels_last(fn(self._laid_out(image)))
+        return self
+
+    @classmethod
+    def _like(cls, layer: Any, options: dict[str, Any]) -> Any:
+        twin = super()._like(layer, options)
+        twin._channels_last = _has_channels_last(layer.weight)
+        return twin
+
+    def _dense(self, names: list[str], *, keep: bool = False) -> list[Any]:
+        return [None if t is None else self._laid_out(t) for t in super()._dense(names, keep=keep)]
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """Images, or a weight, with the channels last where that was asked for; biases as they are."""
+        last = self._channels_last and images.ndim > 1
+        return images.contiguous(memory_format=LAST[len(self.kernel_size)]) if last else images
 
     def _widths(self) -> dict[str, int]:
         inputs, outputs = self._channels
@@ -137,11 +165,14 @@ class Conv(_Channels):
     def forward(self, input: Float[Tensor, "*input"]) -> Float[Tensor, "*output"]:
         """Torch's convolution of the input with W."""
         self._check(input)
-        batch = input if input.ndim == len(self.kernel_size) + 2 else input.unsqueeze(0)
+        batch = input if (batched := input.ndim == len(self.kernel_size) + 2) else input.unsqueeze(0)
+        batch = self._laid_out(batch)
         y = convolution(batch, self.rule(), self.components, self._channels, self._convolve, self.method)
+        if _has_channels_last(batch):
+            y = y.contiguous(memory_format=LAST[len(self.kernel_size)])
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).reshape(-1, *[1] * len(self.kernel_size))
-        return y if batch is input else y.squeeze(0)
+        return y if batched else y.squeeze(0)
 
     def _convolve(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         """With this layer's stride, padding and dilation."""
@@ -248,3 +279,12 @@ class ConvTranspose3d(ConvTranspose):
     """torch.nn.ConvTranspose3d with 1/n of the parameters; its arguments and attributes are told by ConvTranspose."""
 
     torch_layer = nn.ConvTranspose3d
+
+
+def _has_channels_last(images: Tensor) -> bool:
+    """Whether neighbours in memory are the channels of one place; one channel, or one place, is laid out either way."""
+    if images.ndim not in (4, 5) or images.shape[1] == 1 or images.shape[2:].numel() == 1:
+        return False
+    return images.stride(1) == 1 and images.stride()[2:] == tuple(
+        images.shape[1] * math.prod(images.shape[d + 1 :]) for d in range(2, images.ndim)
+    )

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from nplex.algebra import Algebra
 from nplex.nn import init
+from nplex.nn.arguments import check_widths
 from nplex.nn.rule import Rule, as_rule
-from nplex.nn.twin import Twin, adopt, check_widths
+from nplex.nn.twin import Twin, adopt
 from nplex.ops.dense import expand
 from nplex.ops.lookup import by_frequency, clip, look_up
 from nplex.ops.tracing import full_precision

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from nplex.algebra import Algebra
 from nplex.nn import init
+from nplex.nn.arguments import check_widths
 from nplex.nn.rule import Rule, as_rule
-from nplex.nn.twin import Sizes, Twin, adopt, check_widths
+from nplex.nn.twin import Sizes, Twin, adopt
 from nplex.ops.grouped import expand_grouped, transposed
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from nplex import ops
 from nplex.algebra import Algebra
 from nplex.nn import init
+from nplex.nn.arguments import check_widths
 from nplex.nn.rule import Rule, as_rule
-from nplex.nn.twin import Twin, check_widths
+from nplex.nn.twin import Twin
 from nplex.ops.dispatch import check_method
 
 
@@ -68,7 +69,7 @@ class Linear(Twin):
     ) -> None:
         super().__init__()
         rule = as_rule(rule, device=device, dtype=dtype)
-        check_widths(rule.n, in_features=in_features, out_features=out_features)
+        in_features, out_features = check_widths(rule.n, in_features=in_features, out_features=out_features)
         check_method(method, factors=rule.rank is not None)
         self.in_features, self.out_features, self.method = in_features, out_features, method
         n, a, b = rule.n, math.ceil(out_features / rule.n), math.ceil(in_features / rule.n)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from nplex.algebra import Algebra
 from nplex.nn import init
-from nplex.nn.rule import Rule, as_rule, check_positive
-from nplex.nn.twin import Twin, check_widths
+from nplex.nn.arguments import check_positive, check_widths
+from nplex.nn.rule import Rule, as_rule
+from nplex.nn.twin import Twin
 from nplex.ops.dense import expand
 from nplex.ops.low_rank import product
 
@@ -73,8 +74,8 @@ class LowRankLinear(Twin):
     ) -> None:
         super().__init__()
         rule = as_rule(rule, device=device, dtype=dtype)
-        check_widths(rule.n, in_features=in_features, out_features=out_features)
-        check_positive("low_rank", low_rank)
+        in_features, out_features = check_widths(rule.n, in_features=in_features, out_features=out_features)
+        low_rank = check_positive("low_rank", low_rank)
         n, a, b = rule.n, math.ceil(out_features / rule.n), math.ceil(in_features / rule.n)
         if low_rank > min(a, b):
             raise ValueError(

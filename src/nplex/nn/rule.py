@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from nplex.algebra import Algebra, BilinearAlgorithm, find, known_algorithm
 from nplex.nn import init
+from nplex.nn.arguments import check_dtype, check_positive, guarded
 from nplex.nn.sharing import Shareable
 
 FACTORS = BilinearAlgorithm._fields
@@ -37,6 +39,10 @@ class Rule(Shareable, abc.ABC):
     @abc.abstractmethod
     def reset_parameters(self) -> None:
         """First values for the rule's own tensors."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rule":
+        """As torch's, but for what `guarded` says of types."""
+        return super()._apply(guarded(fn), recurse)
 
 
 class LearnedRule(Rule):
@@ -77,9 +83,10 @@ class LearnedRule(Rule):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_positive("n", n)
+        check_dtype(dtype)
+        n = check_positive("n", n)
         if rank is not None:
-            check_positive("rank", rank)
+            rank = check_positive("rank", rank)
             if rank > n * n:
                 raise ValueError(f"rank must be at most n^2 = {n * n}, with which every table can be had; got {rank}")
         if start is not None and not isinstance(start, Algebra):
@@ -152,6 +159,7 @@ class FixedRule(Rule):
     ) -> None:
         if not isinstance(algebra, Algebra):
             raise TypeError(f"FixedRule needs an Algebra, got {algebra!r}; make one with Algebra.from_table(table)")
+        check_dtype(dtype)
         with torch.device("cpu"):  # mathematics stays real inside a `with torch.device("meta")`
             algorithm = known_algorithm(algebra) if algorithm is None else algorithm
             if algorithm is not None and (algorithm.n != algebra.n or algorithm.error(algebra.table) > 1e-9):
@@ -217,21 +225,11 @@ def as_rule(
         return rule
     if isinstance(rule, Algebra):
         return FixedRule(rule, device=device, dtype=dtype)
-    if isinstance(rule, bool) or not isinstance(rule, int):
+    if isinstance(rule, bool) or not isinstance(rule, SupportsIndex):
         raise TypeError(f"rule must be a positive integer, an Algebra or a Rule, got {rule!r}")
-    if rule < 1:
+    if rule.__index__() < 1:
         raise ValueError(f"rule must be a positive integer, an Algebra or a Rule, got {rule}")
     return LearnedRule(rule, device=device, dtype=dtype)
-
-
-def check_positive(name: str, value: int) -> None:
-    """Refuses what is not a whole number of 1 or more.
-
-    Raises:
-        ValueError: names the argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
 def _same(saved: Tensor, table: Tensor) -> bool:

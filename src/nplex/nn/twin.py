@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nplex.algebra import Algebra
+from nplex.nn.arguments import check_dtype, guarded, plain
 from nplex.nn.rule import Rule
 from nplex.nn.sharing import RuleUser, attach
 from nplex.ops.tracing import full_precision
@@ -36,6 +37,7 @@ class Twin(RuleUser):
 
     def _set_up(self, rule: Rule, sizes: Sizes, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         """Makes the parameters, None where there is no size, takes the rule and gives first values."""
+        check_dtype(dtype)
         for name, size in sizes.items():
             empty = None if size is None else nn.Parameter(torch.empty(size, device=device, dtype=dtype))
             self.register_parameter(name, empty)
@@ -45,6 +47,10 @@ class Twin(RuleUser):
     def reset_parameters(self) -> None:
         """First values for the layer's own numbers; the rule, a module of its own, has its own reset_parameters."""
         raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Twin":
+        """As torch's, but for what `guarded` says of memory formats and types."""
+        return super()._apply(guarded(fn), recurse)
 
     @classmethod
     def like(cls, layer: Any, *, rule: int | Algebra | Rule) -> Any:
@@ -92,7 +98,7 @@ def adopt(layer: nn.Module, shape: nn.Module) -> None:
     """Gives a layer the attributes of torch's layer, which has read and checked its arguments."""
     for name, value in vars(shape).items():
         if not name.startswith("_") and name != "training":
-            setattr(layer, name, value)
+            setattr(layer, name, plain(value))
 
 
 def rebuilt(module: Any, kind: Any, change: Callable[[nn.Module], nn.Module]) -> Any:
@@ -131,14 +137,3 @@ def fresh_parameter(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values.detach() if alone else values.detach().clone())
 
 
-def check_widths(n: int, **widths: int) -> None:
-    """Refuses widths that are no positive integers, and an n above one of them.
-
-    Raises:
-        ValueError: names the width.
-    """
-    for name, width in widths.items():
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(f"{name} must be a positive integer, got {width!r}")
-        if n > width:
-            raise ValueError(f"n = {n} is larger than {name} = {width}: take a rule with n of {width} or less")
