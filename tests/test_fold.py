@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import nplex
-from nplex.convert.report import OPTIMIZER
 from nplex.algebra import quaternion
+from nplex.convert.report import OPTIMIZER
 from nplex.convert.twins import TWINS
 from nplex.nn import LearnedRule, Linear, LowRankLinear, TransformerEncoder, TransformerEncoderLayer, share
 

@@ -19,8 +19,10 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = {
-    "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "on_import": 3, "huggingface": 3, "counting": 3,
+    "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "counting": 3,
+    "pretrained": 3, "model_card": 3.1, "huggingface": 3.3, "on_import": 3.4,
     "rule_names": 3, "figures": 3.2, "stored": 3.5, "stored_rules": 3.5,
+    "lab.checked": 4.9, "lab.results": 5.25,
     "lab.checkpoint": 5, "lab.environment": 5, "lab.run_folder": 5, "lab.data": 5, "lab.text": 5, "lab.scores": 5,
     "lab.generation": 5, "lab.train": 5.1, "lab.summary": 5.2, "lab.plot": 5.3, "lab.recipes": 5.4,
     "lab.products": 5.4, "lab.public_sets": 5.5, "lab.experiment": 5.5, "lab.reproduction": 5.6,
@@ -60,7 +62,7 @@ STAR_ARGUMENTS = {
     "nplex.ops.cache.kept_for": "as many tensors as a weight has beside its components",
     "nplex.huggingface.NplexConfig.from_dict": "as transformers calls it",
     "nplex.huggingface.NplexQuantizer.__init__": "as transformers calls it",
-    "nplex.nn.twin.check_widths": "the keywords are the names that the message gives",
+    "nplex.nn.arguments.check_widths": "the keywords are the names that the message gives",
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "base", "core", "types"}
 THIRD_PARTY = {
@@ -211,7 +213,7 @@ def test_the_house_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("part", "most"), [(lambda name: not in_lab(name), 11_500), (in_lab, 6_500)], ids=["library", "laboratory"]
+    ("part", "most"), [(lambda name: not in_lab(name), 12_500), (in_lab, 6_800)], ids=["library", "laboratory"]
 )
 def test_lines_in_all(part, most):
     """A new capability moves the limit; nothing else does."""

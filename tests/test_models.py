@@ -55,7 +55,7 @@ def test_the_preview_says_what_changes(name, variant):
     )
     assert ours(plain) == []
     model, report = converted(name, variant)
-    assert weights or str(report) == str(said)
+    assert weights or str(report).startswith(str(said))
     assert said.total_before == numbers(plain)
     assert report.total_after == said.total_after == numbers(model) == nplex.count(model).total
     assert nplex.count(model).dense == said.total_before

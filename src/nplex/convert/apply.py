@@ -8,9 +8,9 @@ from torch import nn
 
 from nplex import nn as nx
 from nplex.convert.record import Layer, kind_of, read_record, sizes_of
+from nplex.convert.references import exchange_modules
 from nplex.convert.rule_record import StoredRule
 from nplex.convert.survey import names_of
-from nplex.convert.references import exchange_modules
 from nplex.convert.swap import keep_padded
 from nplex.convert.twins import make_twin, twin_class
 from nplex.nn import Rule

@@ -46,7 +46,9 @@ def _carry_attributes(values: dict[str, Any], old: nn.Module, new: nn.Module) ->
         if hasattr(new, key):
             raise ValueError(f"its attribute {key} would mean something else in nplex's {type(new).__name__}")
         if isinstance(value, Tensor) and value.shape in sizes:
-            raise ValueError(f"its attribute {key} is a tensor of the size of its weight, which its twin does not have")
+            raise ValueError(
+                f"its attribute {key} is a tensor of the size of its weight, which its twin does not have"
+            )
         vars(new)[key] = value
 
 

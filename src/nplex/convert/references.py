@@ -102,15 +102,15 @@ def walk(roots: Iterable[Any]) -> Iterator[Slot]:
                 continue
             seen.add(id(value))
         for part in _parts(slot, value):
-            held = part.get()
-            if type(held) not in PROXIES and not isinstance(held, ATOMS):
+            content = part.get()
+            if type(content) not in PROXIES and not isinstance(content, ATOMS):
                 yield part
                 todo.append(part)
 
 
 def _parts(slot: Slot, value: Any) -> Iterator[Slot]:
     """The places inside one object."""
-    path, put = slot.path, slot.put
+    path = slot.path
     if isinstance(value, nn.Module):
         yield from _of_module(path, value)
     elif isinstance(value, dict):
@@ -119,7 +119,9 @@ def _parts(slot: Slot, value: Any) -> Iterator[Slot]:
         yield from _of_object(path, value)
     elif isinstance(value, list | deque):
         for i in range(len(value)):
-            yield Slot(f"{path}[{i}]", functools.partial(value.__getitem__, i), functools.partial(value.__setitem__, i))
+            yield Slot(
+                f"{path}[{i}]", functools.partial(value.__getitem__, i), functools.partial(value.__setitem__, i)
+            )
         yield from _of_object(path, value)
     elif isinstance(value, tuple):
         make = getattr(value, "_make", None) or (tuple if type(value) is tuple else None)
@@ -132,9 +134,7 @@ def _parts(slot: Slot, value: Any) -> Iterator[Slot]:
             yield Slot(f"{path}[...]", lambda element=element: element, None)
     elif isinstance(value, functools.partial):
         yield _inside(slot, path, lambda old: old.func, lambda old, new: _partial(old, new, old.args, old.keywords))
-        yield _inside(
-            slot, path, lambda old: old.args, lambda old, new: _partial(old, old.func, new, old.keywords)
-        )
+        yield _inside(slot, path, lambda old: old.args, lambda old, new: _partial(old, old.func, new, old.keywords))
         yield from _of_dict(value.keywords, lambda key: f"{path}({key}=)")
     elif isinstance(value, types.MethodType):
         name = value.__name__
@@ -242,6 +242,6 @@ def _memory(tensor: Tensor) -> tuple[tuple, int, int]:
     if not storage or tensor.is_meta or tensor.layout is not torch.strided:
         return ("object", id(tensor)), 0, 1
     size = tensor.element_size()
-    start = tensor.storage_offset() * size
-    reach = sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = int(tensor.storage_offset()) * size
+    reach = sum(int((length - 1) * step) for length, step in zip(tensor.shape, tensor.stride(), strict=True))
     return (tensor.device, storage), start, start + (reach + 1) * size * (tensor.numel() > 0)

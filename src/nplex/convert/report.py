@@ -144,8 +144,8 @@ class Report:
         )
         if frozen := sum(row.note == FROZEN for row in self.rows):
             lines.append(f'{frozen} frozen: take weights="nearest", or train them (requires_grad_)')
-        told = [OPTIMIZER] * (self.done and any(row.changes for row in self.rows))
-        return "\n".join(lines + told)
+        last = [OPTIMIZER] * (self.done and any(row.changes for row in self.rows))
+        return "\n".join(lines + last)
 
 
 @dataclass(frozen=True)

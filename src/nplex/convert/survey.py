@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from nplex.convert.references import References
 from nplex.convert.reasons import check_model, check_no_adapters, lost, special
+from nplex.convert.references import References
 from nplex.convert.report import FROZEN, Report, Row, label
 from nplex.convert.spec import Choice, Conversion
 from nplex.convert.twins import TWINS, is_layer, make_twin, shadow, twin_class, untransposed
@@ -78,9 +78,7 @@ def _is_listed(module: nn.Module) -> bool:
     return is_unit(module) or isinstance(module, tuple(TWINS)) or bool(special(module))
 
 
-def _row(
-    module: Any, places: list[str], spec: Conversion, references: References
-) -> tuple[Row, Choice | None]:
+def _row(module: Any, places: list[str], spec: Conversion, references: References) -> tuple[Row, Choice | None]:
     """What happens to one layer, and by which rule."""
     row = Row(places[0], tuple(places[1:]), label(module), None, "", _numel(module), _numel(module))
     choice = "already converted" if is_layer(module) else _own_kind(module) or spec.choose(places, module)

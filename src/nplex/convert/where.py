@@ -123,7 +123,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _patterns(name: str, given: tuple[str | Iterable[str], ...]) -> tuple[str, ...]:
-    """All patterns, those of lists too; refuses what is no text, and an empty call, which would mean nothing."""
+    """All patterns, those of lists too; refuses what is not a text, and an empty call, which would mean nothing."""
     lists = [(entry,) if isinstance(entry, str) or not isinstance(entry, Iterable) else entry for entry in given]
     patterns = tuple(pattern for entries in lists for pattern in entries)
     if wrong := [pattern for pattern in patterns if not isinstance(pattern, str)]:

@@ -31,6 +31,7 @@ from nplex.lab.run_folder import (
 from nplex.lab.summary import Summary, summarise
 from nplex.lab.train import OnStep, State, clear, fit, main_process, silent, wait
 
+
 def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: OnStep = silent) -> dict:
     """Trains and tests one model in a folder; one that is finished is read, not run again.
 
@@ -162,7 +163,7 @@ def _measured(model: nn.Module, recipe: Recipe, data: Data, state: State, outcom
 
 
 def _difference(found: dict, wanted: dict, path: str = "") -> str:
-    """The first setting that differs, as text; "" where none does. How often checkpoints are written changes nothing."""
+    """The first setting that differs, as text; "" where none does. How often to write checkpoints is free."""
     for key in [*wanted, *(found.keys() - wanted)]:
         old, new = found.get(key), wanted.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -33,10 +33,13 @@ MEASURED: dict[str, Kind] = {
     "training_seconds": AMOUNT,
     "training_tokens_per_second": AMOUNT,
     "testing_tokens_per_second": AMOUNT,
-    "history": ("a list of numbers under their names", lambda value: isinstance(value, list) and are_all_numbers(value)),
+    "history": (
+        "a list of numbers under their names",
+        lambda value: isinstance(value, list) and are_all_numbers(value),
+    ),
     "environment": OBJECT,
 }
-PLACE: dict[str, Kind] = {name: TEXT for name in ("date", "commit", "torch", "processor")} | {"threads": COUNT}
+ENVIRONMENT: dict[str, Kind] = dict.fromkeys(("date", "commit", "torch", "processor"), TEXT) | {"threads": COUNT}
 PASS: dict[str, Kind] = {"epoch": COUNT, "loss": NUMBER}
 
 
@@ -59,8 +62,11 @@ def finished_result(path: Path) -> dict:
     if result["kind"] == "accuracy":
         answers = [*answers[0]] if len(answers) == 1 and set(answers[0]) <= {"0", "1"} else []
     for reason in (
-        wrong(result["environment"], PLACE),
-        *(wrong(passed, PASS | {"epoch": (str(n), [n].__contains__)}) for n, passed in enumerate(result["history"], 1)),
+        wrong(result["environment"], ENVIRONMENT),
+        *(
+            wrong(passed, PASS | {"epoch": (str(n), [n].__contains__)})
+            for n, passed in enumerate(result["history"], 1)
+        ),
         "" if next(iter(result["scores"]), "") == result["kind"] else f"the first score is not {result['kind']}",
         "" if len(answers) == examples > 0 else f"it has {len(answers)} answers to {examples} examples",
     ):

@@ -146,13 +146,15 @@ def settings_of(folder: Path) -> Settings | None:
     keys = values.keys() - {"kind", "format"}
     found = next((kind for kind, wanted in KEYS.items() if wanted.keys() == keys), None)
     kind, version = values.pop("kind", found), values.pop("format", FORMAT)
-    if kind not in KEYS.keys():
+    if kind not in KEYS:
         if found is None:
             return None
         raise ValueError(f"{path} is damaged: its kind is {kind!r:.40}, expected {found}; {advice}")
     if version != FORMAT or isinstance(version, bool):
         raise ValueError(f"{path} has format {version!r:.40}, this nplex reads {FORMAT}; install the newer one")
-    wrong = [key for key, wanted in KEYS[kind].items() if type(values.get(key)) is not wanted and wanted is not object]
+    wrong = [
+        key for key, wanted in KEYS[kind].items() if type(values.get(key)) is not wanted and wanted is not object
+    ]
     wrong += [key for key, wanted in KEYS[kind].items() if wanted is object and key not in values]
     if wrong:
         raise ValueError(f"{path} is damaged: {wrong[0]} is missing or of a wrong type; {advice}")

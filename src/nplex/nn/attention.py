@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nplex.algebra import Algebra, BilinearAlgorithm
 from nplex.nn import init
-from nplex.nn.arguments import check_positive, check_widths
+from nplex.nn.arguments import check_widths
 from nplex.nn.expanded import Expanded
 from nplex.nn.linear import Linear
 from nplex.nn.rule import Rule, as_rule

@@ -282,7 +282,7 @@ class ConvTranspose3d(ConvTranspose):
 
 
 def _has_channels_last(images: Tensor) -> bool:
-    """Whether neighbours in memory are the channels of one place; one channel, or one place, is laid out either way."""
+    """Whether neighbours in memory are the channels of one place; one channel or one place is both."""
     if images.ndim not in (4, 5) or images.shape[1] == 1 or images.shape[2:].numel() == 1:
         return False
     return images.stride(1) == 1 and images.stride()[2:] == tuple(

@@ -135,5 +135,3 @@ def fresh_parameter(values: Tensor) -> nn.Parameter:
     alone = values.is_contiguous() and values.untyped_storage().nbytes() == values.numel() * values.element_size()
     alone = alone and not isinstance(values, nn.Parameter)
     return nn.Parameter(values.detach() if alone else values.detach().clone())
-
-

@@ -74,7 +74,6 @@ def tune(  # noqa: PLR0913 - options of the command line
         import optuna  # noqa: F401, RUF100 - its absence is told before any work
 
         from nplex.lab.tuning import Goals, rules_to_try
-        from nplex.lab.tuning import tune as search
         from nplex.lab.tuning.space import RANKS
 
         goals = Goals(tuple(goal or Goals().which), lower, margin)
@@ -90,12 +89,17 @@ def tune(  # noqa: PLR0913 - options of the command line
         recipe, loaded = prepare(lambda: recipe_with(task, rules, size, set_name), data, epochs, shared, run_folder)
         objective = RecipeObjective(recipe, loaded, run_folder.folder, seed)
         goals = replace(goals, lower=not recipe.task(loaded).higher)
+    _searched(objective, run_folder, rules=rules, trials=trials, minutes=minutes, goals=goals, storage=storage)
+
+
+def _searched(objective: Any, run_folder: RunFolder, **how: Any) -> None:
+    """Searches, with a line for each rule, and prints what was found."""
+    from nplex.lab.tuning import tune as search
+
     printed: set[str] = set()
     with interruptible(resuming(run_folder)):
-        found = search(
-            objective, run_folder.folder, rules=rules, trials=trials, minutes=minutes, goals=goals, storage=storage,
-            report=lambda found, running: _report(found, running, printed),
-        )  # fmt: skip
+        report = lambda found, running: _report(found, running, printed)  # noqa: E731
+        found = search(objective, run_folder.folder, report=report, **how)
     print_table(found.table())
     print(found.advice())
     messages.print(f"tables, figure and runs are in {run_folder.folder}", soft_wrap=True)

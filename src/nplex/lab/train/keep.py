@@ -48,6 +48,7 @@ def restore(folder: Path, model: nn.Module, schedule: Schedule, state: State) ->
     first = max(1, state.epoch - schedule.average + 1)
     names = [BEST] if schedule.keep == "best" else [EPOCH.format(epoch) for epoch in range(first, state.epoch + 1)]
     found = []
+    path = folder / CHECKPOINT
     for path in (folder / name for name in names):
         if not path.exists():
             raise damaged(folder / CHECKPOINT, f"{path.name} beside it is missing")

@@ -68,7 +68,8 @@ def lines(path: Path) -> list[dict]:
     Raises:
         ValueError: a line is none that `Log` wrote; names it, and what to do.
     """
-    found = []
+    found: list[dict] = []
+    value: dict = {}
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
         try:
             value = json.loads(line)
@@ -76,7 +77,9 @@ def lines(path: Path) -> list[dict]:
         except (ValueError, RecursionError) as error:
             reason = str(error)
         if reason:
-            raise ValueError(f"{path}, line {number}, is damaged ({reason}); delete the file to go on without its lines")
+            raise ValueError(
+                f"{path}, line {number}, is damaged ({reason}); delete the file to go on without its lines"
+            )
         found.append(value)
     return found
 

@@ -94,9 +94,7 @@ class _Loop:
         self.seed, self.folder, self.config = seed, folder, config
         optimizer = torch.optim.AdamW(groups(model, schedule), lr=0.0, fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.state = _resume(
-            folder / CHECKPOINT, model, task, schedule, self.optimizer, config, accelerator.scaler
-        )
+        self.state = _resume(folder / CHECKPOINT, model, task, schedule, self.optimizer, config, accelerator.scaler)
         self.log = Log(folder, self.state)
         if main_process() and self.state.step == 0:
             rules.record(folder, model, 0)

@@ -34,7 +34,6 @@ class State:
     best_epoch: int = 0
     history: list[dict] = field(default_factory=list)
 
-
     @classmethod
     def read(cls, values: object, main: str) -> "State":
         """The state that a checkpoint's header holds, `main` the score that counts.

@@ -245,9 +245,8 @@ def _opened(url: str, name: str, goals: int) -> Iterator["Study"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            directions = ["minimize"] * goals
             yield optuna.create_study(
-                storage=_database(url), study_name=name, directions=directions, load_if_exists=True
+                storage=_database(url), study_name=name, directions=["minimize"] * goals, load_if_exists=True
             )
     finally:
         optuna.logging.set_verbosity(level)
