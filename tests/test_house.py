@@ -85,7 +85,7 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 
 PUBLIC = {
     "nplex": [
-        "algebra", "ops", "nn", "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but",
+        "algebra", "ops", "nn", "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only", "all_but",
         "all_of", "sensible", "count", "show", "identify", "save", "load",
     ],
     "nplex.algebra": [
@@ -104,9 +104,9 @@ PUBLIC = {
         "Rule", "LearnedRule", "FixedRule", "as_rule", "share", "missing_rules", "cached",
     ],
     "nplex.convert": [
-        "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible",
+        "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible",
         "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow", "FactorReport",
-        "FactorRow",
+        "FactorRow", "CheckReport", "CheckRow",
     ],
     "nplex.files": [
         "save", "load", "replace_file", "write_text", "write_json", "read_json", "write_tensors", "read_tensors",

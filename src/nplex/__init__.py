@@ -5,6 +5,7 @@ from nplex import algebra, nn, ops
 from nplex.convert import (
     all_but,
     all_of,
+    check,
     convert_,
     factorize_,
     fold_,
@@ -21,6 +22,6 @@ from nplex.rule_names import identify
 __version__ = "0.1.0"
 
 __all__ = [
-    "algebra", "ops", "nn", "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of",
+    "algebra", "ops", "nn", "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of",
     "sensible", "count", "show", "identify", "save", "load",
 ]  # fmt: skip

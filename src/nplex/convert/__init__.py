@@ -1,5 +1,6 @@
 """Existing models: preview and conversion, back to torch, full rules into factors and back."""
 
+from nplex.convert.checking import CheckReport, CheckRow, check
 from nplex.convert.factorize import factorize_, unfactorize_
 from nplex.convert.fold import fold_
 from nplex.convert.report import FactorReport, FactorRow, FoldReport, FoldRow, Report, Row
@@ -8,7 +9,7 @@ from nplex.convert.swap import convert_, preview
 from nplex.convert.where import Where, all_but, all_of, only, sensible
 
 __all__ = [
-    "preview", "convert_", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible",
+    "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible",
     "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow", "FactorReport",
-    "FactorRow",
+    "FactorRow", "CheckReport", "CheckRow",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 Function = TypeVar("Function", bound=Callable)
@@ -119,3 +120,20 @@ def onednn_packs(dtype: torch.dtype) -> bool:
         return torch.equal(onednn_linear(x, onednn_pack(weight, 2)), x @ weight.mT)
     except (AttributeError, RuntimeError, TypeError):
         return False
+
+
+class OperandWatch(TorchDispatchMode):
+    """Inside, `see` is given every tensor that an operation of torch takes, also without gradients."""
+
+    def __init__(self, see: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self._see = see
+
+    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
+        """Looks at the operands, then computes as ever."""
+        kwargs = kwargs or {}
+        for operand in (*args, *kwargs.values()):
+            for tensor in operand if isinstance(operand, list | tuple) else (operand,):
+                if isinstance(tensor, Tensor):
+                    self._see(tensor)
+        return func(*args, **kwargs)
