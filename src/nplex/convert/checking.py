@@ -150,7 +150,9 @@ def _reached(outputs: Any, parameters: list[nn.Parameter]) -> set[int]:
 @contextlib.contextmanager
 def _as_before(model: nn.Module) -> Iterator[None]:
     """Gives buffers and the states of random numbers back as they were."""
-    buffers = [(m, name, b, None if b is None else b.clone()) for m in model.modules() for name, b in m._buffers.items()]
+    buffers = [
+        (m, name, b, None if b is None else b.clone()) for m in model.modules() for name, b in m._buffers.items()
+    ]
     states, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = None if numpy is None else numpy.random.get_state()
     try:

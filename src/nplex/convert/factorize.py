@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch import nn, optim
 from nplex.algebra import BilinearAlgorithm, Search, find
 from nplex.convert.exchange import exchange
 from nplex.convert.reasons import HOOKS, check_model
+from nplex.convert.references import References, exchange_modules
 from nplex.convert.report import FactorReport, FactorRow
 from nplex.convert.survey import names_of
 from nplex.convert.where import Where, unselected
@@ -26,10 +26,9 @@ STORED = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.
 
 
 class _Held(NamedTuple):
-    """A rule, each attribute that refers to it, and what the report says of it."""
+    """A rule, and what the report says of it."""
 
     rule: Rule
-    places: tuple[tuple[nn.Module, str], ...]
     row: FactorRow
 
 
@@ -75,7 +74,7 @@ def factorize_(
     searches: dict[tuple, Search] = {}
     rules = _survey(model, optimizer, True, where)
     swaps = [_factorized(entry, rank, tolerance, seed, searches) if entry.row.changes else entry for entry in rules]
-    return _put_in(rules, swaps, optimizer)
+    return _put_in(model, rules, swaps, optimizer)
 
 
 def unfactorize_(model: nn.Module, *, optimizer: optim.Optimizer | None = None) -> FactorReport:
@@ -91,7 +90,7 @@ def unfactorize_(model: nn.Module, *, optimizer: optim.Optimizer | None = None) 
         ValueError: as factorize_; or a layer has method="bilinear", which needs factors.
     """
     rules = _survey(model, optimizer, False)
-    return _put_in(rules, [_unfactorized(entry) if entry.row.changes else entry for entry in rules], optimizer)
+    return _put_in(model, rules, [_unfactorized(entry) if entry.row.changes else entry for entry in rules], optimizer)
 
 
 def _survey(
@@ -111,7 +110,7 @@ def _survey(
                 found.setdefault(value, []).append((module, attribute))
     if outside := [names[places[0][0]][0] or "the model" for rule, places in found.items() if rule not in names]:
         raise ValueError(f"{', '.join(outside)}: rule registered outside (see missing_rules); give the whole model")
-    counts = Counter(id(p) for module in names for p in module._parameters.values())
+    references = References(model)
     rules = []
     for rule, places in found.items():
         users = [m for m, attribute in places if not rule.is_shared or attribute in vars(m)] or [places[0][0]]
@@ -119,9 +118,8 @@ def _survey(
         row = FactorRow(names[rule][0], layers, rule.n, rule.rank, rule.rank)
         reason = "not selected by where under all names"
         if not any(unselected(where, names[user], user) for user in users):
-            tied = any(counts[id(p)] > 1 for p in rule.parameters())
-            reason = _reason(rule, row.name, users, full) or "its numbers are tied to another module" * tied
-        rules.append(_Held(rule, tuple(places), replace(row, reason=reason)))
+            reason = _reason(rule, row.name, users, full) or references.reason(rule)
+        rules.append(_Held(rule, replace(row, reason=reason)))
     if not any(entry.row.changes or (entry.rule.rank is None) != full for entry in rules):
         why = f"\n{FactorReport(tuple(h.row for h in rules))}" if rules else " it has no rule; see nplex.convert_"
         raise ValueError(f"nothing to {'' if full else 'un'}factorize in {type(model).__name__}:{why}")
@@ -203,7 +201,9 @@ def _unfactorized(entry: _Held) -> _Held:
     return entry._replace(rule=new, row=row)
 
 
-def _put_in(rules: list[_Held], swaps: list[_Held], optimizer: optim.Optimizer | None) -> FactorReport:
+def _put_in(
+    model: nn.Module, rules: list[_Held], swaps: list[_Held], optimizer: optim.Optimizer | None
+) -> FactorReport:
     """Puts the new rules in place of the old ones, in the optimizer too; all that can fail comes first."""
     changed = [(old.rule, new) for old, new in zip(rules, swaps, strict=True) if old.rule is not new.rule]
     learned = [(old, new) for old, new in changed if isinstance(old, LearnedRule)]
@@ -213,10 +213,8 @@ def _put_in(rules: list[_Held], swaps: list[_Held], optimizer: optim.Optimizer |
     elif any(p.requires_grad and p.grad is not None for old, _ in learned for p in old.parameters()):
         what = "rules in training were replaced and an optimizer made before does not know their new parameters"
         warnings.warn(f"{what}; make a new one, or pass it next time: optimizer=optimizer", stacklevel=3)
-    for old, (new, places, _) in changed:
+    for old, (new, _) in changed:
         succeed(old, new)
         new.train(old.training)
-        for module, attribute in places:
-            home = vars(module) if attribute in vars(module) else module._modules  # shared ones are plain references
-            home[attribute] = new
+    exchange_modules(model, {old: new for old, (new, _) in changed})
     return FactorReport(tuple(entry.row for entry in swaps), summary)

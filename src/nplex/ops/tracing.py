@@ -129,7 +129,9 @@ class OperandWatch(TorchDispatchMode):
         super().__init__()
         self._see = see
 
-    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_dispatch__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         """Looks at the operands, then computes as ever."""
         kwargs = kwargs or {}
         for operand in (*args, *kwargs.values()):
