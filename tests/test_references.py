@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from test_convert import KINDS, Base, all_layers
 from torch import nn
 
 import nplex
 from nplex.convert.twins import TWINS
 from nplex.nn import LearnedRule
-
-from test_convert import KINDS, Base, all_layers
 
 Pair = namedtuple("Pair", "first second")
 

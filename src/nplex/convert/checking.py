@@ -139,12 +139,12 @@ def _call(model: nn.Module, example: Any) -> Any:
 
 def _reached(outputs: Any, parameters: list[nn.Parameter]) -> set[int]:
     """The parameters to which a gradient comes from the outputs, wherever these are held."""
-    held = [outputs] if isinstance(outputs, Tensor) else [slot.get() for slot in walk([outputs])]
-    sources = [t for t in held if isinstance(t, Tensor) and t.requires_grad and t.grad_fn is not None]
+    found = [outputs] if isinstance(outputs, Tensor) else [slot.get() for slot in walk([outputs])]
+    sources = [t for t in found if isinstance(t, Tensor) and t.requires_grad and t.grad_fn is not None]
     if not sources or not parameters:
         return set()
-    found = torch.autograd.grad(sources, parameters, [torch.ones_like(t) for t in sources], allow_unused=True)
-    return {id(p) for p, gradient in zip(parameters, found, strict=True) if gradient is not None}
+    gradients = torch.autograd.grad(sources, parameters, [torch.ones_like(t) for t in sources], allow_unused=True)
+    return {id(p) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
 @contextlib.contextmanager
