@@ -316,7 +316,8 @@ def test_what_cannot_be_exchanged_is_left_alone_and_told():
     lost = "has hooks, or holds more than its numbers, which would be lost"
     tied, other = "its table is tied to {}.rule.table", "is a rule of its own kind, or a part of one"
     assert reasons == {
-        "0.rule": "", "1.rule": lost, "2.rule": lost, "3.rule": lost, "4.rule": tied.format(5), "5.rule": tied.format(4),
+        "0.rule": "", "1.rule": lost, "2.rule": lost, "3.rule": lost, "4.rule": tied.format(5),
+            "5.rule": tied.format(4),
         "6.rule": other, "6.rule.inner": other,
     }  # fmt: skip
     model(torch.randn(2, 8)).sum().backward()

@@ -85,8 +85,8 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 
 PUBLIC = {
     "nplex": [
-        "algebra", "ops", "nn", "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only", "all_but",
-        "all_of", "sensible", "count", "show", "identify", "save", "load",
+        "algebra", "ops", "nn", "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only",
+        "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
     ],
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",
@@ -104,8 +104,8 @@ PUBLIC = {
         "Rule", "LearnedRule", "FixedRule", "as_rule", "share", "missing_rules", "cached",
     ],
     "nplex.convert": [
-        "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible",
-        "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow", "FactorReport",
+        "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of",
+        "sensible", "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow", "FactorReport",
         "FactorRow", "CheckReport", "CheckRow",
     ],
     "nplex.files": [

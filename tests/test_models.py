@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_the_preview_says_what_changes(name, variant):
     )
     assert ours(plain) == []
     model, report = converted(name, variant)
-    assert weights or str(report).startswith(str(said))
+    assert weights or str(replace(report, done=False)) == str(said)
     assert said.total_before == numbers(plain)
     assert report.total_after == said.total_after == numbers(model) == nplex.count(model).total
     assert nplex.count(model).dense == said.total_before

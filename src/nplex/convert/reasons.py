@@ -74,9 +74,8 @@ def lost(module: Any) -> str:
             kind = type(parameter).__name__
             return f"its {name} is a {kind}, quantized or distributed: convert the plain model first"
         if parameter.dtype not in FLOATS:
-            return (
-                f"its {name} is {parameter.dtype}, not a floating point of 16, 32 or 64 bits: load it in such a type"
-            )
+            wanted = "not floating point of 16, 32 or 64 bits: load the model in such a type"
+            return f"its {name} is {parameter.dtype}, {wanted}"
     kinds = {(p.dtype, p.device) for p in module.parameters()}
     if len(kinds) > 1:
         return f"its numbers are of several kinds: {', '.join(sorted(f'{t} on {d}' for t, d in kinds))}"

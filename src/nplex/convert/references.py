@@ -242,6 +242,6 @@ def _memory(tensor: Tensor) -> tuple[tuple, int, int]:
     if not storage or tensor.is_meta or tensor.layout is not torch.strided:
         return ("object", id(tensor)), 0, 1
     size = tensor.element_size()
-    start = int(tensor.storage_offset()) * size
-    reach = sum(int((length - 1) * step) for length, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return (tensor.device, storage), start, start + (reach + 1) * size * (tensor.numel() > 0)
+    start = tensor.storage_offset() * size
+    reach = sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return (tensor.device, storage), int(start), int(start + (reach + 1) * size * (tensor.numel() > 0))
