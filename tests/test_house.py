@@ -105,8 +105,8 @@ PUBLIC = {
     ],
     "nplex.convert": [
         "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of",
-        "sensible", "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow", "FactorReport",
-        "FactorRow", "CheckReport", "CheckRow",
+        "sensible", "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow",
+        "FactorReport", "FactorRow", "CheckReport", "CheckRow",
     ],
     "nplex.files": [
         "save", "load", "replace_file", "write_text", "write_json", "read_json", "write_tensors", "read_tensors",
