@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -58,3 +59,11 @@ def test_a_shared_rule_is_counted_once_and_no_memory_is_taken():
     found = nplex.count(model)
     assert found.rules == 64
     assert found.dense == 3 * (20000**2 + 20000)
+
+
+def test_a_layer_without_sizes_is_named():
+    model = nn.Sequential(nn.Linear(16, 32), nn.LazyLinear(8))
+    with pytest.raises(ValueError, match=r"1\.weight is not initialised yet and has no size: run one batch first"):
+        nplex.count(model)
+    model(torch.zeros(1, 16))
+    assert nplex.count(model).total == 16 * 32 + 32 + 32 * 8 + 8

@@ -14,6 +14,7 @@ from cases import RULES
 from layer_cases import LAYERS
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import parametrizations, prune, weight_norm
 
 import nplex
 from nplex import algebra
@@ -654,3 +655,30 @@ def test_a_record_says_each_rule_once():
     model = nn.Sequential(*(nx.Linear(8, 8, rule=OWN) for _ in range(3)), nx.Linear(8, 8, rule=4))
     assert len(record(model)["rules"]) == 2
     assert [layer["rule"] for layer in record(model)["layers"].values()] == [0, 0, 0, 1]
+
+
+CHANGES = {
+    "parametrized": (lambda part, name: parametrizations.weight_norm(part, name), "remove_parametrizations"),
+    "pruned": (lambda part, name: prune.l1_unstructured(part, name, 0.5), r"prune\.remove"),
+    "normalised": (lambda part, name: weight_norm(part, name), "remove_weight_norm"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize("what", CHANGES)
+def test_layers_that_compute_their_numbers(path, what):
+    """Not saved, counted as they are, skipped by fold_ with the reason; saved after that is made permanent."""
+    change, message = CHANGES[what]
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    nplex.convert_(model, 4)
+    dense = nplex.count(model).dense
+    change(model[0], "components")
+    with pytest.raises(ValueError, match=rf"^0 cannot be written: .*{message}"):
+        nplex.save(model, path)
+    assert not path.exists()
+    assert abs(nplex.count(model).dense - dense) <= 4
+    x = torch.randn(2, 8)
+    before = model(x)
+    rows = {row.name: row for row in nplex.fold_(model).rows}
+    assert re.search(message, rows["0"].reason)
+    torch.testing.assert_close(model(x), before)

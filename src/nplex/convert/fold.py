@@ -3,7 +3,7 @@
 from torch import nn
 from torch.nn.utils import parametrize
 
-from nplex.convert.reasons import HOOKS, check_model, has_hooks
+from nplex.convert.reasons import HOOKS, check_model, has_hooks, special
 from nplex.convert.references import References, exchange_modules
 from nplex.convert.report import FoldReport, FoldRow, label
 from nplex.convert.survey import names_of
@@ -77,7 +77,7 @@ def _reason(layer: nn.Module) -> str:
     kinds = tuple(name for name in HOOKS if name != "_state_dict_pre_hooks")
     parts = layer.modules() if is_layer(layer) else [layer]
     if any(has_hooks(part, kinds) for part in parts) or "forward" in vars(layer):
-        return "has hooks or its own forward, which would be lost"
+        return special(layer) or "has hooks or its own forward, which would be lost"
     return ""
 
 

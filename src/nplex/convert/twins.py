@@ -81,7 +81,7 @@ def our_class(module: nn.Module) -> type | None:
 def shadow(module: Any) -> Any:
     """The module with its numbers on the meta device: what it would make has sizes, and takes no memory."""
     copied = module.__class__.__new__(module.__class__)
-    vars(copied).update(vars(module))
+    vars(copied).update({key: _sizes(v) if isinstance(v, torch.Tensor) else v for key, v in vars(module).items()})
     for kind in ("_parameters", "_buffers"):
         vars(copied)[kind] = {name: _sizes(value) for name, value in vars(module)[kind].items()}
     children = {name: child if child is None else shadow(child) for name, child in module._modules.items()}
