@@ -179,7 +179,7 @@ def _step(what: str) -> Iterator[None]:
 def _print(report: Any, as_json: bool) -> None:
     """A report on stdout, for people or programs."""
     if not as_json:
-        print(replace(report, done=False))  # no optimizer is at hand here
+        print(replace(report, done=False) if hasattr(report, "done") else report)  # no optimizer is at hand here
         return
     extra = {name: getattr(report, name) for name in ("total_after",) if hasattr(report, name)}
     print(json.dumps(asdict(report) | extra, indent=1))

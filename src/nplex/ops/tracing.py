@@ -69,7 +69,8 @@ def recurrence_is_traced() -> bool:
 def state_asked_of() -> tuple[torch.nn.Module | None, Any, int]:
     """The module whose state_dict() runs, what that fills in, and how many calls lie between it and the caller.
 
-    Torch's hooks know the inner module alone, while the question is often what the outermost one holds.
+    Torch's hooks know the inner module alone, while the question is often what the outermost one holds. None where
+    accelerate asks, which looks only whether a part has a state.
     """
     frame, calls = inspect.currentframe(), 0
     module, destination, depth = None, None, 0
@@ -79,6 +80,8 @@ def state_asked_of() -> tuple[torch.nn.Module | None, Any, int]:
             asked = frame.f_locals
             if destination is None or asked["destination"] is destination:
                 module, destination, depth = asked["self"], asked["destination"], calls
+        elif frame.f_globals.get("__name__") == "accelerate.hooks":
+            return None, None, 0
     return module, destination, depth
 
 

@@ -246,7 +246,10 @@ def _opened(url: str, name: str, goals: int) -> Iterator["Study"]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             yield optuna.create_study(
-                storage=_database(url), study_name=name, directions=["minimize"] * goals, load_if_exists=True
+                storage=_database(url),
+                study_name=name,
+                directions=["minimize"] * goals,  # pyright: ignore[reportArgumentType]
+                load_if_exists=True,
             )
     finally:
         optuna.logging.set_verbosity(level)
