@@ -19,7 +19,7 @@ import torch
 
 from nplex.files import write_json, write_text
 from nplex.lab.environment import environment
-from nplex.lab.run_folder import SETTINGS, TUNING, TUNING_DATABASE, Settings, settings_for
+from nplex.lab.run_folder import SETTINGS, TUNING, TUNING_DATABASE, Settings, owned, settings_for
 from nplex.lab.train import Interrupted
 from nplex.lab.tuning.figure import draw
 from nplex.lab.tuning.pareto import Goals, Measured, Pareto, Row
@@ -80,7 +80,7 @@ def tune(
     }  # fmt: skip
     study_name = f"{task} {hashlib.sha256(_note(settings, folder).encode()).hexdigest()[:8]}"
     empty = Pareto(task, goals, environment(), getattr(objective, "unit", "a call"))
-    with _opened(storage or f"sqlite:///{folder.resolve() / TUNING_DATABASE}", study_name, len(goals.which)) as study:
+    with owned(folder), _opened(storage or f"sqlite:///{folder.resolve() / TUNING_DATABASE}", study_name, len(goals.which)) as study:
         search = _Search(study, objective, rules, folder, empty, report)
         try:
             search.run(trials, time.time() + 60 * minutes)
