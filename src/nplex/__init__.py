@@ -1,5 +1,6 @@
 """Hypercomplex layers with 1/n of the parameters, for any n, with a multiplication rule that is learned."""
 
+import nplex.on_start as _on_start  # isort: skip # noqa: F401 - first: Ctrl-C while the command line loads torch
 import nplex.on_import as _on_import  # noqa: F401 - waits for transformers, and registers
 from nplex import algebra, nn, ops
 from nplex.convert import (

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from nplex import on_start
 from nplex.cli import rule
 from nplex.cli.models import convert, count, fold, preview
 from nplex.cli.planning import measure, plan
@@ -60,6 +61,7 @@ def spread(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Runs the command line: code 0, 2 with one line for wrong input, 130 after Ctrl-C."""
     try:
+        on_start.end()
         code = app(args=spread(sys.argv[1:]), prog_name="nplex", standalone_mode=False)
         if code == STOPPED:  # typer turns Ctrl-C in a verb into its code
             raise KeyboardInterrupt
@@ -71,3 +73,5 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         messages.print("stopped")
         sys.exit(STOPPED)
+    finally:
+        on_start.ignore()  # what is left to do is the interpreter's

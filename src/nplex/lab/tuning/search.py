@@ -80,7 +80,10 @@ def tune(
     }  # fmt: skip
     study_name = f"{task} {hashlib.sha256(_note(settings, folder).encode()).hexdigest()[:8]}"
     empty = Pareto(task, goals, environment(), getattr(objective, "unit", "a call"))
-    with owned(folder), _opened(storage or f"sqlite:///{folder.resolve() / TUNING_DATABASE}", study_name, len(goals.which)) as study:
+    with (
+        owned(folder),
+        _opened(storage or f"sqlite:///{folder.resolve() / TUNING_DATABASE}", study_name, len(goals.which)) as study,
+    ):
         search = _Search(study, objective, rules, folder, empty, report)
         try:
             search.run(trials, time.time() + 60 * minutes)
