@@ -1,4 +1,4 @@
-"""A run folder that a kill, another process or a damage left: it goes on, starts anew, or says in one line why not."""
+"""A run folder that a kill, another process or a damage left goes on, starts anew, or says in a line why not."""
 
 import os
 import re
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,7 +255,7 @@ def test_what_looks_draws_no_random_numbers(tiny, tmp_path):
         lambda: rules.record(tmp_path / "out" / "2-seed0", model, 3),
         lambda: RunFolder(tmp_path / "out", force=True).open(),
     ):
-        before = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
+        before = torch.get_rng_state(), str(np.random.get_state())
         look()
         assert torch.equal(before[0], torch.get_rng_state())
-        assert before[1] == str(np.random.get_state())  # noqa: NPY002
+        assert before[1] == str(np.random.get_state())

@@ -55,23 +55,39 @@ def wrong(values: Mapping[str, object], expected: Mapping[str, Kind]) -> str:
     return ""
 
 
+def sealed(value: dict) -> dict:
+    """A JSON object with the checksum of its content."""
+    return value | {CHECKSUM: _sum(value)}
+
+
+def unsealed(value: dict) -> dict:
+    """An object without its checksum; one that has none, as older versions wrote, is taken as it is.
+
+    Raises:
+        ValueError: the checksum is another one.
+    """
+    content = {key: each for key, each in value.items() if key != CHECKSUM}
+    if CHECKSUM in value and value[CHECKSUM] != _sum(content):
+        raise ValueError(f"its content is not what was written; without its {CHECKSUM} it is taken as it is")
+    return content
+
+
 def write_sealed(path: Path, value: dict) -> None:
-    """Writes a JSON object with the checksum of its content."""
-    write_json(path, value | {CHECKSUM: _sum(value)})
+    """Writes a JSON object with its checksum."""
+    write_json(path, sealed(value))
 
 
 def read_sealed(path: Path) -> dict:
-    """Reads what `write_sealed` wrote. An object without a checksum, as older versions wrote, is read too.
+    """Reads what `write_sealed` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged; names it, and what to do.
     """
-    value = read_json(path)
-    found = value.pop(CHECKSUM, None)
-    if found is not None and found != _sum(value):
-        raise damaged(path, f"its content is not what was written; without its {CHECKSUM} it is taken as it is")
-    return value
+    try:
+        return unsealed(read_json(path))
+    except ValueError as error:
+        raise error if str(path) in str(error) else damaged(path, error) from None
 
 
 def damaged(path: Path, why: object) -> ValueError:

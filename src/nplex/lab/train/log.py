@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nplex.files import write_text
-from nplex.lab.checked import COUNT, NUMBER, Kind, are_numbers, wrong
+from nplex.lab.checked import COUNT, NUMBER, Kind, are_numbers, sealed, unsealed, wrong
 from nplex.lab.run_folder import LOG, TENSORBOARD
 from nplex.lab.train.processes import main_process
 from nplex.lab.train.state import State
@@ -50,7 +50,7 @@ class Log:
         if not self._logs:
             return
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(sealed(line)) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -59,7 +59,7 @@ class Log:
         """Drops lines past a step, and a last one that was cut off."""
         if self._path.exists():
             kept = [line for line in lines(self._path) if line["step"] <= step]
-            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self._path, "".join(json.dumps(sealed(line)) + "\n" for line in kept))
 
 
 def lines(path: Path) -> list[dict]:
@@ -73,14 +73,15 @@ def lines(path: Path) -> list[dict]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
         try:
             value = json.loads(line)
-            reason = wrong(value, KINDS) if are_numbers(value) else "expected numbers under their names"
+            if not are_numbers(value):
+                raise ValueError("expected numbers under their names")
+            found.append(unsealed(value))
+            if reason := wrong(value, KINDS):
+                raise ValueError(reason)
         except (ValueError, RecursionError) as error:
-            reason = str(error)
-        if reason:
             raise ValueError(
-                f"{path}, line {number}, is damaged ({reason}); delete the file to go on without its lines"
-            )
-        found.append(value)
+                f"{path}, line {number}, is damaged ({error}); delete the file to go on without its lines"
+            ) from None
     return found
 
 
