@@ -146,7 +146,7 @@ def settings_of(folder: Path) -> Settings | None:
     keys = values.keys() - {"kind", "format"}
     found = next((kind for kind, wanted in KEYS.items() if wanted.keys() == keys), None)
     kind, version = values.pop("kind", found), values.pop("format", FORMAT)
-    if kind not in KEYS:
+    if not isinstance(kind, str) or kind not in KEYS:
         if found is None:
             return None
         raise ValueError(f"{path} is damaged: its kind is {kind!r:.40}, expected {found}; {advice}")

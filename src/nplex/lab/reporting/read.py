@@ -74,6 +74,7 @@ def finished_runs(folder: Path) -> list[FinishedRun]:
     if not runs:
         raise FileNotFoundError(f"{folder} holds no finished run; finish it first, by --resume")
     _same_task(runs, folder)
+    _none_lost(runs, folder / COMPARISON[0])
     order = list(settings.values.get("rules", []))
     return sorted(runs, key=lambda run: (order.index(run.rule) if run.rule in order else 99, run.result["seed"]))
 
@@ -93,3 +94,15 @@ def _same_task(runs: list[FinishedRun], folder: Path) -> None:
         if run.label in seen:
             raise ValueError(f"{folder} holds two runs of {run.label}; move one of them away")
         seen.add(run.label)
+
+
+def _none_lost(runs: list[FinishedRun], path: Path) -> None:
+    """Refuses a comparison that has lost runs since it was finished."""
+    there = {(run.rule, run.result["seed"]) for run in runs}
+    try:
+        summed = [(run["recipe"]["rule"], run["seed"]) for run in read_sealed(path)["runs"]] if path.exists() else []
+        lost = [f"{rule}, seed {seed}" for rule, seed in summed if (rule, seed) not in there]
+    except (KeyError, TypeError):
+        raise damaged(path, "it has no runs with their rules and seeds") from None
+    if lost:
+        raise FileNotFoundError(f"{path.parent} has lost the run of {lost[0]}; bring it back, by --resume")

@@ -24,9 +24,9 @@ class Log:
     def __init__(self, folder: Path, state: State) -> None:
         self._path = folder / LOG
         self._logs = main_process()
-        self._board = _board(folder / TENSORBOARD, state.step) if self._logs else None
         if self._logs:
             self._cut(state.step)
+        self._board = _board(folder / TENSORBOARD, state.step) if self._logs else None
 
     def step(self, state: State, loss: float, rate: float) -> None:
         """Logs an update, each 50 steps."""

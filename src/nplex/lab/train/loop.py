@@ -5,7 +5,7 @@ Launched alone it uses what device there is; under torchrun every process takes 
 
 import os
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ def fit(
     """
     accelerator = _accelerator(schedule)
     loop = _Loop(accelerator, model, task, schedule, seed, folder, config)
-    with deferred_interrupt() as interrupted:
+    with closing(loop.log), deferred_interrupt() as interrupted:
         while not loop.finished():
             order = task.batches(torch.Generator().manual_seed(1_000_003 * seed + loop.state.epoch))
             steps, stopped = schedule.epochs * len(order), False
@@ -75,9 +75,7 @@ def fit(
                 report(label, loop.state, steps)
             loop.save()
             if stopped or loop.agreed(interrupted()):
-                loop.log.close()
                 raise Interrupted(str(folder / CHECKPOINT))
-    loop.log.close()
     wait()
     keep.restore(folder, model, schedule, loop.state)
     return loop.state
@@ -95,9 +93,9 @@ class _Loop:
         optimizer = torch.optim.AdamW(groups(model, schedule), lr=0.0, fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.state = _resume(folder / CHECKPOINT, model, task, schedule, self.optimizer, config, accelerator.scaler)
-        self.log = Log(folder, self.state)
         if main_process() and self.state.step == 0:
             rules.record(folder, model, 0)
+        self.log = Log(folder, self.state)
 
     def finished(self) -> bool:
         """After all passes, or when the dev score has not been better for long."""
@@ -228,7 +226,7 @@ def _resume(
             scaler.load_state_dict(header["scaler"])
         state = State.read(header.get("state"), task.main)
         updates = {int(values["step"]) for values in optimizer.state_dict()["state"].values()} or {0}
-        if state.epoch > schedule.epochs or (scaler is None and max(updates) != state.step):
+        if (state.epoch, state.batch) > (schedule.epochs, 0) or (scaler is None and max(updates) != state.step):
             raise ValueError(f"step {state.step} in pass {state.epoch} is not where its optimizer is")
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise damaged(path, error) from None
