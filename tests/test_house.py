@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = {
-    "on_start": 0, "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "counting": 3,
+    "on_start": 0, "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "counting": 3, "optim": 3,
     "pretrained": 3, "model_card": 3.1, "huggingface": 3.3, "on_import": 3.4,
     "rule_names": 3, "figures": 3.2, "stored": 3.5, "stored_rules": 3.5,
     "lab.checked": 4.9, "lab.results": 5.25,
@@ -85,8 +85,8 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 
 PUBLIC = {
     "nplex": [
-        "algebra", "ops", "nn", "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only",
-        "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
+        "algebra", "ops", "nn", "optim", "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_",
+        "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
     ],
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",
@@ -108,6 +108,7 @@ PUBLIC = {
         "sensible", "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow",
         "FactorReport", "FactorRow", "CheckReport", "CheckRow",
     ],
+    "nplex.optim": ["param_groups", "explain", "factor", "Explanation", "Step"],
     "nplex.files": [
         "save", "load", "replace_file", "write_text", "write_json", "read_json", "write_tensors", "read_tensors",
         "read_model", "tensors_of", "fill",
