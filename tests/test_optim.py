@@ -166,3 +166,38 @@ def test_refusals(options, said):
 def test_nothing_to_train():
     with pytest.raises(ValueError, match="no parameter of this model requires a gradient"):
         optim.param_groups(nn.Linear(2, 2).requires_grad_(False), lr=0.1)
+
+
+def test_with_accelerate():
+    accelerate = pytest.importorskip("accelerate")
+    model = nn.Sequential(Linear(16, 32, rule=4), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.AdamW(optim.param_groups(model, lr=1e-2, weight_decay=0.1))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+    before = [p.detach().clone() for p in model.parameters()]
+    accelerator.backward(model(torch.randn(4, 16)).square().sum())
+    optimizer.step()
+    schedule.step()
+    assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert sorted(set(rates)) == pytest.approx([0.005, 0.01])
+
+
+@pytest.mark.slow
+def test_with_the_trainer_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
+    model = transformers.BertForSequenceClassification(config)
+    convert_(model, 4)
+    optimizer = torch.optim.AdamW(optim.param_groups(model, lr=1e-2, weight_decay=0.1))
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=4, use_cpu=True, report_to="none", disable_tqdm=True
+    )
+    data = [{"input_ids": [3, 1, 4, i % 30], "labels": i % 2} for i in range(8)]
+    before = model.bert.pooler.dense.components.detach().clone()
+    transformers.Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None)).train()
+    assert not torch.equal(before, model.bert.pooler.dense.components)
+    assert max(group["initial_lr"] for group in optimizer.param_groups) == pytest.approx(2e-2)
