@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from nplex.algebra import Algebra
 from nplex.nn import init
 from nplex.nn.arguments import check_widths
+from nplex.nn.computed import read_only
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.twin import Twin, adopt
 from nplex.ops.dense import expand
@@ -57,13 +58,13 @@ class _Rows(Twin):
 
     @property
     def weight(self) -> Float[Tensor, "rows d"]:
-        """The dense W, built at each call and differentiable; to change it, change rule and components."""
+        """The dense W, built at each call, differentiable, read-only (nplex.nn.computed); to change it, change rule and components."""
         with full_precision(self.components):
             weight = expand(self.rule(), self.components)[: self.num_embeddings, : self.embedding_dim].contiguous()
-        if self.padding_idx is None:
-            return weight
-        rows = torch.arange(self.num_embeddings, device=weight.device)
-        return weight.masked_fill((rows == self.padding_idx)[:, None], 0)
+        if self.padding_idx is not None:
+            rows = torch.arange(self.num_embeddings, device=weight.device)
+            weight = weight.masked_fill((rows == self.padding_idx)[:, None], 0)
+        return read_only(weight)
 
 
 class Embedding(_Rows):

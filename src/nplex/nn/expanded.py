@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nplex.algebra import Algebra
 from nplex.nn import init
 from nplex.nn.arguments import check_widths
+from nplex.nn.computed import read_only
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.twin import Sizes, Twin, adopt
 from nplex.ops.grouped import expand_grouped, transposed
@@ -103,7 +104,8 @@ class Expanded(Twin):
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__.get("_weights", ()):
-            return self._dense([name])[0]
+            weight = self._dense([name])[0]
+            return None if weight is None else read_only(weight)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Tensor | nn.Module | Any) -> None:

@@ -10,6 +10,7 @@ from nplex import ops
 from nplex.algebra import Algebra
 from nplex.nn import init
 from nplex.nn.arguments import check_widths
+from nplex.nn.computed import read_only
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.twin import Twin
 from nplex.ops.dispatch import check_method
@@ -89,5 +90,6 @@ class Linear(Twin):
 
     @property
     def weight(self) -> Float[Tensor, "d_out d_in"]:
-        """The dense W, built at each call and differentiable; to change it, change rule and components."""
-        return ops.expand(self.rule(), self.components)[: self.out_features, : self.in_features].contiguous()
+        """The dense W, built at each call, differentiable and read-only; to change it, change rule and components."""
+        weight = ops.expand(self.rule(), self.components)[: self.out_features, : self.in_features]
+        return read_only(weight.contiguous())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nplex.algebra import Algebra
 from nplex.nn import init
 from nplex.nn.arguments import check_positive, check_widths
+from nplex.nn.computed import read_only
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.twin import Twin
 from nplex.ops.dense import expand
@@ -118,8 +119,8 @@ class LowRankLinear(Twin):
 
     @property
     def weight(self) -> Float[Tensor, "d_out d_in"]:
-        """The dense W, built at each call and differentiable; to change it, change rule and factors."""
-        return expand(self.rule(), self.components)[: self.out_features, : self.in_features].contiguous()
+        """The dense W, built at each call, differentiable and read-only; to change it, change rule and factors."""
+        return read_only(expand(self.rule(), self.components)[: self.out_features, : self.in_features].contiguous())
 
     @classmethod
     def like(cls, layer: Any, *, rule: int | Algebra | Rule, low_rank: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -81,7 +81,7 @@ class Recurrent(Expanded):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """As torch's: for each layer and direction its dense weights and biases, built at each call."""
-        tensors = self._dense(self._torch_names)
+        tensors = [getattr(self, name) for name in self._torch_names]
         size = len(tensors) // (self.num_layers * (2 if self.bidirectional else 1))
         return [tensors[start : start + size] for start in range(0, len(tensors), size)]
 
