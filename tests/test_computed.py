@@ -20,7 +20,9 @@ def shown(layer):
     """Every computed weight in a layer, by name."""
     found = {}
     for prefix, module in layer.named_modules():
-        names = getattr(module, "_weights", ["weight"] if isinstance(getattr(module, "weight", None), Computed) else [])
+        names = getattr(
+            module, "_weights", ["weight"] if isinstance(getattr(module, "weight", None), Computed) else []
+        )
         found |= {f"{prefix}.{name}": getattr(module, name) for name in names if getattr(module, name) is not None}
     return found
 
@@ -42,7 +44,7 @@ WRITES = [
     "w.view(-1).zero_()", "w.flatten().zero_()", "w.t().zero_() if w.ndim == 2 else w.mT.zero_()", "w.T.zero_()",
     "w.chunk(2)[0].zero_()", "w.data.chunk(2, 0)[1].fill_(1)", "[nn.init.zeros_(row) for row in w]",
     "w.unbind()[0].zero_()", "torch.zero_(w)", "torch.relu_(w)", "F.relu(w, inplace=True)",
-    "nn.ReLU(inplace=True)(w)", "torch.add(w, 1, out=w)", "torch.zeros(w.shape, out=w)", "w.set_(w.clone())",
+    "nn.ReLU(inplace=True)(w)", "torch.add(w, 1, out=w)", "torch.zeros(w.shape, out=w)",
     "w.masked_fill_(w > 0, 0)", "w.index_fill_(0, torch.tensor([0]), 0)", "torch._foreach_mul_([w], 2)",
     "w.clamp_(-1, 1)", "w.exponential_()", "w.resize_(3)", "nn.init._no_grad_normal_(w, 0, 1)",
     "nn.utils.vector_to_parameters(torch.zeros(w.numel()), [w])", "w.squeeze().transpose(0, 1).zero_()",
@@ -78,7 +80,7 @@ def test_initialising_a_whole_model_by_a_function():
         if hasattr(module, "weight"):
             nn.init.trunc_normal_(module.weight, std=0.02)
 
-    with pytest.raises(RuntimeError, match="trunc_normal_|uniform_"):
+    with pytest.raises(RuntimeError, match="normal_ writes"):
         nn.Sequential(nx.Linear(8, 8, rule=2)).apply(first_values)
 
 
@@ -120,7 +122,13 @@ def test_everything_else_gives_plain_tensors(expression, layer):
 
 def test_what_is_read_of_it(layer):
     w = layer.weight
-    assert (w.dtype, w.shape, w.device, w.ndim, w.requires_grad) == (torch.float32, (16, 8), torch.device("cpu"), 2, True)
+    assert (w.dtype, w.shape, w.device, w.ndim, w.requires_grad) == (
+        torch.float32,
+        (16, 8),
+        torch.device("cpu"),
+        2,
+        True,
+    )
     assert isinstance(w, Tensor)
     assert not isinstance(w, nn.Parameter)
     assert "Computed" not in repr(w)
@@ -130,7 +138,9 @@ def test_what_is_read_of_it(layer):
     assert w in {w}
 
 
-@pytest.mark.parametrize("make", [lambda w: w, lambda w: w.data, lambda w: w.detach(), lambda w: w[:4], lambda w: w.T])
+@pytest.mark.parametrize(
+    "make", [lambda w: w, lambda w: w.data, lambda w: w.detach(), lambda w: w[:4], lambda w: w.T]
+)
 @pytest.mark.parametrize("needs_grad", [True, False])
 def test_a_parameter_made_of_it_is_a_plain_parameter(make, needs_grad, layer):
     p = nn.Parameter(make(layer.weight), needs_grad)

@@ -103,6 +103,7 @@ PUBLIC = {
         "TransformerDecoder", "Transformer",
         "Rule", "LearnedRule", "FixedRule", "as_rule", "share", "missing_rules", "cached",
     ],
+    "nplex.nn.init": ["like_"],
     "nplex.convert": [
         "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of",
         "sensible", "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow",

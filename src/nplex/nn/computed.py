@@ -14,12 +14,54 @@ _ADVICE = (
     "components; to change a copy, take weight.clone() first"
 )
 # What torch's users write through to reach a parameter.
-_VIEWS = frozenset(
-    "data detach view view_as reshape reshape_as flatten unflatten squeeze unsqueeze ravel expand expand_as T mT t H "
-    "mH adjoint transpose permute movedim moveaxis swapaxes swapdims narrow select diagonal unfold as_strided real "
-    "__getitem__ __iter__ chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind requires_grad_".split()
+_VIEWS = frozenset([
+    "data",
+    "detach",
+    "view",
+    "view_as",
+    "reshape",
+    "reshape_as",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "ravel",
+    "expand",
+    "expand_as",
+    "T",
+    "mT",
+    "t",
+    "H",
+    "mH",
+    "adjoint",
+    "transpose",
+    "permute",
+    "movedim",
+    "moveaxis",
+    "swapaxes",
+    "swapdims",
+    "narrow",
+    "select",
+    "diagonal",
+    "unfold",
+    "as_strided",
+    "real",
+    "__getitem__",
+    "__iter__",
+    "chunk",
+    "split",
+    "split_with_sizes",
+    "tensor_split",
+    "hsplit",
+    "vsplit",
+    "dsplit",
+    "unbind",
+    "requires_grad_",
+])
+_WRITES = frozenset(
+    f"__{name}__"
+    for name in ["setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior"]
 )
-_WRITES = frozenset(f"__{name}__" for name in "setitem iadd isub imul itruediv ifloordiv imod ipow iand ior".split())
 _NO_WRITES = frozenset(("requires_grad_", "share_memory_"))
 
 
@@ -64,7 +106,7 @@ def read_only(weight: Tensor) -> Tensor:
     """The weight for somebody to look at; left plain where torch.compile, export or a transform looks on."""
     if not is_eager(weight):
         return weight
-    shown = weight.as_subclass(Computed)
+    shown = weight.detach().as_subclass(Computed)  # derivatives are those of the plain one
     shown.plain = weight
     return shown
 

@@ -58,7 +58,7 @@ class _Rows(Twin):
 
     @property
     def weight(self) -> Float[Tensor, "rows d"]:
-        """The dense W, built at each call, differentiable, read-only (nplex.nn.computed); to change it, change rule and components."""
+        """The dense W, built at each call, differentiable and read-only; to change it, change rule and components."""
         with full_precision(self.components):
             weight = expand(self.rule(), self.components)[: self.num_embeddings, : self.embedding_dim].contiguous()
         if self.padding_idx is not None:
