@@ -96,9 +96,9 @@ class Computed(Tensor):
         return False
 
     @_is_param.setter
-    def _is_param(self, value: bool) -> None:
+    def _is_param(self, value: bool) -> None:  # pyright: ignore
         needs_grad = vars(self).pop("plain").requires_grad
-        self.__class__ = nn.Parameter  # as torch's own UninitializedParameter does
+        self.__class__ = nn.Parameter  # pyright: ignore - as torch's own UninitializedParameter does
         self.requires_grad_(needs_grad)
 
 

@@ -131,7 +131,7 @@ def _fill(layer: Any, name: str, fn: Callable[[Tensor], Any]) -> None:
 
 
 def _nearest(layer: Any, name: str, shown: str, drawn: Tensor) -> list[Tensor]:
-    """Components with the least `||W - D||`: `G^-1 b`, `G[k, l] = <rule[k], rule[l]>`, `b[k] = dW/dcomponents[k] D`."""
+    """Components of the least `||W - D||`: `G^-1 b`, `G[k, l] = <rule[k], rule[l]>`, `b[k] = dW/dcomponents[k] D`."""
     table = as_table(layer.rule()).detach().double()
     n, gram = table.shape[0], table.flatten(1) @ table.flatten(1).mT
     if name == "left":
