@@ -255,6 +255,9 @@ def test_a_method_is_one_value_and_one_row(monkeypatch):
     ("holder", "name"),
     [
         (torch._C, "_get_tracing_state"),
+        (torch._C, "_set_tracing_state"),
+        (torch._C._functorch, "is_legacy_batchedtensor"),
+        (torch._C._autograd, "_top_saved_tensors_default_hooks"),
         (torch._C, "_are_functorch_transforms_active"),
         (forward_ad, "_current_level"),
         (torch.Tensor, "_version"),

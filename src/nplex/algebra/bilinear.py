@@ -42,7 +42,7 @@ class BilinearAlgorithm(NamedTuple):
         """`[k, i, j] = sum_r encode_component[k, r] decode[i, r] encode_input[j, r]`, differentiable."""
         n, rank = self.encode_component.shape
         pairs = self.decode[:, None, :] * self.encode_input[None, :, :]
-        return (self.encode_component @ pairs.reshape(n * n, rank).mT).reshape(n, n, n)
+        return (self.encode_component @ pairs.reshape(n * n, rank).transpose(-1, -2)).reshape(n, n, n)
 
     def error(self, table: Float[Tensor, "n n n"]) -> float:
         """`|| self.table() - table || / || table ||`, Frobenius norms, computed in float64."""

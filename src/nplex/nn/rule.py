@@ -178,7 +178,10 @@ class FixedRule(Rule):
     def reset_parameters(self) -> None:
         """The algebra's own numbers."""
         for name, value in self._values.items():
-            self.get_buffer(name).copy_(value)
+            buffer = self.get_buffer(name)
+            if buffer.is_inference() and not torch.is_inference_mode_enabled():  # such a tensor cannot be written
+                buffer = self._buffers[name] = torch.empty_like(buffer)
+            buffer.copy_(value)
 
     def forward(self) -> Float[Tensor, "n n n"] | BilinearAlgorithm:
         """The table, or the factors."""

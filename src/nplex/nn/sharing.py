@@ -267,6 +267,8 @@ def check_same_dtype_and_device(rule: nn.Module, number: Tensor) -> None:
         ValueError: says both types and devices.
     """
     own = next(iter([*rule.parameters(), *rule.buffers()]))
+    if (own.is_meta and not own.requires_grad) or number.is_meta:
+        return  # made without memory, as accelerate does: only parameters, or all
     if (own.dtype, own.device) != (number.dtype, number.device):
         raise ValueError(
             f"the rule is {own.dtype} on {own.device}, the layer {number.dtype} on {number.device}; "

@@ -40,7 +40,7 @@ def attend(
     if not need_weights:
         with sdpa_kernel(SDPBackend.MATH) if is_transformed() else contextlib.nullcontext():
             return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal), None
-    scores = torch.matmul(query * math.sqrt(1 / query.shape[-1]), key.mT)
+    scores = torch.matmul(query * math.sqrt(1 / query.shape[-1]), key.transpose(-1, -2))
     if mask is not None:
         scores = scores + mask
     weights = F.dropout(scores.softmax(-1), dropout)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.ops.tracing import autocast_type, is_eager, version
+from nplex.ops.tracing import autocast_type, is_eager, is_recorded, version
 
 _ACTIVE: dict[int, "Cache"] = {}  # by the identity of a parameter
 
@@ -91,7 +91,7 @@ def clear(parameters: Iterable[Tensor]) -> None:
 
 def kept_for(components: Tensor, rule: Tensor | BilinearAlgorithm, *others: Tensor) -> Cache | None:
     """The cache of these components, up to date; None outside nplex.nn.cached, and where nothing can be kept."""
-    if torch.compiler.is_compiling() or not _ACTIVE:
+    if torch.compiler.is_compiling() or not _ACTIVE or (torch.is_grad_enabled() and is_recorded()):
         return None
     cache = _ACTIVE.get(id(components))
     if cache is None or cache.components() is not components:

@@ -129,7 +129,7 @@ def _bilinear(
     parts = x.unflatten(1, (groups, inputs)).flatten(3)
     if inputs < n * b:
         parts = F.pad(parts, (0, 0, 0, n * b - inputs))
-    mixed = torch.matmul(rule.encode_input.mT, parts.unflatten(2, (n, b)).flatten(3))
+    mixed = torch.matmul(rule.encode_input.transpose(-1, -2), parts.unflatten(2, (n, b)).flatten(3))
     (blocks,) = prepared or _prepare_bilinear(rule, components, channels)
     products = convolve(mixed.reshape(x.shape[0], groups * rank * b, *x.shape[2:]), blocks, groups * rank)
     y = torch.matmul(rule.decode, products.unflatten(1, (groups, rank, a)).flatten(3))
@@ -139,7 +139,9 @@ def _bilinear(
 
 def _prepare_bilinear(rule: BilinearAlgorithm, components: Tensor, channels: tuple[int, int]) -> tuple[Tensor]:
     (n, groups, a, b), kernel = components.shape[:4], components.shape[4:]
-    blocks = torch.matmul(rule.encode_component.mT, components.reshape(n, -1)).reshape(-1, groups, a, b, *kernel)
+    blocks = torch.matmul(rule.encode_component.transpose(-1, -2), components.reshape(n, -1)).reshape(
+        -1, groups, a, b, *kernel
+    )
     return (blocks.transpose(0, 1).reshape(-1, b, *kernel),)
 
 

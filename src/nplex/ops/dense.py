@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table
 from nplex.ops.cost import Work
 from nplex.ops.method import Method, Request
-from nplex.ops.tracing import autocast_type, is_eager
+from nplex.ops.tracing import autocast_type, is_batched, is_eager
 
 # Blocks of the weight are built in a buffer of about so many bytes, which stays in cache, and put in their places.
 TILE_BYTES = 2**21
@@ -61,7 +61,7 @@ def prepare(
 def formula(table: Float[Tensor, "n n n"], components: Float[Tensor, "n a b"]) -> Float[Tensor, "n*a n*b"]:
     """All blocks at once: differentiable any number of times, and easy to transform."""
     n, a, b = components.shape
-    blocks = torch.matmul(table.reshape(n, n * n).mT, components.reshape(n, a * b))
+    blocks = torch.matmul(table.reshape(n, n * n).transpose(-1, -2), components.reshape(n, a * b))
     return blocks.reshape(n, n, a, b).transpose(1, 2).reshape(n * a, n * b)
 
 
@@ -77,12 +77,12 @@ class _Expand(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         table, components = ctx.saved_tensors
         for_table, for_components = ctx.needs_input_grad
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not is_batched(grad):
             return _backward(table, components, grad, for_table, for_components)
-        inputs = table.view_as(table), components.view_as(components)
-        wanted = [t for t, want in zip(inputs, ctx.needs_input_grad, strict=True) if want]
-        found = iter(torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=True))
-        return next(found) if for_table else None, next(found) if for_components else None
+        n, a, b = components.shape  # of second derivatives, and of several gradients at once
+        grads = grad.reshape(n, a, n, b).transpose(1, 2).reshape(n * n, a * b)
+        table_grad = (components.reshape(n, a * b) @ grads.mT).reshape(n, n, n) if for_table else None
+        return table_grad, (table.reshape(n, n * n) @ grads).reshape(n, a, b) if for_components else None
 
 
 def _forward(table: Float[Tensor, "n n n"], components: Float[Tensor, "n a b"]) -> Float[Tensor, "n*a n*b"]:

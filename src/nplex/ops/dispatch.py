@@ -12,6 +12,7 @@ from nplex.ops.cache import kept_for
 from nplex.ops.method import Method
 from nplex.ops.methods import METHODS
 from nplex.ops.plan import chooser
+from nplex.ops.tracing import plain_sizes
 
 best = chooser(METHODS)
 
@@ -69,14 +70,13 @@ def run(
     if cache is not None:
         call = (part, method, x.shape, x.dtype, x.requires_grad, features, None if bias is None else bias.shape)
         chosen = cache.methods.get(call)
+    if x.is_nested:  # torch's own linear knows both layouts
+        weight = METHODS["dense"].prepare(rule, components)[0]
+        return F.linear(x, weight[: features[1], : features[0]], bias)
     n, a, b = components.shape
     d_in, d_out = features
     if chosen is None:
-        _check(x, rule, components, bias, features)
-        check_method(method, factors=not isinstance(rule, Tensor))
-        chosen = method
-        if method == "auto":
-            chosen = best(math.prod(x.shape[:-1]), (n, a, b, 1), rule, (owner, x), cache is not None)
+        chosen = plain_sizes(_choose)(x, rule, components, bias, features, method, owner, cache is not None)
         if cache is not None:
             cache.methods[call] = chosen
     if d_in < n * b:
@@ -87,6 +87,19 @@ def run(
     prepared = () if cache is None else cache.get((chosen, part), lambda: taken.prepare(rule, components))
     y = taken.product(x, rule, components, bias, prepared)
     return (y if d_out == n * a else y[..., :d_out]).contiguous()
+
+
+def _choose(
+    x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor, bias: Tensor | None, features: tuple[int, int],
+    method: str, owner: Tensor, prepared: bool,
+) -> str:  # fmt: skip
+    """The method that is named, or the best one, after all sizes were checked."""
+    _check(x, rule, components, bias, features)
+    check_method(method, factors=not isinstance(rule, Tensor))
+    if method != "auto":
+        return method
+    n, a, b = components.shape
+    return best(math.prod(x.shape[:-1]), (n, a, b, 1), rule, (owner, x), prepared)
 
 
 def check_method(method: str, *, factors: bool, methods: Mapping[str, Method] = METHODS, of: str = "") -> None:

@@ -33,7 +33,7 @@ def components_first(
     """
     n, a, b = components.shape
     inputs = x.reshape(-1, n, b).transpose(0, 1).reshape(-1, b)  # j, token
-    middle = torch.bmm(inputs.expand(n, -1, -1), components.mT)  # k; j, token
+    middle = torch.bmm(inputs.expand(n, -1, -1), components.transpose(-1, -2))  # k; j, token
     table = prepared[0] if prepared else as_table(rule)
     y = torch.matmul(table.transpose(0, 1).reshape(n, n * n), middle.reshape(n, n, -1).flatten(0, 1))
     return _outputs(y.reshape(n, -1, a), x, bias)
@@ -57,7 +57,7 @@ def rule_first(
         return _rule_first_prepared(x, mixing, stacked, bias)
     inputs = x.reshape(-1, n, b).transpose(0, 1).reshape(n, -1)
     middle = torch.matmul(as_table(rule).reshape(n * n, n), inputs).reshape(n, -1, b)  # k; i, token
-    y = torch.bmm(middle, components.mT).sum(0)
+    y = torch.bmm(middle, components.transpose(-1, -2)).sum(0)
     return _outputs(y.reshape(n, -1, a), x, bias)
 
 

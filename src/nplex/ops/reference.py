@@ -28,7 +28,7 @@ def product(
     prepared: tuple[()] = (),
 ) -> Float[Tensor, "*batch n*a"]:
     """`y = x W^T + bias` with `W = sum_k kron(rule[k], components[k])`; nothing is ever prepared."""
-    y = torch.matmul(x, weight(rule, components).mT)
+    y = torch.matmul(x, weight(rule, components).transpose(-1, -2))
     return y if bias is None else y + bias.to(y.dtype)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.ops.tracing import is_batched
 
 # On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
 LEAST_TOKENS, LEAST_BYTES, WIDE = 64, 2**20, 128
@@ -34,7 +35,7 @@ class _Sizes(NamedTuple):
 def blocks(rule: BilinearAlgorithm, components: Float[Tensor, "n a b"]) -> Float[Tensor, "R a b"]:
     """`blocks[r] = sum_k encode_component[k, r] components[k]`."""
     n, a, b = components.shape
-    return torch.matmul(rule.encode_component.mT, components.reshape(n, a * b)).reshape(-1, a, b)
+    return torch.matmul(rule.encode_component.transpose(-1, -2), components.reshape(n, a * b)).reshape(-1, a, b)
 
 
 def formula(
@@ -50,8 +51,8 @@ def formula(
     """
     rank, a, b = blocks.shape
     n = x.shape[1]
-    mixed = torch.matmul(rule.encode_input.mT, x.transpose(0, 1).reshape(n, -1)).reshape(rank, -1, b)
-    products = torch.bmm(mixed, blocks.mT)
+    mixed = torch.matmul(rule.encode_input.transpose(-1, -2), x.transpose(0, 1).reshape(n, -1)).reshape(rank, -1, b)
+    products = torch.bmm(mixed, blocks.transpose(-1, -2))
     y = torch.matmul(rule.decode, products.reshape(rank, -1)).reshape(n, -1, a).transpose(0, 1)
     return y if bias is None else y + bias.to(y.dtype).reshape(n, a)
 
@@ -89,8 +90,8 @@ class _Product(torch.autograd.Function):
         x, encode_component, encode_input, decode, components, prepared, *products = ctx.saved_tensors
         rule = BilinearAlgorithm(encode_component, encode_input, decode)
         wanted = ctx.needs_input_grad
-        bias_grad = grad.sum(0).flatten() if wanted[5] else None
-        if torch.is_grad_enabled():
+        bias_grad = grad.sum(0).reshape(-1) if wanted[5] else None
+        if torch.is_grad_enabled() or is_batched(grad):
             *most, blocks_grad = _differentiable(x, rule, components, prepared, grad, (*wanted[:5], wanted[6]))
             return *most, bias_grad, blocks_grad
         made = blocks(rule, components) if prepared is None else prepared
@@ -204,14 +205,16 @@ def _differentiable(
     x: Tensor, rule: BilinearAlgorithm, components: Tensor, prepared: Tensor | None, grad: Tensor,
     wanted: tuple[bool, ...],
 ) -> list[Tensor | None]:  # fmt: skip
-    """Gradients of x, the factors, components and prepared blocks that can themselves be differentiated."""
-    x, *factors, components = (t.view_as(t) for t in (x, *rule, components))
-    prepared = None if prepared is None else prepared.view_as(prepared)
-    rule = BilinearAlgorithm(*factors)
-    y = formula(x, rule, blocks(rule, components) if prepared is None else prepared, None)
+    """Gradients of x, the factors, components and prepared blocks, by operations that torch differentiates itself."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x, *factors, components = (t.view_as(t) for t in (x, *rule, components))
+        prepared = None if prepared is None else prepared.view_as(prepared)
+        rule = BilinearAlgorithm(*factors)
+        y = formula(x, rule, blocks(rule, components) if prepared is None else prepared, None)
     inputs = (x, *rule, components, prepared)
     asked = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
-    found = iter(torch.autograd.grad(y, asked, grad, create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(y, asked, grad, create_graph=again, allow_unused=True))
     return [next(found) if want and t is not None else None for t, want in zip(inputs, wanted, strict=True)]
 
 

@@ -35,8 +35,33 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and _is_transformed()
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Whether it stands for several tensors: under torch.func.vmap, or as a gradient with is_grads_batched."""
+    return is_transformed() or torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
 def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def plain_sizes(function: Function) -> Function:
+    """The function; under torch.jit.trace one that sees sizes as Python's numbers, which are tensors there else."""
+    if torch.compiler.is_compiling() or (state := torch._C._get_tracing_state()) is None:
+        return function
+
+    def untraced(*args: Any) -> Any:
+        torch._C._set_tracing_state(None)  # pyright: ignore - None ends it
+        try:
+            return function(*args)
+        finally:
+            torch._C._set_tracing_state(state)
+
+    return untraced  # pyright: ignore
+
+
+def is_recorded() -> bool:
+    """Whether hooks see the tensors that are saved for backward, as those of checkpointing, which counts them."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def version(tensor: Tensor) -> int:
