@@ -20,9 +20,7 @@ def shown(layer):
     """Every computed weight in a layer, by name."""
     found = {}
     for prefix, module in layer.named_modules():
-        names = getattr(
-            module, "_weights", ["weight"] if isinstance(getattr(module, "weight", None), Computed) else []
-        )
+        names = getattr(module, "_weights", ["weight"] if type(getattr(module, "weight", None)) is Computed else [])
         found |= {f"{prefix}.{name}": getattr(module, name) for name in names if getattr(module, name) is not None}
     return found
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from layer_cases import LAYERS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -91,3 +92,23 @@ def test_made_in_inference_mode_and_moved(method, rule):
     layer.to("cpu").eval().float()
     with torch.no_grad():  # torch's layers take no gradients of such parameters either
         assert layer(torch.randn(3, 10)).shape == (3, 14)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("name", LAYERS)
+def test_fx_keeps_a_layer_as_one_call(name):
+    torch.manual_seed(0)
+    case = LAYERS[name]
+    layer = case.make(8, rule=4).eval()
+    inputs = case.inputs(8, torch.float32)
+    names = [f"x{i}" for i in range(len(inputs))]
+    space = {"nn": nn}
+    exec(  # a module whose forward has as many arguments as the layer has inputs
+        f"class Model(nn.Module):\n def __init__(self, layer):\n  super().__init__()\n  self.layer = layer\n"
+        f" def forward(self, {', '.join(names)}):\n  return self.layer({', '.join(names)})",
+        space,
+    )
+    model = space["Model"](layer)
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["layer"]
+    torch.testing.assert_close(traced(*inputs), model(*inputs))

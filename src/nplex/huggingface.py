@@ -24,6 +24,7 @@ from nplex.convert.record import record
 from nplex.convert.twins import is_layer
 from nplex.model_card import model_card
 from nplex.nn import FixedRule, LearnedRule, Rule
+from nplex.nn.computed import Computed
 from nplex.pretrained import base_name, moved, resized
 
 METHOD = "nplex"
@@ -31,6 +32,7 @@ FORMAT = 1
 _KEYS = {"conversion", "base", "format", "quant_method"}
 _OURS = (".components", ".rule.table", ".rule.decode")  # endings of tensors that only our layers have
 _fresh_sizes = ContextVar("ignore_mismatched_sizes", default=False)  # of the from_pretrained that runs
+_loads = ContextVar("loads", default=False)  # whether a from_pretrained runs
 
 
 class NplexConfig(QuantizationConfigMixin):
@@ -217,11 +219,12 @@ def _checked(load: Any) -> Any:
 
     @functools.wraps(load)
     def from_pretrained(cls: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        token = _fresh_sizes.set(bool(kwargs.get("ignore_mismatched_sizes")))
+        token, outer = _fresh_sizes.set(bool(kwargs.get("ignore_mismatched_sizes"))), _loads.set(True)
         try:
             model, info = load(cls, *args, output_loading_info=True, **kwargs)
         finally:
             _fresh_sizes.reset(token)
+            _loads.reset(outer)
         over, lost = set(info["unexpected_keys"]), set(info["missing_keys"])
         if not _held(model.config) and (ours := sorted(key for key in over if key.endswith(_OURS))):
             raise ValueError(
@@ -272,6 +275,8 @@ def _resizing(resize: Any) -> Any:
     return resize_token_embeddings
 
 
+# Transformers gives first values to what is not marked; nplex.nn's own are given in _fill_in.
+Computed._is_hf_initialized = property(lambda weight: _loads.get())  # pyright: ignore[reportAttributeAccessIssue]
 register_quantization_config(METHOD)(NplexConfig)
 register_quantizer(METHOD)(NplexQuantizer)
 PreTrainedModel.save_pretrained = _with_conversion(PreTrainedModel.save_pretrained)

@@ -37,6 +37,7 @@ class Expanded(Twin):
 
         But none that gives first values: torch's know nothing of rules.
         """
+        super().__init_subclass__()
         for kind in getattr(cls, "torch_layer", nn.Module).__mro__:
             for name, member in vars(kind).items():
                 if inspect.isfunction(member) and not hasattr(cls, name) and "reset" not in name:

@@ -18,11 +18,12 @@ from nplex.nn.rule import Rule
 from nplex.nn.sharing import new_like
 from nplex.nn.twin import kind_among, rebuilt, to_dense
 from nplex.ops.attention import Mask, is_causal_mask
+from nplex.ops.tracing import Leaf
 
 Activation = str | Callable[[Tensor], Tensor]
 
 
-class _Container:
+class _Container(Leaf):
     """One of torch's containers, which computes nothing itself: from torch's, and back to it, part by part."""
 
     @classmethod
@@ -235,8 +236,8 @@ class Transformer(_Container, nn.Transformer):
         rule: int | Algebra | Rule,
         method: str = "auto",
     ) -> None:
-        none: dict[str, Any] = {"custom_encoder": nn.Identity(), "custom_decoder": nn.Identity()}
-        super().__init__(d_model, nhead, **none, batch_first=batch_first)
+        nothing: Any = nn.Identity()
+        super().__init__(d_model, nhead, custom_encoder=nothing, custom_decoder=nothing, batch_first=batch_first)
         sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias)
         factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
         if custom_encoder is None:
@@ -271,8 +272,7 @@ class Transformer(_Container, nn.Transformer):
     @classmethod
     def like(cls, layer: nn.Transformer, *, rule: int | Algebra | Rule) -> Any:
         """As that of the layers; a custom encoder or decoder that is not torch's is copied."""
-        twin = super().like(layer, rule=rule)
-        twin.reset_parameters()
+        (twin := super().like(layer, rule=rule)).reset_parameters()
         return twin
 
 

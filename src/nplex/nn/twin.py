@@ -13,12 +13,12 @@ from nplex.algebra import Algebra
 from nplex.nn.arguments import check_dtype, guarded, plain
 from nplex.nn.rule import Rule
 from nplex.nn.sharing import RuleUser, attach
-from nplex.ops.tracing import full_precision
+from nplex.ops.tracing import Leaf, full_precision
 
 Sizes = dict[str, tuple[int, ...] | None]
 
 
-class Twin(RuleUser):
+class Twin(Leaf, RuleUser):
     """A layer with a rule that computes what a layer of torch.nn computes with the dense weights of this one.
 
     It has torch's arguments and attributes; each parameter of torch's layer can be read by its name.

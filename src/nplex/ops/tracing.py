@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
+from torch.fx import Proxy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -37,7 +38,7 @@ def is_transformed() -> bool:
 
 def is_batched(tensor: Tensor) -> bool:
     """Whether it stands for several tensors: under torch.func.vmap, or as a gradient with is_grads_batched."""
-    return is_transformed() or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    return is_transformed() or torch._C._functorch.is_legacy_batchedtensor(tensor)  # pyright: ignore
 
 
 def _is_transformed() -> bool:
@@ -49,19 +50,19 @@ def plain_sizes(function: Function) -> Function:
     if torch.compiler.is_compiling() or (state := torch._C._get_tracing_state()) is None:
         return function
 
-    def untraced(*args: Any) -> Any:
+    def _untraced(*args: Any) -> Any:
         torch._C._set_tracing_state(None)  # pyright: ignore - None ends it
         try:
             return function(*args)
         finally:
-            torch._C._set_tracing_state(state)
+            torch._C._set_tracing_state(state)  # pyright: ignore
 
-    return untraced  # pyright: ignore
+    return _untraced  # pyright: ignore
 
 
 def is_recorded() -> bool:
     """Whether hooks see the tensors that are saved for backward, as those of checkpointing, which counts them."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # pyright: ignore
 
 
 def version(tensor: Tensor) -> int:
@@ -84,6 +85,29 @@ def outside_graphs(function: Callable) -> Callable:
     The public torch.compiler.disable loads the compiler at once; this one when the function is called.
     """
     return _disable_dynamo(function)
+
+
+class Leaf:
+    """Layers that torch.fx.symbolic_trace keeps as one call, as it does with torch's own."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        forward: Any = getattr(cls, "forward", None)
+        if forward and ("forward" in vars(cls) or not hasattr(forward, "_is_leaf")):
+            cls.forward = _as_one_call(forward)
+
+
+def _as_one_call(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, Proxy):
+                tracer: Any = given.tracer
+                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        return forward(self, *args, **kwargs)
+
+    called._is_leaf = True  # pyright: ignore
+    return called
 
 
 def recurrence_is_traced() -> bool:
