@@ -2,6 +2,7 @@
 
     python benchmarks/step_sizes.py             # 45 minutes of one core
     python benchmarks/step_sizes.py --steps 5   # to see that it runs; writes no results
+    python benchmarks/step_sizes_sgd.py         # the same question for SGD and convolutions: 15 minutes
 
 A language model on the bytes of Python's own standard library: 2 blocks of torch's encoder layer, width 256, 16 lines
 of 64 bytes a step, 500 steps, AdamW (.9, .98) without decay, 50 steps of warm-up, then a cosine to 0. The dense model

@@ -13,7 +13,7 @@ from nplex.nn import Conv2d, Embedding, LearnedRule, Linear, LowRankLinear, Rule
 RULES = [
     1, 2, 4, 8, 16, LearnedRule(4, rank=4), LearnedRule(4, rank=7), LearnedRule(8, rank=8), LearnedRule(8, rank=24),
     algebra.complex_, algebra.dual, algebra.quaternion, algebra.octonion, algebra.direct(4), algebra.cyclic(5),
-    algebra.matrices(2),
+    algebra.matrices(2), LearnedRule(4, norm=4.0),
 ]  # fmt: skip
 LAYER = {
     "Linear": (lambda rule: Linear(160, 320, rule=rule), lambda: torch.randn(256, 160)),
@@ -50,7 +50,7 @@ def decrease_of_both(layer, other, x, optimizer):
 
 
 @pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: getattr(rule, "name", str(rule)))
 @pytest.mark.parametrize("kind", LAYER)
 def test_a_step_lowers_the_loss_as_one_of_the_dense_layer(kind, rule, optimizer):
     torch.manual_seed(0)
@@ -62,8 +62,44 @@ def test_a_step_lowers_the_loss_as_one_of_the_dense_layer(kind, rule, optimizer)
     )
 
 
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("rule", [2, 5, 8], ids=lambda rule: getattr(rule, "name", str(rule)))
+def test_the_dense_rate_is_right_for_adam_and_layers_with_n(name, rule):
+    layer = LAYERS[name].make(10, rule=rule)
+    for step in optim.explain(layer).steps:
+        assert step.adamw == pytest.approx(1, rel=0.05 if "Embedding" in step.layer else 1e-4), step
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LearnedRule(4), lambda: LearnedRule(4, rank=4), lambda: LearnedRule(8, rank=24),
+        lambda: LearnedRule(5, rank=20), lambda: LearnedRule(4, start=algebra.quaternion),
+        lambda: LearnedRule(4, rank=8, start=algebra.quaternion), lambda: LearnedRule(3, start=algebra.direct(3)),
+    ],
+)  # fmt: skip
+def test_the_dense_rate_is_right_for_adam_and_learned_rules(make):
+    layer = Linear(20, 40, rule=make())
+    assert optim.factor(layer, "adamw") == pytest.approx(1, rel=1e-5)
+    assert float(algebra.as_table(layer.rule()).detach().norm()) == pytest.approx(layer.rule.initial_norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", [4, LearnedRule(4, rank=7)], ids=lambda rule: getattr(rule, "name", str(rule)))
+def test_the_dense_rate_is_right_for_adam_and_nearest_weights(rule):
+    model = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 32))
+    convert_(model, rule, weights="nearest")
+    for step in optim.explain(model).steps:
+        assert step.adamw == pytest.approx(1, rel=1e-3), step
+
+
+def test_norm_n_is_right_for_sgd():
+    assert optim.factor(Linear(16, 32, rule=LearnedRule(4, norm=4.0)), "sgd") == pytest.approx(1)
+    with pytest.raises(ValueError, match="norm must be a positive number"):
+        LearnedRule(4, norm=0.0)
+
+
 @pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: getattr(rule, "name", str(rule)))
 def test_components_of_low_rank_are_compared_with_a_dense_product_of_that_rank(rule, optimizer):
     torch.manual_seed(0)
     layer = LowRankLinear(320, 640, rule=fresh(rule), low_rank=8)
@@ -118,8 +154,8 @@ def test_rules_have_their_rate_and_a_shared_one_is_there_once():
     groups = {group["name"]: group for group in optim.param_groups(model, lr=0.5, weight_decay=0.1, rule_lr=0.1)}
     assert [*groups["rules"]["params"]] == [rule.table]
     assert groups["rules"]["lr"] == 0.1
-    assert len(groups["components x 2"]["params"]) == 2
-    assert groups["components x 2"]["lr"] == 1.0
+    assert len(groups["components x 1"]["params"]) == 2
+    assert groups["components x 1"]["lr"] == 0.5
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "Adafactor"])
@@ -170,7 +206,7 @@ def test_nothing_to_train():
 
 def test_with_accelerate():
     accelerate = pytest.importorskip("accelerate")
-    model = nn.Sequential(Linear(16, 32, rule=4), nn.ReLU(), nn.Linear(32, 1))
+    model = nn.Sequential(Linear(16, 32, rule=LearnedRule(4, norm=4.0)), nn.ReLU(), nn.Linear(32, 1))
     optimizer = torch.optim.AdamW(optim.param_groups(model, lr=1e-2, weight_decay=0.1))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     accelerator = accelerate.Accelerator(cpu=True)
@@ -191,7 +227,7 @@ def test_with_the_trainer_of_transformers(tmp_path):
         vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
     )
     model = transformers.BertForSequenceClassification(config)
-    convert_(model, 4)
+    convert_(model, LearnedRule(4, norm=4.0))
     optimizer = torch.optim.AdamW(optim.param_groups(model, lr=1e-2, weight_decay=0.1))
     arguments = transformers.TrainingArguments(
         str(tmp_path), max_steps=2, per_device_train_batch_size=4, use_cpu=True, report_to="none", disable_tqdm=True

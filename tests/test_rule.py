@@ -31,19 +31,20 @@ def tied(model):
 def test_a_full_rule_starts_with_orthogonal_faces(n):
     table = LearnedRule(n, dtype=torch.float64)()
     eye = torch.eye(n, dtype=torch.float64).expand(n, n, n)
-    torch.testing.assert_close(table @ table.mT, eye)
+    torch.testing.assert_close(table @ table.mT, n * eye)
 
 
 @pytest.mark.parametrize(("n", "rank"), [(2, 1), (2, 3), (4, 4), (4, 7), (8, 24), (5, 3)])
-def test_factors_start_with_a_table_of_norm_n(n, rank):
-    assert LearnedRule(n, rank)().table().norm().item() == pytest.approx(n, rel=1e-5)
+def test_factors_start_with_faces_of_norm_n(n, rank):
+    assert LearnedRule(n, rank)().table().flatten(1).norm(dim=1).tolist() == pytest.approx([n] * n, rel=1e-5)
 
 
 @pytest.mark.parametrize("rank", [None, 8, 9])
 def test_starts_from_an_algebra(rank):
-    torch.testing.assert_close(
-        as_table(LearnedRule(4, rank, start=quaternion, dtype=torch.float64)()), quaternion.table, atol=1e-9, rtol=0
-    )
+    rule = LearnedRule(4, rank, start=quaternion, dtype=torch.float64)
+    torch.testing.assert_close(as_table(rule()), 2 * quaternion.table, atol=1e-9, rtol=0)
+    rule = LearnedRule(4, rank, start=quaternion, norm=4.0, dtype=torch.float64)
+    torch.testing.assert_close(as_table(rule()), quaternion.table, atol=1e-9, rtol=0)
 
 
 def test_cannot_start_from_an_algebra_at_an_impossible_rank():

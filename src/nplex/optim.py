@@ -96,7 +96,7 @@ def param_groups(
 
     The components of a layer get the rate `factor * lr`, with the factor of `explain`, and the decay
     `weight_decay / factor`: what a step takes off is their product. Rules, biases, norms and embeddings have no
-    decay. Parameters that require no gradient are left out.
+    decay. Parameters that require no gradient are left out. Fresh learned rules have factor 1 for "adamw".
 
     Args:
         model: any model.
@@ -115,11 +115,12 @@ def param_groups(
     Source: Qiu et al., Compute Better Spent (2024), arXiv 2406.06248, section 3, for structured matrices in general.
 
     Examples:
+        >>> from nplex.algebra import quaternion
         >>> from nplex.nn import Linear
-        >>> model = nn.Sequential(Linear(64, 64, rule=4), nn.LayerNorm(64))
+        >>> model = nn.Sequential(Linear(64, 64, rule=4), Linear(64, 64, rule=quaternion), nn.LayerNorm(64))
         >>> optimizer = torch.optim.AdamW(param_groups(model, lr=1e-3, weight_decay=0.1))
         >>> [group["name"] for group in optimizer.param_groups]
-        ['components x 2', 'no decay', 'rules']
+        ['components x 1', 'no decay', 'rules', 'components x 2']
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")

@@ -182,7 +182,7 @@ def _factorized(
     if isinstance(old, FixedRule):
         new = FixedRule(old.algebra, algorithm=search.algorithm, device=table.device, dtype=table.dtype)
     else:
-        new = LearnedRule(old.n, factors.rank, device="meta", dtype=table.dtype)
+        new = LearnedRule(old.n, factors.rank, norm=old.initial_norm, device="meta", dtype=table.dtype)
         for name, factor in zip(FACTORS, factors, strict=True):
             setattr(new, name, nn.Parameter(factor.clone(), table.requires_grad))
     seconds = (time.perf_counter() - begin) * fresh
@@ -195,7 +195,8 @@ def _unfactorized(entry: _Held) -> _Held:
     old, like = entry.rule, entry.rule.get_parameter("decode")
     factors = BilinearAlgorithm(*(old.get_parameter(name) for name in FACTORS))
     table = factors.to(torch.float64, "cpu").table().to(like.device, like.dtype)
-    new = LearnedRule(old.n, start=getattr(old, "start", None), device="meta", dtype=like.dtype)
+    start, norm = getattr(old, "start", None), old.initial_norm
+    new = LearnedRule(old.n, start=start, norm=norm, device="meta", dtype=like.dtype)
     new.table = nn.Parameter(table, any(p.requires_grad for p in old.parameters()))
     row = replace(entry.row, after=None, error=factors.error(table), growth=factors.growth)
     return entry._replace(rule=new, row=row)

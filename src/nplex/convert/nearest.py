@@ -119,7 +119,7 @@ def _is_real(weight: _Weight, n: int) -> Tensor:
 def _choose(rule: Rule, gram: Float[Tensor, "pairs pairs"]) -> None:
     """The best table for the weights of this Gram matrix; for factors, the best nearby."""
     vectors = torch.linalg.eigh(gram).eigenvectors[:, -rule.n :].flip(1)
-    best = rule.n**0.5 * vectors.mT.reshape(rule.n, rule.n, rule.n)  # of norm n, as a fresh rule
+    best = rule.initial_norm / rule.n**0.5 * vectors.mT.reshape(rule.n, rule.n, rule.n)
     if rule.rank is None:
         rule.get_parameter("table").copy_(best)
         return
@@ -136,7 +136,8 @@ def _choose(rule: Rule, gram: Float[Tensor, "pairs pairs"]) -> None:
 
     with torch.enable_grad():
         optimizer.step(loss)  # pyright: ignore - torch says float, its own examples give a tensor
-    scale = (rule.n / BilinearAlgorithm(*factors).table().norm()) ** (1 / 3)
+    faces = BilinearAlgorithm(*factors).table().flatten(1).norm(dim=1)
+    scale = (rule.initial_norm * rule.n**0.5 / faces.sum()) ** (1 / 3)
     for parameter, factor in zip(_factors(rule), factors, strict=True):
         parameter.copy_(scale * factor)
 

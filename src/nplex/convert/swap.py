@@ -109,7 +109,8 @@ def _twin(old: nn.Module, choice: Choice, common: dict[Choice, Rule]) -> nn.Modu
     """A fresh layer in the place of an old one, with a rule of its own or the one of its choice."""
     number = next(old.parameters())
     if not choice.shares:
-        return _keep_zeros(make_twin(old, choice.fresh(number.device, number.dtype)), old)
+        own = choice.rule if isinstance(choice.rule, int) else choice.fresh(number.device, number.dtype)
+        return _keep_zeros(make_twin(old, own), old)
     if choice not in common:
         common[choice] = choice.fresh(number.device, number.dtype) if choice.registers else choice.template
         mark_shared(common[choice])

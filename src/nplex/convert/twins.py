@@ -29,7 +29,7 @@ def twin_class(module: nn.Module) -> Any:
     return nx.Linear if is_transposed_linear(module) else TWINS.get(type(module))
 
 
-def make_twin(module: nn.Module, rule: Rule) -> Any:
+def make_twin(module: nn.Module, rule: int | Rule) -> Any:
     """A fresh layer in the place of a torch layer: same sizes, device, type, mode; trained if the old one was.
 
     Biases are trained if they were, components if their weight was, the rule if one of the weights was.

@@ -125,7 +125,7 @@ class Embedding(_Rows):
         rule: int | Algebra | Rule,
     ) -> None:
         super().__init__()
-        rule = as_rule(rule, device=device, dtype=dtype)
+        rule = as_rule(rule, power=1.0, device=device, dtype=dtype)
         _check_sizes(rule.n, num_embeddings, embedding_dim, padding_idx)
         shape = nn.Embedding(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device="meta"
@@ -199,7 +199,7 @@ class EmbeddingBag(_Rows):
             raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
         if mode == "max" and scale_grad_by_freq:
             raise ValueError("scale_grad_by_freq does not go with mode 'max', as in torch; take 'sum' or 'mean'")
-        rule = as_rule(rule, device=device, dtype=dtype)
+        rule = as_rule(rule, power=1.0, device=device, dtype=dtype)
         _check_sizes(rule.n, num_embeddings, embedding_dim, padding_idx)
         shape = nn.EmbeddingBag(
             num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, mode, sparse,

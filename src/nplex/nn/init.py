@@ -18,25 +18,31 @@ SAME = 1e-3
 
 
 @torch.no_grad()
-def table_(table: Float[Tensor, "n n n"]) -> None:
-    """Fills each `table[k]` with a random orthogonal matrix: `|| table ||_F = n`, as a quaternion's.
+def table_(table: Float[Tensor, "n n n"], *, norm: float) -> None:
+    """Fills each `table[k]` with a multiple of a random orthogonal matrix: `|| table[k] ||_F = norm / sqrt(n)`.
 
     Every output and every input component then takes part with the same weight, whatever the draw.
     """
-    table.copy_(torch.stack([_orthogonal(table) for _ in table]))
+    table.copy_(torch.stack([_orthogonal(table) for _ in table])).mul_(norm / len(table))
 
 
 @torch.no_grad()
 def factors_(
-    encode_component: Float[Tensor, "n R"], encode_input: Float[Tensor, "n R"], decode: Float[Tensor, "n R"]
+    encode_component: Float[Tensor, "n R"],
+    encode_input: Float[Tensor, "n R"],
+    decode: Float[Tensor, "n R"],
+    *,
+    norm: float,
 ) -> None:
-    """Fills the factors with random (semi-)orthogonal matrices, scaled so that the table has norm n.
+    """Fills the factors with random (semi-)orthogonal matrices, scaled: `|| table[k] ||_F = norm / sqrt(n)`.
 
     At R = n the layer is an orthogonal mixing, a block-diagonal product and another orthogonal mixing.
     """
     first, second, third = (_orthogonal(factor) for factor in (encode_component, encode_input, decode))
-    gram = (first.mT @ first) * (second.mT @ second) * (third.mT @ third)
-    scale = (first.shape[0] / gram.sum().sqrt()) ** (1 / 3)
+    n, gram = len(first), (second.mT @ second) * (third.mT @ third)
+    faces = torch.einsum("kr,rs,ks->k", first, gram, first).sqrt()
+    first = first * (faces.mean() / faces)[:, None]
+    scale = (norm / n**0.5 / faces.mean()) ** (1 / 3)
     for factor, value in zip((encode_component, encode_input, decode), (first, second, third), strict=True):
         factor.copy_(scale * value)
 

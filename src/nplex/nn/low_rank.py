@@ -74,7 +74,7 @@ class LowRankLinear(Twin):
         low_rank: int,
     ) -> None:
         super().__init__()
-        rule = as_rule(rule, device=device, dtype=dtype)
+        rule = as_rule(rule, power=1.0, device=device, dtype=dtype)
         in_features, out_features = check_widths(rule.n, in_features=in_features, out_features=out_features)
         low_rank = check_positive("low_rank", low_rank)
         n, a, b = rule.n, math.ceil(out_features / rule.n), math.ceil(in_features / rule.n)

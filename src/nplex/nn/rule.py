@@ -1,6 +1,7 @@
 """Rules as modules: called, they yield a multiplication table or its factors."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import SupportsIndex
 
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nplex.algebra import Algebra, BilinearAlgorithm, find, known_algorithm
+from nplex.algebra import Algebra, BilinearAlgorithm, as_table, find, known_algorithm
 from nplex.nn import init
 from nplex.nn.arguments import check_dtype, check_positive, guarded
 from nplex.nn.sharing import Shareable
@@ -53,7 +54,11 @@ class LearnedRule(Rule):
         rank: None for the full n x n x n table (the paper's layer); R for the three factors of a bilinear
             algorithm, with R / n^2 of the dense arithmetic. At the generic rank almost every table can be
             reached, at R = n no weight is used twice. R below n cannot use all inputs.
-        start: an algebra to start from instead of a random rule.
+        start: an algebra to start from instead of a random rule: its table, scaled.
+        norm: the Frobenius norm of the first table. It divides the size of W between rule and components, and so
+            the size of an optimizer's steps. By default `sum_k || rule[k] ||_F = n^2`, which is norm `n^1.5` where
+            all faces are equally large: then a step of Adam's, at the rate of the dense layer, lowers the loss as
+            much as the dense layer's. For SGD that is so with norm n.
         device: as in torch.nn.
         dtype: as in torch.nn.
 
@@ -80,10 +85,13 @@ class LearnedRule(Rule):
         rank: int | None = None,
         *,
         start: Algebra | None = None,
+        norm: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         check_dtype(dtype)
+        if norm is not None and not 0 < norm < math.inf:
+            raise ValueError(f"norm must be a positive number, got {norm!r}")
         n = check_positive("n", n)
         if rank is not None:
             rank = check_positive("rank", rank)
@@ -94,27 +102,26 @@ class LearnedRule(Rule):
         if start is not None and start.n != n:
             raise ValueError(f"start must have n = {n}, got {start.name} with n = {start.n}")
         with torch.device("cpu"):  # mathematics stays real inside a `with torch.device("meta")`
-            norm = float(n) if start is None else float(start.table.norm())
-            factors = None if start is None or rank is None else _algorithm(start, rank)
-        super().__init__(n, rank, norm)
-        self.start, self._start_factors = start, factors
+            first = None if start is None else _start(start, rank, norm)
+        super().__init__(n, rank, norm or n**1.5 if first is None else float(as_table(first).norm()))
+        self.start, self._first = start, first
         shapes = {"table": (n, n, n)} if rank is None else dict.fromkeys(FACTORS, (n, rank))
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The algebra it starts from, or a random rule of norm n (nn.init)."""
+        """The algebra it starts from, or a random rule (nn.init), of the norm that it was made with."""
         with torch.no_grad():
-            if self._start_factors is not None:
-                for name, factor in zip(FACTORS, self._start_factors, strict=True):
+            if isinstance(self._first, Tensor):
+                self.table.copy_(self._first)
+            elif self._first is not None:
+                for name, factor in zip(FACTORS, self._first, strict=True):
                     self.get_parameter(name).copy_(factor)
-            elif self.start is not None:
-                self.table.copy_(self.start.table)
             elif self.rank is None:
-                init.table_(self.table)
+                init.table_(self.table, norm=self.initial_norm)
             else:
-                init.factors_(self.encode_component, self.encode_input, self.decode)
+                init.factors_(self.encode_component, self.encode_input, self.decode, norm=self.initial_norm)
 
     def forward(self) -> Float[Tensor, "n n n"] | BilinearAlgorithm:
         """The table, or the factors."""
@@ -216,9 +223,13 @@ class FixedRule(Rule):
 
 
 def as_rule(
-    rule: int | Algebra | Rule, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    rule: int | Algebra | Rule,
+    *,
+    power: float = 1.5,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Rule:
-    """A whole number becomes a LearnedRule, an algebra a FixedRule, a rule stays itself.
+    """A whole number n becomes a LearnedRule of norm `n^power`, an algebra a FixedRule, a rule stays itself.
 
     Raises:
         TypeError: it is none of these; a bool is not a number here.
@@ -232,13 +243,22 @@ def as_rule(
         raise TypeError(f"rule must be a positive integer, an Algebra or a Rule, got {rule!r}")
     if rule.__index__() < 1:
         raise ValueError(f"rule must be a positive integer, an Algebra or a Rule, got {rule}")
-    return LearnedRule(rule, device=device, dtype=dtype)
+    return LearnedRule(rule, norm=rule.__index__() ** power, device=device, dtype=dtype)
 
 
 def _same(saved: Tensor, table: Tensor) -> bool:
     """Equal up to the rounding of any type that may have been saved; two algebras differ by far more."""
     error = (saved.detach().cpu().double() - table).abs().max()
     return bool(error <= 0.05 * table.abs().max())
+
+
+def _start(algebra: Algebra, rank: int | None, norm: float | None) -> Tensor | BilinearAlgorithm:
+    """An algebra's table or factors, so scaled that the table has this norm, or else faces of norm n in the mean."""
+    scale = algebra.n**2 / algebra.table.flatten(1).norm(dim=1).sum() if norm is None else norm / algebra.table.norm()
+    if rank is None:
+        return scale * algebra.table
+    encode_component, encode_input, decode = _algorithm(algebra, rank)
+    return BilinearAlgorithm(scale * encode_component, encode_input, decode)
 
 
 def _algorithm(algebra: Algebra, rank: int) -> BilinearAlgorithm:
