@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize, prune
 import nplex
 from nplex.algebra import quaternion
 from nplex.convert import parse_rule
-from nplex.convert.report import OPTIMIZER
+from nplex.convert.report import OPTIMIZER, PASS_IT
 from nplex.convert.twins import TWINS, make_twin
 from nplex.nn import FixedRule, LearnedRule, Linear
 
@@ -60,7 +60,7 @@ def test_convert_does_what_preview_said(rule, shared):
     model = Tied()
     promised = nplex.preview(model, rule, shared=shared)
     done = nplex.convert_(model, rule, shared=shared)
-    assert str(done) == f"{promised}\n{OPTIMIZER}"
+    assert str(done) == f"{promised}\n{OPTIMIZER}{PASS_IT}"
     assert sum(p.numel() for p in model.parameters()) == done.total_after < done.total_before
     assert model.first is model.again
     assert model.head.weight is model.words.weight
@@ -331,7 +331,7 @@ def test_every_kind_of_layer_deep_inside(label, shared):
     old = model.parts["deep"][0][1]
     dense = nplex.count(model)
     report = nplex.preview(model, 2, where=all_layers, shared=shared)
-    assert str(nplex.convert_(model, 2, where=all_layers, shared=shared)) == f"{report}\n{OPTIMIZER}"
+    assert str(nplex.convert_(model, 2, where=all_layers, shared=shared)) == f"{report}\n{OPTIMIZER}{PASS_IT}"
     new, (row,) = model.parts["deep"][0][1], report.rows
     assert type(new) is TWINS[type(old)]
     assert (row.name, row.was, row.now) == ("parts.deep.0.1", label, label[:-1] + ", rule=2)")
@@ -420,7 +420,7 @@ def test_different_rules_for_different_parts():
     })
     spec = {"encoder.*": 4, "decoder.*": quaternion, "head.*": None, "enc*": 2, "typo.*": 2}
     report = nplex.preview(model, spec)
-    assert str(nplex.convert_(model, spec)) == f"{report}\n{OPTIMIZER}"
+    assert str(nplex.convert_(model, spec)) == f"{report}\n{OPTIMIZER}{PASS_IT}"
     assert isinstance(model["encoder"][0].rule, LearnedRule)
     assert isinstance(model["decoder"][0].rule, FixedRule)
     assert [row.reason for row in report.rows[2:]] == [

@@ -9,7 +9,7 @@ import torch
 from torch import nn, optim
 
 from nplex.algebra import BilinearAlgorithm, Search, find
-from nplex.convert.exchange import exchange
+from nplex.convert.exchange import check_optimizer, exchange_rules
 from nplex.convert.reasons import HOOKS, check_model
 from nplex.convert.references import References, exchange_modules
 from nplex.convert.report import FactorReport, FactorRow
@@ -98,8 +98,7 @@ def _survey(
 ) -> list[_Held]:
     """All rules of a model, and why some are skipped; tables are to change (full), or factors."""
     check_model(model)
-    if not isinstance(optimizer, optim.Optimizer | None) or isinstance(optimizer, optim.LBFGS | optim.Adagrad):
-        raise TypeError(f"a {type(optimizer).__name__} cannot exchange its parameters; make a new one afterwards")
+    check_optimizer(optimizer)
     if isinstance(model, Rule):
         raise ValueError("the model is itself a rule and cannot be replaced in place; give the layer that holds it")
     names = names_of(model)
@@ -210,7 +209,7 @@ def _put_in(
     learned = [(old, new) for old, new in changed if isinstance(old, LearnedRule)]
     summary = "optimizer: none was given; one made before does not know the new parameters" * bool(learned)
     if optimizer is not None and learned:
-        summary = exchange(optimizer, [(old, new.rule, new.row.name) for old, new in learned])
+        summary = exchange_rules(optimizer, [(old, new.rule, new.row.name) for old, new in learned])
     elif any(p.requires_grad and p.grad is not None for old, _ in learned for p in old.parameters()):
         what = "rules in training were replaced and an optimizer made before does not know their new parameters"
         warnings.warn(f"{what}; make a new one, or pass it next time: optimizer=optimizer", stacklevel=3)

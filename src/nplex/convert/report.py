@@ -15,6 +15,7 @@ SIZES = (
 PLAIN = {"groups": 1, "num_layers": 1, "bidirectional": False, "proj_size": 0, "num_heads": None}
 FROZEN = "frozen: its new numbers are random and stay so"
 OPTIMIZER = "an optimizer made before holds the old parameters: make a new one"
+PASS_IT = ", or pass it: optimizer=optimizer"
 SHORT = {"num_layers": "layers", "num_heads": "heads"}
 
 
@@ -107,6 +108,7 @@ class Report:
         others: other kinds of modules that hold parameters: name, how many, parameters.
         unmatched: patterns of rules that fit no layer.
         done: whether the model was changed; False for a preview.
+        optimizer: what became of an optimizer that was given.
     """
 
     rows: tuple[Row, ...]
@@ -115,6 +117,7 @@ class Report:
     others: tuple[tuple[str, int, int], ...] = ()
     unmatched: tuple[str, ...] = ()
     done: bool = False
+    optimizer: str = ""
 
     @property
     def total_after(self) -> int:
@@ -144,7 +147,7 @@ class Report:
         )
         if frozen := sum(row.note == FROZEN for row in self.rows):
             lines.append(f'{frozen} frozen: take weights="nearest", or train them (requires_grad_)')
-        last = [OPTIMIZER] * (self.done and any(row.changes for row in self.rows))
+        last = [self.optimizer or OPTIMIZER + PASS_IT] * (self.done and any(row.changes for row in self.rows))
         return "\n".join(lines + last)
 
 

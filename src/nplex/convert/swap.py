@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import nn, optim
 
+from nplex.convert.exchange import check_optimizer, exchange_layers
 from nplex.convert.nearest import nearest_
 from nplex.convert.references import exchange_modules
-from nplex.convert.report import Report
+from nplex.convert.report import Report, Row
 from nplex.convert.spec import Choice, Conversion, Rules
-from nplex.convert.survey import base_of, survey, zeros
+from nplex.convert.survey import Survey, base_of, survey, zeros
 from nplex.convert.twins import is_layer, make_twin, untransposed
 from nplex.convert.where import Where
 from nplex.nn import Rule
@@ -40,7 +41,13 @@ def preview(
 
 
 def convert_(
-    model: nn.Module, rule: Rules, *, where: Where | None = None, shared: bool = False, weights: str = "fresh"
+    model: nn.Module,
+    rule: Rules,
+    *,
+    where: Where | None = None,
+    shared: bool = False,
+    weights: str = "fresh",
+    optimizer: optim.Optimizer | None = None,
 ) -> Report:
     """Replaces torch's layers by their twins with 1/n of the parameters, in place.
 
@@ -48,8 +55,8 @@ def convert_(
     `where` asks for them, embeddings; wherever they are in the model. A layer used at several places is replaced by
     one layer at all of them; layers already converted are left alone; a weight tied to another module stays dense.
     All new layers are made before any is put in, so that nothing is changed when an error is raised; for that time
-    the model needs 1/n more memory. Make the optimizer afterwards (one made before holds the old weights), then
-    train.
+    the model needs 1/n more memory. Make the optimizer afterwards (one made before holds the old weights) or pass it,
+    then train.
 
     Args:
         model: any model that contains such layers; it is changed.
@@ -63,9 +70,12 @@ def convert_(
             as `model.base_model.rule`); with a mapping one for each of its rules: `rule`, `rule_1`, ...
         weights: "fresh" first values, or those "nearest" to the old weights, with the old biases; the report tells
             how near. An error of .8 is usual for n = 4: a start for training, no replacement for it.
+        optimizer: one that holds the old weights; it is changed too. Components and biases stand where weights and
+            biases stood, with fresh state; rules in the first group without weight decay, or else beside them. Rates
+            are not changed: right for Adam and learned rules, see nplex.optim for others.
 
     Raises:
-        TypeError: the model is not a module, or the rule no rule.
+        TypeError: the model is not a module, the rule no rule, or the optimizer none that can be changed.
         ValueError: no layer can be converted (the reasons are named), or the model is itself such a layer, is
             wrapped already, has adapters, or cannot hold a shared rule.
 
@@ -75,12 +85,20 @@ def convert_(
         >>> report.rows[0].was, model.layers[0].linear1.rule
         ('MultiheadAttention(64, heads=4)', LearnedRule(n=4))
     """
+    check_optimizer(optimizer)
     found = survey(model, Conversion(rule, where, shared, weights))
     changed = [row for row in found.report.rows if row.changes]
     if not changed:
         if any(map(is_layer, model.modules())):
             return found.report
         raise ValueError(f"nothing to convert in {type(model).__name__}:\n{found.report}")
+    return _exchange(model, found, changed, weights, optimizer)
+
+
+def _exchange(
+    model: nn.Module, found: Survey, changed: list[Row], weights: str, optimizer: optim.Optimizer | None
+) -> Report:
+    """Makes all new layers, then puts them in."""
     common: dict[Choice, Rule] = {}
     old = [model.get_submodule(row.name) for row in changed]
     twins = [_twin(layer, found.choices[row.name], common) for layer, row in zip(old, changed, strict=True)]
@@ -92,6 +110,9 @@ def convert_(
     for name, choice in found.shared:
         register(base_of(model), common[choice].train(model.training), name)
     exchange_modules(model, dict(zip(old, twins, strict=True)))
+    if optimizer is not None:
+        swaps = zip(old, twins, (row.name for row in changed), strict=True)
+        report = replace(report, optimizer=exchange_layers(model, optimizer, [*swaps]))
     keep_padded(model)
     return report
 

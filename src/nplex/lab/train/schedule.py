@@ -6,19 +6,19 @@ from typing import Literal
 
 from torch import nn
 
-from nplex.nn import Rule
+from nplex.optim import param_groups
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW, a linear warm-up, then a curve.
+    """AdamW with the groups of nplex.optim, a linear warm-up, then a curve.
 
     Attributes:
         epochs: passes over the training examples.
         batch_size: examples a step, over all processes and gradient-accumulation steps.
         batch_tokens: if not 0, batches hold as many padded tokens instead.
         accumulate: gradient-accumulation steps of a batch; the gradient is that of the whole.
-        learning_rate: the highest.
+        learning_rate: the highest, of a dense layer; those of components are multiples, see nplex.optim.
         warmup: the share of all steps over which the rate grows.
         shape: of the rate after that: down to 0 as a cosine or a line, as 1 / sqrt(step), or level.
         weight_decay: on weights and components; never on biases, norms and embeddings.
@@ -67,16 +67,10 @@ class Schedule:
 
 
 def groups(model: nn.Module, schedule: Schedule) -> list[dict]:
-    """Parameter groups: matrices and components; vectors and embeddings, without decay; rules, at their own rate.
-
-    Each has `factor`, by which the rate of a step is multiplied.
-    """
-    rules = {p for m in model.modules() if isinstance(m, Rule) for p in m.parameters()}
-    spared = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()} - rules
-    spared |= {p for p in model.parameters() if p.ndim < 2} - rules
-    kinds = (
-        ([p for p in model.parameters() if p not in spared | rules], schedule.weight_decay, 1.0),
-        ([p for p in model.parameters() if p in spared], 0.0, 1.0),
-        ([p for p in model.parameters() if p in rules], schedule.rule_decay, schedule.rule_rate),
-    )
-    return [{"params": each, "weight_decay": decay, "factor": factor} for each, decay, factor in kinds if each]
+    """The groups of nplex.optim; each has `factor`, by which the rate of a step is multiplied."""
+    made = param_groups(model, lr=1.0, weight_decay=schedule.weight_decay, rule_lr=schedule.rule_rate)
+    for group in made:
+        group["factor"] = group.pop("lr")
+        if group["name"] == "rules":
+            group["weight_decay"] = schedule.rule_decay
+    return made
