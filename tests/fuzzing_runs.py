@@ -9,15 +9,14 @@ import json
 import random
 import re
 import shutil
-import signal
 import struct
 import tempfile
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from damages import VALUES, Hung, become_a_folder, changed, flip, overwrite, remove, replace_whole, truncate, watched
 from typer.testing import CliRunner
 
 from nplex.cli import app
@@ -30,16 +29,7 @@ from nplex.lab.recipes.language_modelling import language
 from nplex.lab.train import Interrupted
 
 SECONDS = 60  # a folder that takes longer hangs
-VALUES = (
-    None, True, False, -1, 0, 1, 3, 0.5, -0.5, 10**30, -(10**30), 1e308, float("nan"), float("inf"), "", "x", "1",
-    "\ud7ff", "x" * 10_000, [], [0], [[]], {}, {"x": 1}, [1.0, None], "../../etc", "</script>",
-)  # fmt: skip
-TEXTS = (b"", b"{", b"[]", b"null", b"\0" * 100, b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b'{"a": 1}', b"{}\n" * 3)
 MINE = b"not of nplex"
-
-
-class Hung(BaseException):
-    """The watchdog's."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +72,6 @@ def originals(place):
     return [replace(each, gives=used(each, each.folder, place)[1]) for each in made]
 
 
-@contextmanager
-def watched():
-    """Ends what hangs."""
-
-    def bark(number, frame):
-        raise Hung
-
-    before = signal.signal(signal.SIGALRM, bark)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def used(original, folder, data):
     """What a verb says of a copy of a folder, and what it gives: scores, history and weights, or a page's data."""
     copied = folder.with_name(f"{folder.name}-used")
@@ -108,7 +82,7 @@ def used(original, folder, data):
         arguments = ["run", "language", "--rule", "2", "--data", str(data), "--out", str(copied), "--resume"]
     else:
         arguments = ["report", str(copied), "--out", str(page), "--no-identify"]
-    with pytest.MonkeyPatch.context() as patch, watched():
+    with pytest.MonkeyPatch.context() as patch, watched(SECONDS):
         patch.setattr(experiments, "recipe_with", lambda task, rules, size, set_name: original.recipe)
         done = CliRunner().invoke(app, arguments)
     gives = None
@@ -121,60 +95,6 @@ def used(original, folder, data):
         text = re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text("utf-8"))[1]
         gives = json.loads(text)
     return done, json.loads(json.dumps(gives))
-
-
-def places(value, path=()):
-    """All paths in a JSON value."""
-    yield path
-    for key, inner in (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    ):
-        yield from places(inner, (*path, key))
-
-
-def changed(rng, value):
-    """A JSON value in which one thing is another, is missing, or is there twice."""
-    value = json.loads(json.dumps(value))
-    *way, last = rng.choice([path for path in places(value) if path])
-    inner = value
-    for key in way:
-        inner = inner[key]
-    if rng.random() < 0.2:
-        del inner[last]
-    elif isinstance(inner, dict) and rng.random() < 0.1:
-        inner[f"{last}x"] = rng.choice(VALUES)
-    else:
-        inner[last] = rng.choice(VALUES)
-    return value
-
-
-def truncate(rng, path):
-    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
-
-
-def flip(rng, path):
-    data = bytearray(path.read_bytes())
-    for _ in range(rng.choice([1, 1, 8])):
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    path.write_bytes(data)
-
-
-def overwrite(rng, path):
-    data, at = path.read_bytes(), rng.randrange(path.stat().st_size)
-    path.write_bytes(data[:at] + rng.choice([bytes(64), rng.randbytes(64)]) + data[at + rng.choice([0, 64]) :])
-
-
-def replace_whole(rng, path):
-    path.write_bytes(rng.choice(TEXTS))
-
-
-def remove(rng, path):
-    path.unlink()
-
-
-def become_a_folder(rng, path):
-    path.unlink()
-    path.mkdir()
 
 
 def change_values(rng, path):

@@ -6,6 +6,7 @@ layers, and to fold them back, into a file that `nplex.load` reads into the mode
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,28 @@ from torch import nn
 
 from nplex.convert.apply import apply_
 from nplex.convert.record import read_record
-from nplex.files import fill, read_json, read_model, save, write_json
+from nplex.files import read_json, read_model, save, write_json
+from nplex.model_folder import naming, open_folder
+from nplex.model_state import fill
 
 MANIFEST = "nplex.json"  # in a folder that write_model wrote: the names of its files
 _SIZES = {"Linear": ("in_features", "out_features"), "Embedding": ("num_embeddings", "embedding_dim")}
 
 
-def open_model(path: Path, *, weights: bool) -> nn.Module:
+def open_model(path: Path, *, weights: bool, tell: Callable[[str], object] | None = None) -> nn.Module:
     """The model of a folder or a file.
 
     Args:
         path: a folder that transformers wrote, or a file that nplex.save wrote.
         weights: whether they are loaded; else the model is on the meta device, and takes no memory.
+        tell: gets a sentence about what of a folder the model does not use.
 
     Raises:
         FileNotFoundError: there is nothing there.
         ValueError: it is neither, is damaged, or lacks a tensor.
     """
     if path.is_dir():
-        return _open_folder(path, weights)
+        return open_folder(path, weights=weights, tell=tell)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     return _open_file(path, weights)
@@ -41,15 +45,22 @@ def open_model(path: Path, *, weights: bool) -> nn.Module:
 def write_model(model: nn.Module, source: Path, out: Path, *, force: bool = False) -> None:
     """Writes a model in the form of its source, whole or not at all: a folder, or a file.
 
-    A folder gets the source's other small files too, such as the tokenizer's.
+    A folder gets the source's other small files too, such as the tokenizer's. Where out is a link, what it leads to
+    is replaced.
 
     Raises:
-        ValueError: out must not be replaced, see check_out.
+        ValueError: out must not be replaced, see check_out; or it cannot be written.
+        OSError: the file cannot be written; names it.
     """
     check_out(source, out, force=force)
     if not source.is_dir():
         save(model, out)
         return
+    with naming(out, "cannot be written"):
+        _write_folder(model, source, Path(os.path.realpath(out)))
+
+
+def _write_folder(model: nn.Module, source: Path, out: Path) -> None:
     part, old = (out.with_name(f"{out.name}.{os.urandom(4).hex()}.part") for _ in range(2))
     try:
         model.save_pretrained(part)  # pyright: ignore - transformers'
@@ -76,7 +87,8 @@ def check_out(source: Path, out: Path, *, force: bool) -> None:
     Raises:
         ValueError: says what is there, and what to do.
     """
-    if source.resolve().is_relative_to(out.resolve()):
+    files = [source, *(file for file in source.glob("*") if file.is_file())]
+    if any(file.resolve().is_relative_to(out.resolve()) for file in files):
         verb = "is" if out.resolve() == source.resolve() else "holds"
         raise ValueError(f"{out} {verb} the model itself; name another path")
     if not out.exists():
@@ -95,38 +107,14 @@ def _foreign(out: Path) -> Path | None:
         if out.is_file():
             read_model(out)
             return None
-        names = {MANIFEST, *read_json(out / MANIFEST)["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_json(out / MANIFEST)
+    except (OSError, ValueError):
         return out
+    files = manifest.get("files")
+    if manifest.get("kind") != "model" or not isinstance(files, list) or not all(isinstance(f, str) for f in files):
+        return out
+    names = {MANIFEST, *files}
     return next((path for path in sorted(out.iterdir()) if path.is_dir() or path.name not in names), None)
-
-
-def _open_folder(path: Path, weights: bool) -> nn.Module:
-    """A model of transformers, of the class that config.json names."""
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path} holds no config.json; expected a folder that save_pretrained wrote")
-    import transformers
-
-    import nplex.huggingface
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-    names = config.architectures or []
-    kind: Any = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
-    if names and kind is None:
-        raise ValueError(f"{path}: config.json names {', '.join(names)}, which transformers does not have")
-    kind = kind or transformers.AutoModel
-    if weights:
-        model, found = kind.from_pretrained(path, local_files_only=True, dtype="auto", output_loading_info=True)
-        if lost := sorted(found["missing_keys"]):
-            more = f", and {len(lost) - 1} more" * (len(lost) > 1)
-            raise ValueError(f"{path} lacks {lost[0]}{more}; expected every tensor of a {type(model).__name__}")
-        return model
-    with torch.device("meta"):
-        model = kind(config) if hasattr(kind, "forward") else kind.from_config(config)
-    nplex.huggingface.apply_config(model)
-    return model.eval()
 
 
 def _open_file(path: Path, weights: bool) -> nn.Module:

@@ -60,7 +60,7 @@ def preview(
         from nplex.convert import preview as look
         from nplex.stored import open_model
 
-        found = open_model(model, weights=False)
+        found = open_model(model, weights=False, tell=_tell)
         report = look(found, _rules(rule), where=_where(only, all_but, everything), shared=shared)
     _print(report, as_json)
 
@@ -93,7 +93,7 @@ def convert(  # noqa: PLR0913 - options of the command line
 
         where, rules = _where(only, all_but, everything), _rules(rule)
         check_out(model, out, force=force)
-        convert_(open_model(model, weights=False), rules, where=where, shared=shared)  # refuses at once
+        convert_(open_model(model, weights=False, tell=_tell), rules, where=where, shared=shared)  # refuses at once
         with _step(f"reading {model}"):
             found = open_model(model, weights=True)
         with _step("converting"):
@@ -117,7 +117,7 @@ def fold(model: Model, out: Out, force: Force = False, as_json: Json = False) ->
         from nplex.stored import check_out, open_model, write_model
 
         check_out(model, out, force=force)
-        fold_(open_model(model, weights=False))  # refuses at once
+        fold_(open_model(model, weights=False, tell=_tell))  # refuses at once
         with _step(f"reading {model}"):
             found = open_model(model, weights=True)
         report = fold_(found)
@@ -137,7 +137,7 @@ def count(model: Model, as_json: Json = False) -> None:
         from nplex.counting import count as counted
         from nplex.stored import open_model
 
-        found = counted(open_model(model, weights=False))
+        found = counted(open_model(model, weights=False, tell=_tell))
     _print(found, as_json)
 
 
@@ -165,6 +165,11 @@ def _where(only: list[str] | None, all_but: list[str] | None, everything: bool) 
     if everything:
         return chosen
     return convert.sensible if chosen is None else convert.all_of(chosen, convert.sensible)
+
+
+def _tell(text: str) -> None:
+    """A line on stderr."""
+    messages.print(text, soft_wrap=True)
 
 
 @contextmanager

@@ -1,0 +1,161 @@
+"""A folder that transformers wrote, opened so that damage is found before memory is asked for."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from nplex.files import read_json
+
+__all__ = ["open_folder", "naming"]
+
+_COUNTS = re.compile(r"layers?(_|$)|blocks|depth|labels|experts|heads|stages")
+_MOST = 10**6  # layers, heads or labels of one model
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+
+
+def open_folder(path: Path, *, weights: bool, tell: Callable[[str], object] | None = None) -> nn.Module:
+    """A model of transformers, of the class that config.json names.
+
+    Names and shapes of the files are compared with the config on the meta device, before a number is read. A folder
+    without files of weights gives the model that its config describes.
+
+    Args:
+        path: of the folder.
+        weights: whether they are loaded; else the model is on the meta device.
+        tell: gets a sentence about tensors of the files that the model does not use.
+
+    Raises:
+        ValueError: it holds no config.json, is damaged, or config and files do not belong together; names it.
+        ImportError: transformers, or what it needs for this model, is not installed.
+    """
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} holds no config.json; expected a folder that save_pretrained wrote")
+    described = read_json(path / "config.json")
+    if wrong := _too_large(described):
+        raise ValueError(f"{path}: config.json is damaged: {wrong}")
+    import transformers
+
+    import nplex.huggingface
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with naming(path, "cannot be read"):
+        kind = _class_of(described, transformers)
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        count = _count_tensors(path)
+        with _at_most(10_000 + 50 * (count or 2_000)):
+            if count is None:
+                config = transformers.AutoConfig.from_pretrained(path, **options)
+                return nplex.huggingface.made_on_meta(kind, config)
+            options |= {"dtype": "auto", "output_loading_info": True}
+            model, found = kind.from_pretrained(path, device_map="meta", **options)
+            _check_complete(model, found, tell)
+            if weights:
+                model, found = kind.from_pretrained(path, **options)
+                _check_complete(model, found, None)
+    return model.eval()
+
+
+@contextmanager
+def naming(path: Path, what: str) -> Iterator[None]:
+    """Turns whatever other libraries raise about a file into a ValueError that names it; what is missing stays so."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:  # noqa: BLE001 - transformers raises what it meets in a damaged file
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        raise ValueError(f"{path} {what}: {kind}{error}") from None
+
+
+def _too_large(value: Any, key: str = "") -> str:
+    """Which whole number no model has; "" if there is none. Lists as long as it would be made of it."""
+    if isinstance(value, dict):
+        parts = [(name, inner) for name, inner in value.items() if name != "quantization_config"]
+    elif isinstance(value, list):
+        parts = [(key, inner) for inner in value]
+    else:
+        most = _MOST if _COUNTS.search(key) else 2**63 - 1
+        return f"{key} = {value!s:.30} is too large" if isinstance(value, int) and abs(value) > most else ""
+    return next((wrong for name, inner in parts if (wrong := _too_large(inner, name))), "")
+
+
+def _class_of(described: Mapping[str, Any], transformers: Any) -> Any:
+    """The class of transformers that config.json names, else AutoModel."""
+    names = described.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"config.json is damaged: architectures is {names!r:.40}, expected a list of texts")
+    found = [getattr(transformers, name, None) for name in names]
+    kinds = [each for each in found if isinstance(each, type) and issubclass(each, transformers.PreTrainedModel)]
+    if names and not kinds:
+        raise ValueError(f"config.json names {', '.join(names):.100}, which transformers does not have")
+    return kinds[0] if kinds else transformers.AutoModel
+
+
+def _count_tensors(path: Path) -> int | None:
+    """How many tensors the files hold, None where there is no file.
+
+    Raises:
+        ValueError: two files hold the same one.
+    """
+    if not any(file for pattern in _WEIGHTS for file in path.glob(pattern)):
+        return None
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if whole.exists() or not index.exists():
+        files = {whole.name} if whole.exists() else set()
+    else:
+        placed = read_json(index).get("weight_map")
+        if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+            raise ValueError(f"{index.name} is damaged: its weight_map must give the file of each tensor")
+        files = set(placed.values())
+    home: dict[str, str] = {}
+    for name in sorted(files):
+        with safe_open(path / name, "pt") as file:
+            for tensor in file.keys():  # noqa: SIM118
+                if home.setdefault(tensor, name) != name:
+                    raise ValueError(f"{home[tensor]} and {name} both hold {tensor}; remove one of them")
+    return len(home)
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Ends the making of a model with more modules than that: its config cannot be right."""
+    made = 0
+
+    def check(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > count:
+            raise ValueError(f"config.json describes more than {count:,} modules, far more than the files hold")
+
+    hook = register_module_module_registration_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _check_complete(model: nn.Module, found: Mapping[str, Any], tell: Callable[[str], object] | None) -> None:
+    """Compares names: nothing may be missing, and no layer of a list left over."""
+    if lost := sorted(found["missing_keys"]):
+        raise ValueError(f"it lacks {_first(lost)}; expected every tensor of a {type(model).__name__}")
+    over = sorted(found["unexpected_keys"])
+    known = {_numberless(name) for name in model.state_dict()}
+    if layers := [name for name in over if name != _numberless(name) and _numberless(name) in known]:
+        raise ValueError(f"config.json describes fewer layers than the files hold: {_first(layers)} would be lost")
+    if over and tell is not None:
+        tell(f"left out, as a {type(model).__name__} does not have it: {_first(over)}")
+
+
+def _first(names: list[str]) -> str:
+    return names[0] + f", and {len(names) - 1} more" * (len(names) > 1)
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".#.", name)
