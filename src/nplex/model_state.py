@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["tensors_of", "fill"]
+__all__ = ["tensors_of", "check_fit", "fill"]
 
 
 def tensors_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -30,44 +30,57 @@ def tensors_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, tied
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Loads tensors into a model of the same names and shapes; of tied ones, one name is enough.
-
-    Tensors take the device and type of the model's own. Those on the meta device are replaced.
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Compares tensors with a model: the same names, of tied ones at least one, shapes and kinds of numbers.
 
     Raises:
-        ValueError: a tensor is missing, over, or of another shape or kind; or one that no file holds is on meta.
+        ValueError: a tensor is missing, over, or of another shape or kind.
     """
     present = model.state_dict(keep_vars=True)
-    memories = {name: _memory(own) for name, own in present.items()}
-    filled = {memories[name] for name in tensors if name in memories}
+    filled = {_memory(present[name]) for name in tensors if name in present}
     for names, problem in (
-        ([name for name in present if memories[name] not in filled], "is missing in it"),
+        ([name for name, own in present.items() if _memory(own) not in filled], "is missing in it"),
         (tensors.keys() - present, "is not in the model"),
     ):
         if names:
             raise ValueError(f"{min(names)} {problem}" + f", and {len(names) - 1} more" * (len(names) > 1))
+    for name, own in present.items():
+        value = tensors.get(name, own)
+        if own.shape != value.shape or _kind(own) != _kind(value):
+            raise ValueError(f"{name} is {_summary(value)} in it, and {_summary(own)} in the model")
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Loads tensors into a model that they fit; of tied ones, one name is enough.
+
+    Tensors take the device and type of the model's own. Those on the meta device are replaced.
+
+    Raises:
+        ValueError: they do not fit, see check_fit; or one that no file holds is on meta.
+    """
+    check_fit(model, tensors)
+    present = model.state_dict(keep_vars=True)
+    memories = {name: _memory(own) for name, own in present.items()}
+    assign = any(own.is_meta for own in present.values())
     values, first = {}, {}
     for name, memory in ((name, memories[name]) for name in present if name in tensors):
         own, value = present[name], tensors[name]
-        if own.shape != value.shape or _kind(own) != _kind(value):
-            raise ValueError(f"{name} is {_summary(value)} in it, and {_summary(own)} in the model")
         if memory in first:
             other = tensors[first[memory]]
             if value is not other and not torch.equal(value, other):
                 raise ValueError(f"{name} and {first[memory]} are tied in the model, but differ in it")
             continue
         first[memory] = name
-        kept = value.to("cpu" if own.is_meta else own.device, own.dtype, copy=own.is_meta)
+        kept = value.to("cpu" if own.is_meta else own.device, own.dtype, copy=assign)
         values[name] = (
             nn.Parameter(kept, own.requires_grad) if own.is_meta and isinstance(own, nn.Parameter) else kept
         )
     values = {name: values[first[memory]] for name, memory in memories.items()}
     for module in model.modules():
-        for name, buffer in module._buffers.items():  # several of its numbers may lie at one place of memory
+        for name, buffer in module._buffers.items():
             if buffer is not None and _overlaps(buffer):
                 module._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
-    model.load_state_dict(values, assign=any(own.is_meta for own in present.values()))
+    model.load_state_dict(values, assign=assign)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device and no file holds it; make the model on the CPU")
@@ -81,7 +94,7 @@ def _memory(tensor: Tensor) -> tuple:
 
 
 def _overlaps(tensor: Tensor) -> bool:
-    """Whether an expanded tensor has several numbers at one place."""
+    """Whether several numbers of an expanded tensor lie at one place: torch refuses to write there."""
     if tensor.is_meta or tensor.layout is not torch.strided:
         return False
     return any(size > 1 and not step for size, step in zip(tensor.shape, tensor.stride(), strict=True))

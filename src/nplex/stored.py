@@ -17,7 +17,7 @@ from nplex.convert.apply import apply_
 from nplex.convert.record import read_record
 from nplex.files import read_json, read_model, save, write_json
 from nplex.model_folder import naming, open_folder
-from nplex.model_state import fill
+from nplex.model_state import check_fit, fill
 
 MANIFEST = "nplex.json"  # in a folder that write_model wrote: the names of its files
 _SIZES = {"Linear": ("in_features", "out_features"), "Embedding": ("num_embeddings", "embedding_dim")}
@@ -122,8 +122,7 @@ def _open_file(path: Path, weights: bool) -> nn.Module:
     tensors, header = read_model(path)
     try:
         model = _skeleton(tensors, header)
-        if weights:
-            fill(model, tensors)
+        (fill if weights else check_fit)(model, tensors)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path}: {error}") from None
     return model
