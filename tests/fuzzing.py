@@ -29,6 +29,7 @@ import nplex
 from nplex import algebra
 from nplex.cli import app
 from nplex.convert.record import record
+from nplex.files import read_model
 
 SECONDS = 20  # a model that takes longer hangs
 MINE = b"not of nplex"
@@ -153,8 +154,8 @@ def called(verb, path, out, *more):
     gives: dict[str, object] = {"said": "left out, " in done.stderr}
     if verb in ("preview", "count"):
         return "accepted", gives | {"plain": json.loads(done.stdout)}
-    files = sorted(out.glob("*.safetensors")) if out.is_dir() else [out]
-    numbers = {name: tensor.clone() for file in files for name, tensor in load_file(file).items()}
+    read = load_file(out / "model.safetensors") if out.is_dir() else read_model(out)[0]
+    numbers = {name: tensor.clone() for name, tensor in read.items()}
     shutil.rmtree(out) if out.is_dir() else out.unlink()
     return "accepted", gives | {"numbers": numbers}
 
@@ -248,7 +249,21 @@ def owners(numbers):
     return {re.sub(r"^(model|bert)\.|\.?(weight|components|rule|rule\.\w+)$", "", name) for name in numbers}
 
 
-def meaning(found, wanted, numbers_only, edited):
+def equal(one, other):
+    return one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def passed_on(ours, theirs, written):
+    """Whether each tensor is as it was, or as the edited file has it: a file alone knows linear layers only."""
+    return all(
+        (name in ours and name in theirs and equal(ours[name], theirs[name]))
+        or (name in ours and name in written and equal(ours[name], written[name]))
+        or (name not in ours and name not in written)
+        for name in ours.keys() | theirs.keys()
+    )
+
+
+def meaning(found, wanted, numbers_only, edited, written):
     """What became of an accepted model, in a word or two."""
     if "numbers" in wanted and not same(found["numbers"], wanted["numbers"]):
         ours, theirs = found["numbers"], wanted["numbers"]
@@ -262,14 +277,15 @@ def meaning(found, wanted, numbers_only, edited):
         cast = any(tensor.dtype != theirs[name].dtype for name, tensor in ours.items() if name in theirs)
         whole = owners(ours) == owners(theirs)
         kept = all(torch.equal(ours[name], theirs[name]) for name in ours.keys() & theirs.keys())
-        if whole and (kept or cast):
+        if (whole and (kept or cast)) or passed_on(ours, theirs, written):
             return "as edited"
         return "left out, and said so" if found.get("said") and kept else "changed meaning"
     if found.get("plain") != wanted.get("plain"):
         if not edited:
             return "changed meaning"
         keys = ("total", "total_before")
-        if "said" in found and any(found["plain"].get(key) != wanted["plain"].get(key) for key in keys):
+        other = "said" in found and any(found["plain"].get(key) != wanted["plain"].get(key) for key in keys)
+        if other and not numbers_only:  # of a file alone, bare tensors may have any shape and type
             return "left out, and said so" if found["said"] else "changed meaning"
         return "as edited"
     return "the same"
@@ -302,7 +318,9 @@ def one(rng, original, place):
         said = "hang"
     if said == "accepted":
         numbers = numbers_only(path, before) or damage is change_tensors
-        said = meaning(found, original.gives[verb], numbers, damage in EDITS or path.name == "config.json")
+        written = load_file(copied) if damage is change_tensors and not folder else {}
+        edited = damage in EDITS or path.name == "config.json"
+        said = meaning(found, original.gives[verb], numbers, edited, written)
     return said, what
 
 

@@ -18,8 +18,8 @@ from nplex.convert.record import record, sizes_of
 from nplex.model_state import fill, tensors_of
 
 __all__ = [
-    "save", "load", "replace_file", "write_text", "write_json", "read_json", "write_tensors", "read_header",
-    "read_tensors", "read_model",
+    "save", "load", "replace_file", "write_text", "write_json", "read_json", "write_tensors", "read_tensors",
+    "read_model", "tensors_of", "fill",
 ]  # fmt: skip
 
 FORMAT = 2  # 1 had no "dense"
@@ -168,8 +168,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict | None
     replace_file(path, lambda part: save_file(flat, part, {"nplex": json.dumps(header or {})}))
 
 
-def read_header(path: Path, *, foreign: bool = False) -> dict:
-    """What nplex wrote into the header of a safetensors file; no tensor is read.
+def read_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor], dict]:
+    """Reads a safetensors file: its tensors, which use the file's memory until they are copied, and its header.
 
     Args:
         path: of the file.
@@ -179,24 +179,7 @@ def read_header(path: Path, *, foreign: bool = False) -> dict:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or nplex did not write it; names it, and what to do.
     """
-    text = _read(path, lambda file: (file.metadata() or {}).get("nplex"))
-    if text is None and foreign:
-        return {}
-    header = _read(path, lambda _: json.loads(text or "null"))
-    if not isinstance(header, dict):
-        raise ValueError(
-            f"{path} was not written by nplex: its header does not say which layers its tensors belong to; "
-            f"load them into their model (safetensors.torch.load_file, model.load_state_dict) and nplex.save that"
-        )
-    return header
-
-
-def read_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor], dict]:
-    """Reads a safetensors file: its tensors, which use the file's memory until they are copied, and its header.
-
-    Arguments and errors are `read_header`'s.
-    """
-    header = read_header(path, foreign=foreign)
+    header = _read_header(path, foreign=foreign)
     return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()}), header  # noqa: SIM118
 
 
@@ -207,7 +190,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, of a newer format, or `save` did not write it.
     """
-    header = read_header(path)
+    header = _read_header(path)
     number, tied = header.get("format"), header.get("tied")
     if type(number) is not int:
         raise ValueError(f"{path} was not written by nplex.save: its header has no format; take the file of a model")
@@ -224,6 +207,20 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not isinstance(first, str) or name in tensors or first not in tensors:
             raise ValueError(f"{path} is damaged: {name!r} is tied to {first!r}; write it again with nplex.save")
     return tensors | {name: tensors[first] for name, first in tied.items()}, header
+
+
+def _read_header(path: Path, *, foreign: bool = False) -> dict:
+    """What nplex wrote into the header of a safetensors file; no tensor is read."""
+    text = _read(path, lambda file: (file.metadata() or {}).get("nplex"))
+    if text is None and foreign:
+        return {}
+    header = _read(path, lambda _: json.loads(text or "null"))
+    if not isinstance(header, dict):
+        raise ValueError(
+            f"{path} was not written by nplex: its header does not say which layers its tensors belong to; "
+            f"load them into their model (safetensors.torch.load_file, model.load_state_dict) and nplex.save that"
+        )
+    return header
 
 
 def _read(path: Path, read: Callable[[Any], Any]) -> Any:

@@ -1,6 +1,7 @@
 """A folder that transformers wrote, opened so that damage is found before memory is asked for."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,17 +46,20 @@ def open_folder(path: Path, *, weights: bool, tell: Callable[[str], object] | No
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    with naming(path, "cannot be read"):
+    with naming(path, "cannot be opened"):
         kind = _class_of(described, transformers)
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        count = _count_tensors(path)
-        with _at_most(10_000 + 50 * (count or 2_000)):
-            if count is None:
+        types = _types_in(path)
+        with _at_most(10_000 + 50 * (len(types or ()) or 2_000)):
+            if types is None:
+                if weights:
+                    raise ValueError("it holds no file of weights, as model.safetensors")
                 config = transformers.AutoConfig.from_pretrained(path, **options)
                 return nplex.huggingface.made_on_meta(kind, config)
             options |= {"dtype": "auto", "output_loading_info": True}
             model, found = kind.from_pretrained(path, device_map="meta", **options)
             _check_complete(model, found, tell)
+            _check_types(model, types)
             if weights:
                 model, found = kind.from_pretrained(path, **options)
                 _check_complete(model, found, None)
@@ -66,7 +70,9 @@ def open_folder(path: Path, *, weights: bool, tell: Callable[[str], object] | No
 def naming(path: Path, what: str) -> Iterator[None]:
     """Turns whatever other libraries raise about a file into a ValueError that names it; what is missing stays so."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other libraries, about what is refused or repaired
+            yield
     except ImportError:
         raise
     except Exception as error:  # noqa: BLE001 - transformers raises what it meets in a damaged file
@@ -98,8 +104,8 @@ def _class_of(described: Mapping[str, Any], transformers: Any) -> Any:
     return kinds[0] if kinds else transformers.AutoModel
 
 
-def _count_tensors(path: Path) -> int | None:
-    """How many tensors the files hold, None where there is no file.
+def _types_in(path: Path) -> dict[str, str] | None:
+    """The types of all tensors of the safetensors files, as "F32"; None where there is no file of weights.
 
     Raises:
         ValueError: two files hold the same one.
@@ -114,13 +120,14 @@ def _count_tensors(path: Path) -> int | None:
         if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
             raise ValueError(f"{index.name} is damaged: its weight_map must give the file of each tensor")
         files = set(placed.values())
-    home: dict[str, str] = {}
+    types: dict[str, str] = {}
     for name in sorted(files):
         with safe_open(path / name, "pt") as file:
             for tensor in file.keys():  # noqa: SIM118
-                if home.setdefault(tensor, name) != name:
-                    raise ValueError(f"{home[tensor]} and {name} both hold {tensor}; remove one of them")
-    return len(home)
+                if tensor in types:
+                    raise ValueError(f"two of its files hold {tensor}; {name} is one of them")
+                types[tensor] = file.get_slice(tensor).get_dtype()
+    return types
 
 
 @contextmanager
@@ -142,7 +149,7 @@ def _at_most(count: int) -> Iterator[None]:
 
 
 def _check_complete(model: nn.Module, found: Mapping[str, Any], tell: Callable[[str], object] | None) -> None:
-    """Compares names: nothing may be missing, and no layer of a list left over."""
+    """Nothing may be missing, and no layer of a list left over."""
     if lost := sorted(found["missing_keys"]):
         raise ValueError(f"it lacks {_first(lost)}; expected every tensor of a {type(model).__name__}")
     over = sorted(found["unexpected_keys"])
@@ -151,6 +158,18 @@ def _check_complete(model: nn.Module, found: Mapping[str, Any], tell: Callable[[
         raise ValueError(f"config.json describes fewer layers than the files hold: {_first(layers)} would be lost")
     if over and tell is not None:
         tell(f"left out, as a {type(model).__name__} does not have it: {_first(over)}")
+
+
+def _check_types(model: Any, types: Mapping[str, str]) -> None:
+    """Refuses what transformers would cast: numbers of another kind, but for another library's quantized ones."""
+    method = getattr(model.config, "quantization_config", None)
+    if method is not None and not (isinstance(method, dict) and method.get("quant_method") == "nplex"):
+        return
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in model.state_dict().items():
+        found = types.get(name, "F32")
+        if (name in parameters or tensor.is_floating_point()) and not found.startswith(("F", "BF")):
+            raise ValueError(f"{name} is of type {found} in the files, expected floating-point numbers")
 
 
 def _first(names: list[str]) -> str:

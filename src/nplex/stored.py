@@ -120,11 +120,9 @@ def _foreign(out: Path) -> Path | None:
 def _open_file(path: Path, weights: bool) -> nn.Module:
     """A module with the names and shapes of a file: linear layers, embeddings, our layers, and bare tensors."""
     tensors, header = read_model(path)
-    try:
+    with naming(path, "cannot be opened"):
         model = _skeleton(tensors, header)
         (fill if weights else check_fit)(model, tensors)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path}: {error}") from None
     return model
 
 

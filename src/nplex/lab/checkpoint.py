@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nplex.files import read_tensors, write_tensors
+from nplex.files import fill, read_tensors, tensors_of, write_tensors
 from nplex.lab.checked import CHECKSUM, damaged
-from nplex.model_state import fill, tensors_of
 
 MODEL = "model."
 OPTIMIZER = "optimizer."

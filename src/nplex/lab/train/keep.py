@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nplex.files import tensors_of
 from nplex.lab.checked import damaged
 from nplex.lab.checkpoint import fill_from, read_sealed_tensors, write_sealed_tensors
 from nplex.lab.run_folder import BEST, CHECKPOINT, EPOCH
 from nplex.lab.train.schedule import Schedule
 from nplex.lab.train.state import State
 from nplex.lab.train.task import Task
-from nplex.model_state import tensors_of
 
 
 def improved(state: State, task: Task) -> bool:
