@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from damages import Hung, become_a_folder, changed, flip, overwrite, remove, replace_whole, truncate, watched
 from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -35,6 +35,7 @@ SECONDS = 20  # a model that takes longer hangs
 MINE = b"not of nplex"
 OWN = algebra.Algebra.from_table([[[1, 0], [0, 1]], [[0, -3], [1, 0.5]]], "mine", ["1", "u"])
 STEPS = ("reading ", "converting", "writing ", "left out, ")  # what may stand on stderr beside a refusal
+FOLDERS = ("bert", "bert-4", "llama", "llama-2")
 GOOD = ("refused", "the same", "other numbers", "as edited", "left out, and said so")
 
 
@@ -61,13 +62,15 @@ class Net(nn.Module):
 
 def other_kinds():
     """Layers of kinds that a file alone does not open."""
-    return nn.ModuleDict(
-        {"conv": nn.Conv1d(16, 16, 3), "attention": nn.MultiheadAttention(16, 2), "rnn": nn.GRU(16, 8)}
-    )
+    return nn.ModuleDict({
+        "conv": nn.Conv1d(16, 16, 3),
+        "attention": nn.MultiheadAttention(16, 2),
+        "rnn": nn.GRU(16, 8),
+    })
 
 
-def originals(place, *, folders):
-    """Files dense and converted, with rules of all kinds; folders of transformers, whole and in shards."""
+def originals(place, folders):
+    """Files dense and converted, with rules of all kinds; folders of transformers of these names."""
     torch.manual_seed(0)
     made = []
 
@@ -84,28 +87,36 @@ def originals(place, *, folders):
     file("algebras", Net, (OWN, {"where": nplex.only("down")}), (algebra.quaternion, {}))
     file("kinds", other_kinds, (2, {}))
     if folders:
-        import transformers
-
-        sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-        layers = nplex.all_but("classifier", "lm_head")
-        sizes |= {"num_attention_heads": 2, "max_position_embeddings": 16}
-        transformers.utils.logging.disable_progress_bar()
-        bert = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
-        llama = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(**sizes, tie_word_embeddings=True)
-        )
-        bert.save_pretrained(place / "bert")
-        nplex.convert_(bert, 4, where=layers, shared=True)
-        bert.save_pretrained(place / "bert-4")
-        llama.save_pretrained(place / "llama", max_shard_size="6KB")
-        nplex.convert_(llama, algebra.complex_, where=layers)
-        llama.save_pretrained(place / "llama-2", max_shard_size="6KB")
-        made += [Original(place / name, None, {}) for name in ("bert", "bert-4", "llama", "llama-2")]
-    for each in made:
-        for verb in verbs_of(each):
-            outcome, each.gives[verb] = used(each, verb, each.path, place / "first")
-            assert outcome == "accepted", (each.path, verb, outcome)
+        made += [Original(place / name, None, {}) for name in folders]
+        write_folders(place, folders)
     return made
+
+
+def write_folders(place, names):
+    """Models of transformers, dense and converted, whole and in shards."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 16}
+    for name in names:
+        if name.startswith("bert"):
+            model, size = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes)), "1MB"
+        else:
+            config = transformers.LlamaConfig(**sizes, tie_word_embeddings=True)
+            model, size = transformers.LlamaForCausalLM(config), "6KB"
+        if "-" in name:
+            rule = algebra.complex_ if name == "llama-2" else 4
+            nplex.convert_(model, rule, where=nplex.all_but("classifier", "lm_head"), shared=name == "bert-4")
+        model.save_pretrained(place / name, max_shard_size=size)
+
+
+def gives(original, verb, place):
+    """What a verb gives for a model that is not damaged."""
+    if verb not in original.gives:
+        outcome, original.gives[verb] = used(original, verb, original.path, place / "first")
+        assert outcome == "accepted", (original.path, verb, outcome)
+    return original.gives[verb]
 
 
 def verbs_of(original):
@@ -148,9 +159,17 @@ def called(verb, path, out, *more):
         return f"raw traceback: {type(done.exception).__name__}: {done.exception}", None
     lines = [line for line in done.stderr.splitlines() if not line.startswith(STEPS)]
     if done.exit_code:
-        one = len(lines) == 1 and lines[0].startswith("nplex: ") and (out if more else path).name in lines[0] and done.exit_code == 2
+        one = (
+            len(lines) == 1
+            and lines[0].startswith("nplex: ")
+            and (out if more else path).name in lines[0]
+            and done.exit_code == 2
+        )
         left = [each.name for each in out.parent.glob(f"{out.name}*")] if not more else []
-        return "refused" if one and not left else f"refused badly: {done.exit_code}, {left}, {done.stderr[-600:]}", None
+        return (
+            "refused" if one and not left else f"refused badly: {done.exit_code}, {left}, {done.stderr[-600:]}",
+            None,
+        )
     gives: dict[str, object] = {"said": "left out, " in done.stderr}
     if verb in ("preview", "count"):
         return "accepted", gives | {"plain": json.loads(done.stdout)}
@@ -263,14 +282,14 @@ def passed_on(ours, theirs, written):
     )
 
 
-def meaning(found, wanted, numbers_only, edited, written):
+def meaning(found, wanted, other_numbers, edited, written):
     """What became of an accepted model, in a word or two."""
     if "numbers" in wanted and not same(found["numbers"], wanted["numbers"]):
         ours, theirs = found["numbers"], wanted["numbers"]
         alike = ours.keys() == theirs.keys() and all(
             tensor.shape == theirs[name].shape for name, tensor in ours.items()
         )
-        if alike and numbers_only:
+        if alike and other_numbers and found.get("plain") == wanted.get("plain"):
             return "other numbers"
         if not edited:
             return "changed meaning"
@@ -285,19 +304,19 @@ def meaning(found, wanted, numbers_only, edited, written):
             return "changed meaning"
         keys = ("total", "total_before")
         other = "said" in found and any(found["plain"].get(key) != wanted["plain"].get(key) for key in keys)
-        if other and not numbers_only:  # of a file alone, bare tensors may have any shape and type
+        if other and not other_numbers:  # of a file alone, bare tensors may have any shape and type
             return "left out, and said so" if found["said"] else "changed meaning"
         return "as edited"
     return "the same"
 
 
-def numbers_only(path, before):
-    """Whether a safetensors file has its old header, and as many bytes as it had."""
+def hits_numbers(path, before):
+    """Whether the damage of a safetensors file is, also, behind its header."""
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", before[:8])
-    return len(data) == len(before) and data[: 8 + length] == before[: 8 + length]
+    return len(data) == len(before) and data[8 + length :] != before[8 + length :]
 
 
 def one(rng, original, place):
@@ -317,10 +336,12 @@ def one(rng, original, place):
     except Hung:
         said = "hang"
     if said == "accepted":
-        numbers = numbers_only(path, before) or damage is change_tensors
+        numbers = hits_numbers(path, before) or damage is change_tensors
         written = load_file(copied) if damage is change_tensors and not folder else {}
         edited = damage in EDITS or path.name == "config.json"
-        said = meaning(found, original.gives[verb], numbers, edited, written)
+        said = meaning(found, gives(original, verb, place), numbers, edited, written)
+        if said == "changed meaning" and written.keys() - load(before).keys():
+            said = "as edited"  # a layer that holds a tensor more is not a plain one
     return said, what
 
 
@@ -341,13 +362,16 @@ def forced(rng, original, place):
         said, _ = called("convert", original.path, out, "--force")
     if out.is_dir() and not (strange.exists() and strange.read_bytes() == MINE):
         said = "touched a file of others"
-    return "the same" if said == "accepted" else said, f"{original.path.name}, --force, {path.name}, {damage.__name__}"
+    return (
+        "the same" if said == "accepted" else said,
+        f"{original.path.name}, --force, {path.name}, {damage.__name__}",
+    )
 
 
-def fuzz(count, seed, place, *, folders=True, show=False):
+def fuzz(count, seed, place, *, folders=FOLDERS, show=False):
     """Damages so many models; gives how often which verdict was found, and the faults as text."""
     found, faults = Counter(), []
-    every = originals(place, folders=folders)
+    every = originals(place, folders)
     for number in track(range(count), "fuzzing", disable=not show):
         rng, scratch = random.Random(f"{seed}-{number}"), place / "scratch"
         scratch.mkdir()

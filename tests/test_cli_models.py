@@ -130,6 +130,81 @@ def test_force_replaces_only_what_nplex_wrote(file, folder, tmp_path):
     assert (small / "notes.txt").read_text() == "mine"
 
 
+MANIFESTS = ["[]", "4", "{}", '{"files": "x"}', '{"kind": "run", "files": []}', '{"kind": "model", "files": [1]}',
+             '{"kind": "model", "files": {"a": 1}}', '{"kind": "model", "files": "config.json"}']  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MANIFESTS)
+def test_a_folder_is_replaced_only_after_a_whole_manifest(file, folder, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "nplex.json").write_text(text)
+    refused(call("convert", folder, tmp_path / "out", "--rule", 4, "--force"), "nplex did not write")
+    assert (tmp_path / "out" / "nplex.json").read_text() == text
+
+
+def test_a_link_as_out_leads_to_what_is_written(folder, file, tmp_path):
+    for source, name in ((folder, "out"), (file, "out.safetensors")):
+        out, link = tmp_path / name, tmp_path / f"link-{name}"
+        ok(call("convert", source, out, "--rule", 4))
+        link.symlink_to(out)
+        ok(call("convert", source, link, "--rule", 2, "--force"))
+        assert link.is_symlink()
+        counted = json.loads(ok(call("count", out, "--json")).stdout)
+        assert counted == json.loads(ok(call("count", link, "--json")).stdout)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "out", "link-out", "out.safetensors", "link-out.safetensors"
+    }  # fmt: skip
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in (tmp_path / "out").iterdir():
+        (linked / path.name).symlink_to(path)
+    refused(call("fold", linked, tmp_path / "out", "--force"), "holds the model itself")
+
+
+CONFIGS = {
+    "layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is too large"),
+    "many layers": ({"num_hidden_layers": 30_000}, "describes more than"),
+    "more layers": ({"num_hidden_layers": 3}, "lacks bert.encoder.layer.2"),
+    "fewer layers": ({"num_hidden_layers": 1}, "describes fewer layers than the files hold"),
+    "labels": ({"num_labels": 10**9}, "num_labels = 1000000000 is too large"),
+    "words": ({"vocab_size": 51}, "cannot be opened"),
+    "width text": ({"hidden_size": "64"}, "cannot be opened"),
+    "width huge": ({"hidden_size": 10**30}, "is too large"),
+    "no class": ({"architectures": ["Net"]}, "names Net, which transformers does not have"),
+    "a function": ({"architectures": ["pipeline"]}, "names pipeline"),
+    "class text": ({"architectures": "BertModel"}, "architectures is 'BertModel', expected a list"),
+    "its own code": ({"auto_map": {"AutoConfig": "code.Config"}, "model_type": "own"}, "cannot be opened"),
+    "activation": ({"hidden_act": "glue"}, "KeyError"),
+}
+
+
+@pytest.mark.parametrize("what", CONFIGS)
+@pytest.mark.parametrize("verb", ["preview", "count", "convert"])
+def test_a_config_that_does_not_fit_its_files(folder, tmp_path, verb, what):
+    change, message = CONFIGS[what]
+    path = shutil.copytree(folder, tmp_path / "bert")
+    (path / "config.json").write_text(json.dumps(json.loads((path / "config.json").read_text()) | change))
+    rest = {"preview": ("--rule", 4), "count": (), "convert": (tmp_path / "out", "--rule", 4)}[verb]
+    refused(call(verb, path, *rest), str(path), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_model_does_not_use_is_named(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "bert")
+    tensors = load_file(path / "model.safetensors")
+    save_file(tensors | {"other.weight": torch.ones(3)}, path / "model.safetensors", {"format": "pt"})
+    for verb in (("preview", path, "--rule", 4), ("convert", path, tmp_path / "out", "--rule", 4)):
+        result = ok(call(*verb))
+        assert result.stderr.count("left out, as a BertForSequenceClassification does not have it: other.weight") == 1
+    save_file(tensors | {"classifier.bias": torch.ones(2, dtype=torch.int64)}, path / "model.safetensors")
+    refused(call("count", path), "classifier.bias is of type I64 in the files")
+    (path / "model.safetensors").unlink()
+    ok(call("count", path))  # as its config describes it
+    result = call("convert", path, tmp_path / "more", "--rule", 4)
+    assert result.exit_code == 2
+    assert "holds no file of weights" in result.stderr
+
+
 @pytest.mark.parametrize("verb", ["convert", "fold"])
 def test_a_folder_that_lacks_a_tensor_is_refused(folder, tmp_path, verb):
     whole = tmp_path / "whole"

@@ -14,6 +14,7 @@ from cases import RULES
 from layer_cases import LAYERS
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 import nplex
@@ -233,6 +234,94 @@ def test_views_of_one_storage_and_odd_tensors(path):
     for name, tensor in model.state_dict().items():
         other.register_buffer(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
     assert_same(model, nplex.load(path, other))
+
+
+class Lazy(nn.Module):
+    """Buffers that share memory, or that torch keeps in another form until they are used."""
+
+    def __init__(self, seed):
+        super().__init__()
+        random = torch.Generator().manual_seed(seed)
+        z = torch.randn(3, dtype=torch.complex64, generator=random)
+        wide = torch.randn(1, generator=random)
+        parts = {
+            "plain": z, "conjugate": z.conj(), "negative": z.conj().imag, "turned": torch.randn(2, 3).conj().mT,
+            "alone": torch.randn(3, dtype=torch.complex64, generator=random).conj(), "wide": wide.expand(5),
+            "rows": torch.randn(1, 4, generator=random).expand(3, 4), "flat": z.view(3, 1), "part": z[1:],
+        }  # fmt: skip
+        for name, tensor in parts.items():
+            self.register_buffer(name, tensor)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_numbers_that_lie_elsewhere_or_in_another_form(path, device):
+    model = Lazy(0)
+    wanted = {name: tensor.resolve_conj().resolve_neg().clone() for name, tensor in model.state_dict().items()}
+    nplex.save(model, path)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in load_file(path).items())
+    loaded = nplex.load(path, Lazy(1).to(device)).state_dict()
+    assert loaded.keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.items())
+
+
+def test_parts_tied_by_their_memory_alone(path):
+    def make(how):
+        model = nn.ModuleDict({"a": nn.Linear(8, 8, bias=False), "b": nn.Linear(8, 8, bias=False)})
+        if how != "apart":
+            data = model["a"].weight.data
+            model["b"].weight = nn.Parameter(data if how == "whole" else data.mT)
+        return model
+
+    for how in ("apart", "whole", "turned"):
+        model = make(how)
+        nplex.save(model, path)
+        for other in ("apart", how):
+            assert_same(model, nplex.load(path, make(other)))
+
+
+def test_what_is_written_where(path, monkeypatch):
+    """Through links; never over what is not a file; an error names the file and leaves nothing."""
+    model = nn.Linear(2, 2)
+    path.parent.mkdir()
+    link = path.with_name("link")
+    link.symlink_to(path)
+    nplex.save(model, link)
+    assert link.is_symlink()
+    assert_same(model, nplex.load(path, nn.Linear(2, 2)))
+    with pytest.raises(OSError, match=r"folder cannot be written: it is there and is not a file"):
+        nplex.save(model, path.parent)
+    with pytest.raises(OSError, match=r"model\.safetensors/x"):
+        nplex.save(model, path / "x")
+
+    def full(tensors, part, header):
+        part.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nplex.files.save_file", full)
+    with pytest.raises(OSError, match=r"cannot be written: No space left on device: '.*model\.safetensors'"):
+        nplex.save(model, path)
+    assert {each.name for each in path.parent.iterdir()} == {"link", path.name}
+
+
+def test_a_foreign_file_is_refused_before_its_tensors_are_read(path, monkeypatch):
+    class Opened:
+        def __init__(self, *options):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def metadata(self):
+            return {"format": "pt"}
+
+    path.parent.mkdir()
+    path.touch()
+    monkeypatch.setattr("nplex.files.safe_open", Opened)
+    with pytest.raises(ValueError, match="was not written by nplex"):
+        nplex.load(path, nn.Linear(2, 2))
 
 
 def test_types_of_the_model_are_kept(path):
@@ -603,6 +692,9 @@ def test_what_cannot_be_saved(path):
         nplex.save(nn.DataParallel(model), path)
     with pytest.raises(ValueError, match=r"the model is wrapped \(OptimizedModule\); save model\._orig_mod"):
         nplex.save(torch.compile(model), path)
+    for wrap in (torch.compile, nn.DataParallel, checkpoint_wrapper):
+        with pytest.raises(ValueError, match=r"^1 in the model is wrapped \(\w+\); put 1\.\w+ in its place"):
+            nplex.save(nn.Sequential(nn.ReLU(), wrap(nn.Linear(4, 4))), path)
     with pytest.raises(ValueError, match=r"0\.weight is on the meta device and has no numbers"):
         nplex.save(nn.Sequential(nn.Linear(4, 4, device="meta")), path)
     with pytest.raises(ValueError, match=r"0\.weight is not initialised yet: run one batch first"):

@@ -51,10 +51,10 @@ def open_folder(path: Path, *, weights: bool, tell: Callable[[str], object] | No
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         types = _types_in(path)
         with _at_most(10_000 + 50 * (len(types or ()) or 2_000)):
+            config = transformers.AutoConfig.from_pretrained(path, **options)
             if types is None:
                 if weights:
                     raise ValueError("it holds no file of weights, as model.safetensors")
-                config = transformers.AutoConfig.from_pretrained(path, **options)
                 return nplex.huggingface.made_on_meta(kind, config)
             options |= {"dtype": "auto", "output_loading_info": True}
             model, found = kind.from_pretrained(path, device_map="meta", **options)
@@ -168,7 +168,8 @@ def _check_types(model: Any, types: Mapping[str, str]) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in model.state_dict().items():
         found = types.get(name, "F32")
-        if (name in parameters or tensor.is_floating_point()) and not found.startswith(("F", "BF")):
+        real = name in parameters or tensor.is_floating_point()
+        if found.startswith("C") or (real and not found.startswith(("F", "BF"))):
             raise ValueError(f"{name} is of type {found} in the files, expected floating-point numbers")
 
 
