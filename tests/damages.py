@@ -5,8 +5,8 @@ import signal
 from contextlib import contextmanager
 
 VALUES = (
-    None, True, False, -1, 0, 1, 3, 0.5, -0.5, 10**9, 10**30, -(10**30), 1e308, float("nan"), float("inf"), "", "x", "1",
-    "\ud7ff", "x" * 10_000, [], [0], [[]], {}, {"x": 1}, [1.0, None], "../../etc", "</script>",
+    None, True, False, -1, 0, 1, 3, 0.5, -0.5, 10**9, 10**30, -(10**30), 1e308, float("nan"), float("inf"), "", "x",
+    "1", "\ud7ff", "x" * 10_000, [], [0], [[]], {}, {"x": 1}, [1.0, None], "../../etc", "</script>",
 )  # fmt: skip
 TEXTS = (b"", b"{", b"[]", b"null", b"\0" * 100, b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b'{"a": 1}', b"{}\n" * 3)
 

@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = {
-    "on_start": 0, "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "model_state": 2.9, "model_folder": 3.4, "counting": 3, "optim": 3,
+    "on_start": 0, "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "counting": 3, "optim": 3,
     "pretrained": 3, "model_card": 3.1, "huggingface": 3.3, "on_import": 3.4,
+    "model_state": 2.9, "model_folder": 3.4,
     "rule_names": 3, "figures": 3.2, "stored": 3.5, "stored_rules": 3.5,
     "lab.checked": 4.9, "lab.results": 5.25,
     "lab.checkpoint": 5, "lab.environment": 5, "lab.run_folder": 5, "lab.data": 5, "lab.text": 5, "lab.scores": 5,

@@ -124,18 +124,6 @@ def apply_config(model: PreTrainedModel) -> None:
         apply_(model, moved(config.conversion, config.base, model))
 
 
-def made_on_meta(kind: Any, config: Any) -> PreTrainedModel:
-    """A model of a class, converted as its config says, without numbers.
-
-    Raises:
-        ValueError: the conversion is damaged, or belongs to another model.
-    """
-    with torch.device("meta"):
-        model = kind(config) if hasattr(kind, "forward") else kind.from_config(config)
-    apply_config(model)
-    return model.eval()
-
-
 def _held(config: Any) -> dict[str, Any]:
     """What a config holds of a conversion by nplex, or nothing."""
     described = getattr(config, "quantization_config", None)

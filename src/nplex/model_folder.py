@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
@@ -42,7 +43,7 @@ def open_folder(path: Path, *, weights: bool, tell: Callable[[str], object] | No
         raise ValueError(f"{path}: config.json is damaged: {wrong}")
     import transformers
 
-    import nplex.huggingface
+    import nplex.huggingface  # noqa: F401 - transformers reads our models after it
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -55,7 +56,9 @@ def open_folder(path: Path, *, weights: bool, tell: Callable[[str], object] | No
             if types is None:
                 if weights:
                     raise ValueError("it holds no file of weights, as model.safetensors")
-                return nplex.huggingface.made_on_meta(kind, config)
+                make = kind.from_config if kind is transformers.AutoModel else kind._from_config
+                with torch.device("meta"):
+                    return make(config).eval()
             options |= {"dtype": "auto", "output_loading_info": True}
             model, found = kind.from_pretrained(path, device_map="meta", **options)
             _check_complete(model, found, tell)
@@ -75,7 +78,7 @@ def naming(path: Path, what: str) -> Iterator[None]:
             yield
     except ImportError:
         raise
-    except Exception as error:  # noqa: BLE001 - transformers raises what it meets in a damaged file
+    except Exception as error:  # transformers raises what it meets in a damaged file
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         raise ValueError(f"{path} {what}: {kind}{error}") from None
 
