@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -161,10 +162,11 @@ def read_json(path: Path) -> dict:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict | None = None) -> None:
-    """Writes tensors to a safetensors file as `replace_file` does, with a JSON object in its header."""
+    """Writes tensors to a safetensors file as `replace_file` does, with a JSON object in its header, and a seal."""
     flat = {name: tensor.detach().resolve_conj().resolve_neg().cpu() for name, tensor in tensors.items()}
     flat = {name: tensor.contiguous() for name, tensor in flat.items()}
-    replace_file(path, lambda part: save_file(flat, part, {"nplex": json.dumps(header or {})}))
+    text = json.dumps(header or {})
+    replace_file(path, lambda part: save_file(flat, part, {"nplex": text, "seal": _seal(text, flat)}))
 
 
 def read_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor], dict]:
@@ -182,8 +184,13 @@ def read_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor
     return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()}), header  # noqa: SIM118
 
 
-def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_model(path: Path, *, sealed: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a file that `save` wrote, under all their names, and its checked header.
+
+    Args:
+        path: of the file.
+        sealed: whether header, names, shapes and types must be as they were written: where no model is at hand that
+            they are compared with. Numbers are not looked at; files of older versions have no seal.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -202,6 +209,12 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if number < 1 or header.keys() != keys or not isinstance(tied, dict):
         raise ValueError(f"{path} is damaged: its header has {sorted(header)}, expected {sorted(keys)}")
     tensors, _ = read_tensors(path)
+    data = _read(path, lambda file: file.metadata())
+    if sealed and data.get("seal", seal := _seal(data["nplex"], tensors)) != seal:
+        raise ValueError(
+            f"{path} is not as nplex.save wrote it: its header, or a name, shape or type of a tensor is another; "
+            f"nplex.load it into its model, then nplex.save that"
+        )
     for name, first in tied.items():
         if not isinstance(first, str) or name in tensors or first not in tensors:
             raise ValueError(f"{path} is damaged: {name!r} is tied to {first!r}; write it again with nplex.save")
@@ -235,6 +248,12 @@ def _read(path: Path, read: Callable[[Any], Any]) -> Any:
         ) from None
     except OSError as error:
         raise OSError(f"{path} cannot be read: {error}") from None
+
+
+def _seal(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of a header, and of the names, types and shapes of tensors."""
+    names = [f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())]
+    return str(zlib.crc32("\n".join([text, *names]).encode()))
 
 
 def _version() -> str:

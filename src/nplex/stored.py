@@ -119,7 +119,7 @@ def _foreign(out: Path) -> Path | None:
 
 def _open_file(path: Path, weights: bool) -> nn.Module:
     """A module with the names and shapes of a file: linear layers, embeddings, our layers, and bare tensors."""
-    tensors, header = read_model(path)
+    tensors, header = read_model(path, sealed=True)
     with naming(path, "cannot be opened"):
         model = _skeleton(tensors, header)
         (fill if weights else check_fit)(model, tensors)
