@@ -224,6 +224,16 @@ def test_factorizations_solve_the_damped_equations(n, rank):
         torch.testing.assert_close(by_factorization[start], expected, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize(("n", "rank"), [(3, 5), (4, 7), (5, 10)])
+@pytest.mark.parametrize("weight", [0.0, 0.05])
+def test_moves_by_the_smaller_gram_matrix_are_those_by_the_larger(n, rank, weight):
+    factors, residual = some_factors(n, rank), torch.stack([random_table(n, 0), random_table(n, 1)])
+    damping, weights = torch.tensor([[0.1, 0.5], [weight, weight / 2]], dtype=torch.float64)
+    wish = gradient(residual, factors) - weights[:, None, None, None] * factors
+    moves = Moves(n, rank).at(factors, residual, weights)(damping)
+    torch.testing.assert_close(moves, factorized(factors, wish)(damping + weights), rtol=1e-7, atol=1e-7)
+
+
 @pytest.mark.parametrize("rank", [20, 30])
 @pytest.mark.parametrize("weight", [0.0, 0.05])
 def test_moves_by_conjugate_gradients_are_those_by_factorization(rank, weight):
@@ -231,7 +241,8 @@ def test_moves_by_conjugate_gradients_are_those_by_factorization(rank, weight):
     damping, weights = torch.tensor([[0.1], [weight]], dtype=torch.float64)
     for size, near in ((1.0, 0.05), (1e-9, 2e-3)):
         residual = random_table(9, 0)[None] * size
-        rough, exact = (Moves(unknowns).at(factors, residual, weights)(damping) for unknowns in (10**4, 1))
+        ways = Moves(20, 200), Moves(1, 1)
+        rough, exact = (moves.at(factors, residual, weights)(damping) for moves in ways)
         assert float((rough - exact).norm()) < near * float(exact.norm())
 
 

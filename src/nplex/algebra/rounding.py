@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
 from nplex.algebra.fractions import ExactAlgorithm
-from nplex.algebra.levenberg_marquardt import Fit, least_squares
+from nplex.algebra.levenberg_marquardt import least_squares
 from nplex.algebra.search.equations import factor_gram, factorized, gradient
 from nplex.algebra.search.factors import as_algorithm, balanced, stacked, sum_of_products
 
@@ -113,12 +113,13 @@ def _solved(
     def residual(unknowns: Tensor, _: Tensor) -> Tensor:
         return target - sum_of_products(unknowns)
 
-    def equations(fit: Fit, _: Tensor) -> Callable[[Tensor], Tensor]:
-        move = factorized(fit.unknowns, gradient(fit.residual, fit.unknowns), free)
-        return lambda damping: fit.unknowns + move(damping)
+    def equations(unknowns: Tensor, left: Tensor, _: Tensor) -> Callable[[Tensor], Tensor]:
+        move = factorized(unknowns, gradient(left, unknowns), free)
+        return lambda damping: unknowns + move(damping)
 
-    fit = least_squares(factors[None], residual, equations, steps=60, tolerance=1e-12, damping=1e-3, window=5)
-    return fit.unknowns[0], float(fit.error)
+    start = factors[None]
+    reached, tracks = least_squares(start, residual, equations, steps=60, tolerance=1e-12, damping=1e-3, window=5)
+    return reached[0], tracks[0].error
 
 
 def _sparse(target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"]) -> tuple[Float[Tensor, "3 n R"], float]:

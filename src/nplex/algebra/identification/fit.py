@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nplex.algebra.identification.bases import Table, balanced, starts, transformed, unital_isotopes
-from nplex.algebra.levenberg_marquardt import Fit, least_squares
+from nplex.algebra.levenberg_marquardt import least_squares
 
 # For each wave of starts: how often the table is balanced before, and how many starts each algebra gets.
 WAVES = ((1, 16), (0, 48), (4, 48), (2, 48), (0, 96))
@@ -50,19 +50,20 @@ def _descended(
         return target - transformed(bases, tables[algebra[which]])
 
     equations = partial(_equations, target)
-    fit = least_squares(bases.flatten(0, 1), residual, equations, steps=steps, tolerance=EXACT, damping=1e-2)
-    return fit.unknowns.unflatten(0, shape), fit.error.unflatten(0, shape)
+    start = bases.flatten(0, 1)
+    reached, tracks = least_squares(start, residual, equations, steps=steps, tolerance=EXACT, damping=1e-2)
+    return reached.unflatten(0, shape), target.new_tensor([track.error for track in tracks]).unflatten(0, shape)
 
 
-def _equations(target: Table, fit: Fit, weight: Float[Tensor, "b"]) -> Callable[[Tensor], Tensor]:
+def _equations(target: Table, bases: Tensor, left: Tensor, _: Tensor) -> Callable[[Tensor], Tensor]:
     """A step `P <- (1 + p) P` of each side: all that p, q, r need is the table X that the bases make.
 
     `J^T J` of `p X + q X + r X` comes from contractions of X with itself. The block of one side with itself is
     `[k = l] G[a, c]`, G its Gram matrix, so r is eliminated by an n x n inverse.
     """
-    here, n = target - fit.residual, len(target)
+    here, n = target - left, len(target)
     eye = torch.eye(n, dtype=here.dtype, device="cpu")
-    sides, residuals = ([x.movedim(s, 1).flatten(2) for s in (1, 2, 3)] for x in (here, fit.residual))
+    sides, residuals = ([x.movedim(s, 1).flatten(2) for s in (1, 2, 3)] for x in (here, left))
     grams = [side @ side.mT for side in sides]
     pp, qq = (torch.einsum("kl,zac->zkalc", eye, gram).reshape(-1, n * n, n * n) for gram in grams[:2])
     forms = "zaij,zkcj->zkaic", "zaij,zkic->zkajc", "zkbj,zkic->zibjc"
@@ -76,12 +77,12 @@ def _equations(target: Table, fit: Fit, weight: Float[Tensor, "b"]) -> Callable[
         added = (damping * unit)[:, None]
         over = torch.linalg.inv_ex(grams[2] + added[..., None] * eye).inverse
         share = (coupling.unflatten(2, (n, n)) @ over[:, None]).flatten(2)
-        left = own - share @ coupling.mT
-        left.diagonal(dim1=1, dim2=2).add_(added)
-        moves = torch.cholesky_solve(first - share @ last, torch.linalg.cholesky_ex(left).L)
+        rest = own - share @ coupling.mT
+        rest.diagonal(dim1=1, dim2=2).add_(added)
+        moves = torch.cholesky_solve(first - share @ last, torch.linalg.cholesky_ex(rest).L)
         r = (last - coupling.mT @ moves).unflatten(1, (n, n))[..., 0] @ over
         change = torch.cat([moves.reshape(-1, 2, n, n), r[:, None]], dim=1)
-        return (eye + change) @ fit.unknowns
+        return (eye + change) @ bases
 
     return solve
 

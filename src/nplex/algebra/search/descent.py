@@ -6,7 +6,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra.levenberg_marquardt import Fit, least_squares
+from nplex.algebra.levenberg_marquardt import WINDOW, Track, least_squares
 from nplex.algebra.search.equations import Moves
 from nplex.algebra.search.factors import growth, sum_of_products
 
@@ -45,26 +45,26 @@ def descend(
     penalty: float = PENALTY,
 ) -> list[Descent]:
     """From each start towards `|| target - sum of products || <= tolerance / 10`, by at most `steps` steps."""
-    moves = Moves(starts[0].numel())
+    moves = Moves(*starts.shape[2:])
 
     def residual(factors: Tensor, _: Tensor) -> Tensor:
         return target - sum_of_products(factors)
 
-    def equations(fit: Fit, weight: Tensor) -> Callable[[Tensor], Tensor]:
-        move = moves.at(fit.unknowns, fit.residual, weight)
-        return lambda damping: fit.unknowns + move(damping)
+    def equations(factors: Tensor, left: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        move = moves.at(factors, left, weight)
+        return lambda damping: factors + move(damping)
 
-    fit = least_squares(starts, residual, equations, steps=steps, tolerance=tolerance, penalty=penalty)
-    return [_descent(Fit(*values), tolerance) for values in zip(*fit, strict=True)]
+    reached, tracks = least_squares(starts, residual, equations, steps=steps, tolerance=tolerance, penalty=penalty)
+    return [_descent(*each, tolerance) for each in zip(reached, tracks, strict=True)]
 
 
-def _descent(fit: Fit, tolerance: float) -> Descent:
+def _descent(factors: Float[Tensor, "3 n R"], track: Track, tolerance: float) -> Descent:
     """Where one start ended, and the word for how."""
-    (before, size_before), (error, size) = fit.trail[0].tolist(), fit.trail[-1].tolist()
-    grown = growth(fit.unknowns)
-    ended = "stalled" if bool(fit.stuck) else "moving"
+    (before, size_before), (error, size) = track.since(WINDOW), track.trail[-1]
+    grown = growth(factors)
+    ended = "stalled" if track.stuck else "moving"
     if error <= tolerance and grown <= EXPLODED:
         ended = "exact"
     elif error > 0.5 * before and grown > RESTLESS and size > GROWING * size_before:
         ended = "diverging"
-    return Descent(fit.unknowns, int(fit.steps), error, grown, ended)
+    return Descent(factors, len(track.trail) - 1, error, grown, ended)

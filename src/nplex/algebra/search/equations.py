@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Up to this many unknowns (n = 8) one factorization is faster than conjugate gradients.
+from nplex.algebra.search.factors import sum_of_products
+
+# Up to this size of the equations (n = 9) one factorization is faster than conjugate gradients.
 FACTORIZED = 800
-# Up to this many (n = 13) what they do not solve is left to a factorization; beyond, that takes too long itself.
+# Up to this one (n = 13) what they do not solve is left to a factorization; beyond, that takes too long itself.
 FACTORIZABLE = 2400
 # Moves that leave more than this of the gradient are too many, those that leave less too dear (found by trial).
 SOLVED, MOST_SOLVED = 1e-2, 1e-4
@@ -28,30 +30,37 @@ class Moves:
     nearer to the table. Where that is too large, the move is what they gave: the next goes on from better factors.
     """
 
-    def __init__(self, unknowns: int):
-        self.factorizes = unknowns <= FACTORIZED
-        self.may_factorize = unknowns <= FACTORIZABLE
+    def __init__(self, n: int, rank: int):
+        size = min(n**3, 3 * n * rank)
+        self.factorizes = size <= FACTORIZED
+        self.may_factorize = size <= FACTORIZABLE
 
     def at(
         self, factors: Float[Tensor, "b 3 n R"], residual: Float[Tensor, "b n n n"], weight: Float[Tensor, "b"]
     ) -> Callable[[Float[Tensor, "b"]], Float[Tensor, "b 3 n R"]]:
         """Those from these factors."""
-        wish = gradient(residual, factors) - weight[:, None, None, None] * factors
-        solve = factorized(factors, wish) if self.factorizes else None
+        solve = _smaller(factors, residual, weight) if self.factorizes else None
 
         def move(damping: Tensor) -> Tensor:
             nonlocal solve
             shift = damping + weight
             if solve is None:
+                wish = _wish(factors, residual, weight)
                 lefts = residual.flatten(1).norm(dim=1).sqrt().clamp(MOST_SOLVED, SOLVED)
                 ways = zip(factors, wish, shift.tolist(), lefts.tolist(), strict=True)
                 solutions, solved = zip(*(conjugate_gradients(*way) for way in ways), strict=True)
                 if all(solved) or not self.may_factorize:
                     return torch.stack(solutions)
-                self.factorizes, solve = True, factorized(factors, wish)
+                self.factorizes, solve = True, _smaller(factors, residual, weight)
             return solve(shift)
 
         return move
+
+
+def _wish(
+    factors: Float[Tensor, "b 3 n R"], residual: Float[Tensor, "b n n n"], weight: Float[Tensor, "b"]
+) -> Float[Tensor, "b 3 n R"]:
+    return gradient(residual, factors) - weight[:, None, None, None] * factors
 
 
 def gradient(y: Float[Tensor, "b n n n"], factors: Float[Tensor, "b 3 n R"]) -> Float[Tensor, "b 3 n R"]:
@@ -83,6 +92,17 @@ def factor_gram(factors: Float[Tensor, "b 3 n R"]) -> Float[Tensor, "b 3*n*R 3*n
     return system.reshape(count, 3 * n * rank, 3 * n * rank)
 
 
+def result_gram(factors: Float[Tensor, "b 3 n R"]) -> Float[Tensor, "b n**3 n**3"]:
+    """`J J^T`, the sum over the three axes of (Gram of the other two factors' products) (x) identity."""
+    count, _, n, _ = factors.shape
+    gram = factors.new_zeros(count, *[n] * 6)
+    for axis in range(3):
+        first, second = (factors[:, other] for other in range(3) if other != axis)
+        pairs = (first[:, :, None] * second[:, None]).flatten(1, 2)
+        gram.diagonal(dim1=axis + 1, dim2=axis + 4).add_((pairs @ pairs.mT).reshape(count, n, n, n, n, 1))
+    return gram.reshape(count, n**3, n**3)
+
+
 def factorized(
     factors: Float[Tensor, "b 3 n R"], wish: Float[Tensor, "b 3 n R"], free: Bool[Tensor, "3 n R"] | None = None
 ) -> Callable[[Float[Tensor, "b"]], Float[Tensor, "b 3 n R"]]:
@@ -94,18 +114,45 @@ def factorized(
         free: The unknowns that may move, in whose rows and columns alone it is solved; all by default.
     """
     chosen = slice(None) if free is None else free.reshape(-1)
-    gram, right = factor_gram(factors)[:, chosen][:, :, chosen], wish.flatten(1)[:, chosen, None]
+    gram, right = factor_gram(factors)[:, chosen][:, :, chosen], wish.flatten(1)[:, chosen]
 
     def solve(shift: Tensor) -> Tensor:
-        damped = gram.clone()
-        damped.diagonal(dim1=1, dim2=2).add_(shift[:, None])
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        solved = torch.cholesky_solve(right, lower)[..., 0]
         solution = torch.zeros_like(wish)
-        solution.flatten(1)[:, chosen] = solved.masked_fill_(failed[:, None] > 0, torch.nan)
+        solution.flatten(1)[:, chosen] = _solved(gram, shift, right)
         return solution
 
     return solve
+
+
+def _smaller(
+    factors: Float[Tensor, "b 3 n R"], residual: Float[Tensor, "b n n n"], weight: Float[Tensor, "b"]
+) -> Callable[[Float[Tensor, "b"]], Float[Tensor, "b 3 n R"]]:
+    """What `factorized` gives, by `J J^T` where equations are fewer than unknowns, as at the generic rank.
+
+    With `s = weight / shift` it is `J^T (J J^T + shift I)^-1 (residual + s J factors) - s factors`, and `J factors` is
+    3 times the sum of products, which is homogeneous of degree 3.
+    """
+    n, rank = factors.shape[2:]
+    if n * n > 3 * rank:
+        return factorized(factors, _wish(factors, residual, weight))
+    gram, products = result_gram(factors), sum_of_products(factors)
+
+    def solve(shift: Tensor) -> Tensor:
+        share = (weight / shift)[:, None, None, None]
+        solved = _solved(gram, shift, (residual + 3 * share * products).flatten(1))
+        return gradient(solved.reshape(residual.shape), factors) - share * factors
+
+    return solve
+
+
+def _solved(
+    gram: Float[Tensor, "b m m"], shift: Float[Tensor, "b"], right: Float[Tensor, "b m"]
+) -> Float[Tensor, "b m"]:
+    """`(gram + shift I)^-1 right`, NaN where that is singular."""
+    damped = gram.clone()
+    damped.diagonal(dim1=1, dim2=2).add_(shift[:, None])
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    return torch.cholesky_solve(right[..., None], lower)[..., 0].masked_fill_(failed[:, None] > 0, torch.nan)
 
 
 def conjugate_gradients(
