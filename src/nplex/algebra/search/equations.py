@@ -65,12 +65,12 @@ def _wish(
 
 def gradient(y: Float[Tensor, "b n n n"], factors: Float[Tensor, "b 3 n R"]) -> Float[Tensor, "b 3 n R"]:
     """`J^T y`: for the first factor `[k, r] = sum_ij y[k, i, j] w[i, r] v[j, r]`, and so on."""
-    u, w, v = (factor[:, None] for factor in factors.unbind(1))
-    n = u.shape[2]
-    with_v = y @ v  # k, i, r
-    with_u = (y.flatten(2).mT @ u[:, 0]).unflatten(1, (n, n))  # i, j, r
-    across = (with_v * u.transpose(1, 2)).sum(1), (with_u * w.transpose(1, 2)).sum(1)
-    return torch.stack([(with_v * w).sum(2), *across], dim=1)
+    u, w, v = factors.unbind(1)
+    shape = *y.shape[:3], factors.shape[3]
+    with_v = (y.flatten(1, 2) @ v).reshape(shape)  # k, i, r
+    with_u = (y.flatten(2).mT @ u).reshape(shape)  # i, j, r
+    rows = w[:, :, None]
+    return torch.stack([(with_v * w[:, None]).sum(2), (with_v * u[:, :, None]).sum(1), (with_u * rows).sum(1)], 1)
 
 
 def factor_gram(factors: Float[Tensor, "b 3 n R"]) -> Float[Tensor, "b 3*n*R 3*n*R"]:
@@ -95,11 +95,10 @@ def factor_gram(factors: Float[Tensor, "b 3 n R"]) -> Float[Tensor, "b 3*n*R 3*n
 def result_gram(factors: Float[Tensor, "b 3 n R"]) -> Float[Tensor, "b n**3 n**3"]:
     """`J J^T`, the sum over the three axes of (Gram of the other two factors' products) (x) identity."""
     count, _, n, _ = factors.shape
-    gram = factors.new_zeros(count, *[n] * 6)
-    for axis in range(3):
-        first, second = (factors[:, other] for other in range(3) if other != axis)
-        pairs = (first[:, :, None] * second[:, None]).flatten(1, 2)
-        gram.diagonal(dim1=axis + 1, dim2=axis + 4).add_((pairs @ pairs.mT).reshape(count, n, n, n, n, 1))
+    gram, (u, w, v) = factors.new_zeros(count, *[n] * 6), factors.unbind(1)
+    pairs = (torch.stack([w, u, u], 1)[:, :, :, None] * torch.stack([v, v, w], 1)[:, :, None]).flatten(2, 3)
+    for axis, products in enumerate((pairs @ pairs.mT).reshape(count, 3, n, n, n, n, 1).unbind(1)):
+        gram.diagonal(dim1=axis + 1, dim2=axis + 4).add_(products)
     return gram.reshape(count, n**3, n**3)
 
 
@@ -114,11 +113,11 @@ def factorized(
         free: The unknowns that may move, in whose rows and columns alone it is solved; all by default.
     """
     chosen = slice(None) if free is None else free.reshape(-1)
-    gram, right = factor_gram(factors)[:, chosen][:, :, chosen], wish.flatten(1)[:, chosen]
+    damped, right = _damped(factor_gram(factors)[:, chosen][:, :, chosen]), wish.flatten(1)[:, chosen]
 
     def solve(shift: Tensor) -> Tensor:
         solution = torch.zeros_like(wish)
-        solution.flatten(1)[:, chosen] = _solved(gram, shift, right)
+        solution.flatten(1)[:, chosen] = damped(shift, right)
         return solution
 
     return solve
@@ -135,24 +134,29 @@ def _smaller(
     n, rank = factors.shape[2:]
     if n * n > 3 * rank:
         return factorized(factors, _wish(factors, residual, weight))
-    gram, products = result_gram(factors), sum_of_products(factors)
+    damped, products = _damped(result_gram(factors)), sum_of_products(factors)
 
     def solve(shift: Tensor) -> Tensor:
         share = (weight / shift)[:, None, None, None]
-        solved = _solved(gram, shift, (residual + 3 * share * products).flatten(1))
+        solved = damped(shift, (residual + 3 * share * products).flatten(1))
         return gradient(solved.reshape(residual.shape), factors) - share * factors
 
     return solve
 
 
-def _solved(
-    gram: Float[Tensor, "b m m"], shift: Float[Tensor, "b"], right: Float[Tensor, "b m"]
-) -> Float[Tensor, "b m"]:
-    """`(gram + shift I)^-1 right`, NaN where that is singular."""
-    damped = gram.clone()
-    damped.diagonal(dim1=1, dim2=2).add_(shift[:, None])
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    return torch.cholesky_solve(right[..., None], lower)[..., 0].masked_fill_(failed[:, None] > 0, torch.nan)
+def _damped(gram: Float[Tensor, "b m m"]) -> Callable[[Float[Tensor, "b"], Float[Tensor, "b m"]], Tensor]:
+    """From a shift and a right side to `(gram + shift I)^-1 right`, NaN where that is singular."""
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    own = diagonal.clone()
+
+    def solve(shift: Tensor, right: Tensor) -> Tensor:
+        torch.add(own, shift[:, None], out=diagonal)  # in place: copies would take as long as small factorizations
+        lower, failed = torch.linalg.cholesky_ex(gram)
+        half = torch.linalg.solve_triangular(lower, right[..., None], upper=False)
+        solved = torch.linalg.solve_triangular(lower.mT, half, upper=True)[..., 0]
+        return solved.masked_fill_(failed[:, None] > 0, torch.nan)
+
+    return solve
 
 
 def conjugate_gradients(

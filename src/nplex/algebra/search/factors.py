@@ -22,9 +22,8 @@ def as_algorithm(factors: Float[Tensor, "3 n R"]) -> BilinearAlgorithm:
 def sum_of_products(factors: Float[Tensor, "*b 3 n R"]) -> Float[Tensor, "*b n n n"]:
     """`[k, i, j] = sum_r factors[0, k, r] factors[1, i, r] factors[2, j, r]`."""
     u, w, v = factors.unbind(-3)
-    n = u.shape[-2]
-    pairs = w[..., :, None, :] * v[..., None, :, :]
-    return (u @ pairs.flatten(-3, -2).mT).unflatten(-1, (n, n))
+    pairs = w.unsqueeze(-2) * v.unsqueeze(-3)
+    return (u @ pairs.flatten(-3, -2).mT).reshape(*pairs.shape[:-1], -1)
 
 
 def balanced(factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "3 n R"]:

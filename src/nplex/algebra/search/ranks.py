@@ -16,7 +16,7 @@ GOOD_GROWTH = 20.0
 CHEAP, FEW_STARTS = 1e8, 3
 LOOK_STEPS = 25
 # Starts descend together while a step costs this many operations: its overhead is then paid once.
-TOGETHER = 5e7
+TOGETHER = 1e7
 # From this n on one product more costs 3 % or less, and a second start as much time as the first: each rank gets one.
 LARGE = 10
 # The generic rank is then passed over if this share of the unknowns is not to spare: the equations are so nearly
@@ -64,7 +64,7 @@ def at_rank(task: Task, rank: int, starts: int, steps: int) -> Result:
     if task.near is not None:
         # Without a penalty: that would move the start away from the table.
         descents = descend(task.target, task.near[None], steps, task.tolerance, penalty=0.0)
-    together = max(1, int(TOGETHER / (3 * n * rank) ** 3))
+    together = max(1, int(TOGETHER / min(n**3, 3 * n * rank) ** 3))
     while len(descents) < starts and not any(map(_good, descents)):
         # The first one alone: it often does.
         count = min(together, starts - len(descents)) if descents else 1
