@@ -249,7 +249,7 @@ def test_moves_by_conjugate_gradients_are_those_by_factorization(rank, weight):
 def test_entries_that_are_not_free_do_not_move():
     factors, wish = some_factors(3, 4), some_factors(3, 4).flip(0)
     free = torch.rand(3, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.6
-    solved = factorized(factors, wish, free)(torch.ones(2, dtype=torch.float64))
+    solved = factorized(factors, wish, free.flatten().nonzero()[:, 0])(torch.ones(2, dtype=torch.float64))
     assert not solved[:, ~free].any()
     damped = factor_gram(factors)[0] + torch.eye(36, dtype=torch.float64)
     rows = free.flatten()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEAST_DAMPING, MOST_DAMPING = 1e-17, 1e6
+LEAST_DAMPING, MOST_DAMPING = 1e-17, 1e4
 # A refused step raises the damping by this factor.
 RAISE = 3.0
 # A start ends when its error falls by less than a twentieth within the window.

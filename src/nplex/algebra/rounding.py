@@ -106,15 +106,16 @@ def _usable(target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"]) -> 
 
 
 def _solved(
-    target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"], free: Bool[Tensor, "3 n R"]
+    target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"], free: Bool[Tensor, "3 n R"] | None = None
 ) -> tuple[Float[Tensor, "3 n R"], float]:
-    """Lowers `|| target - sum of products ||` by the free entries; the factors reached and their error."""
+    """Lowers `|| target - sum of products ||` by the free entries, or all; the factors reached and their error."""
+    places = None if free is None else free.reshape(-1).nonzero()[:, 0]
 
     def residual(unknowns: Tensor, _: Tensor) -> Tensor:
         return target - sum_of_products(unknowns)
 
     def equations(unknowns: Tensor, left: Tensor, _: Tensor) -> Callable[[Tensor], Tensor]:
-        move = factorized(unknowns, gradient(left, unknowns), free)
+        move = factorized(unknowns, gradient(left, unknowns), places)
         return lambda damping: unknowns + move(damping)
 
     start = factors[None]
@@ -132,10 +133,10 @@ def _sparse(target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"]) -> 
     Source: Daubechies, DeVore, Fornasier and Gunturk, Iteratively reweighted least squares minimization for sparse
     recovery (2010), for the weights; the constraint there is linear.
     """
-    small, everything = FIRST_SMALL, torch.ones_like(factors, dtype=torch.bool)
+    small = FIRST_SMALL
     for step in range(SPARSE_STEPS):
         if step % BETWEEN == 0:
-            factors, _ = _solved(target, balanced(factors), everything)
+            factors, _ = _solved(target, balanced(factors))
         entries = factors.reshape(-1)
         weights = WISH / (entries.square() + small**2)
         gram = factor_gram(factors[None])[0]
@@ -145,7 +146,7 @@ def _sparse(target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"]) -> 
         scale = min(1.0, LARGEST_MOVE * float(entries.abs().max()) / max(float(move.abs().max()), 1e-30))
         factors = factors + scale * move.reshape(factors.shape)
         small = max(small * SHRINK, LEAST_SMALL)
-    return _solved(target, balanced(factors), everything)
+    return _solved(target, balanced(factors))
 
 
 def _scaled(factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "3 n R"]:

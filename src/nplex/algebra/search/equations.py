@@ -7,7 +7,7 @@ of matmuls with n x R and R x R matrices, 24 n R^2 operations, where one factori
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nplex.algebra.search.factors import sum_of_products
@@ -20,6 +20,8 @@ FACTORIZABLE = 2400
 SOLVED, MOST_SOLVED = 1e-2, 1e-4
 # Products for one move, at most: so many, and no more than half as many operations as a factorization has.
 MOST_PRODUCTS = 2000
+# Of two axes the third; 3 is none.
+THIRD = [[3, 2, 1], [2, 3, 0], [1, 0, 3]]
 
 
 class Moves:
@@ -81,14 +83,11 @@ def factor_gram(factors: Float[Tensor, "b 3 n R"]) -> Float[Tensor, "b 3*n*R 3*n
     """
     count, _, n, rank = factors.shape
     grams = factors.mT @ factors
-    system = factors.new_zeros(count, 3, n, rank, 3, n, rank)
-    for a in range(3):
-        b, c = (a + 1) % 3, (a + 2) % 3
-        own = system[:, a, :, :, a].diagonal(dim1=1, dim2=3)
-        own.copy_((grams[:, b] * grams[:, c])[..., None].expand(-1, -1, -1, n))
-        turned = factors[:, b].mT[:, None, :, :, None] * grams[:, c, None, :, None]
-        torch.mul(factors[:, a, :, None, None], turned, out=system[:, a, :, :, b])
-        system[:, b, :, :, a] = system[:, a, :, :, b].permute(0, 3, 4, 1, 2)
+    third = torch.cat([grams, torch.zeros_like(grams[:, :1])], 1)[:, THIRD].transpose(2, 3)  # a, r, b, s
+    turned = factors.permute(0, 3, 1, 2)[:, None, ..., None] * third[:, :, :, :, None]  # a, r, b, i, s
+    system = factors[:, :, :, None, None, None] * turned[:, :, None]
+    own = system.diagonal(dim1=1, dim2=4).diagonal(dim1=1, dim2=3)  # r, s, a, k
+    own.copy_((grams.roll(-1, 1) * grams.roll(-2, 1)).permute(0, 2, 3, 1)[..., None])
     return system.reshape(count, 3 * n * rank, 3 * n * rank)
 
 
@@ -103,21 +102,24 @@ def result_gram(factors: Float[Tensor, "b 3 n R"]) -> Float[Tensor, "b n**3 n**3
 
 
 def factorized(
-    factors: Float[Tensor, "b 3 n R"], wish: Float[Tensor, "b 3 n R"], free: Bool[Tensor, "3 n R"] | None = None
+    factors: Float[Tensor, "b 3 n R"], wish: Float[Tensor, "b 3 n R"], free: Int[Tensor, "free"] | None = None
 ) -> Callable[[Float[Tensor, "b"]], Float[Tensor, "b 3 n R"]]:
     """From shifts to `(J^T J + shift I)^-1 wish` by Cholesky factorizations, NaN where that is singular.
 
     Args:
         factors: Where J is taken.
         wish: The right sides.
-        free: The unknowns that may move, in whose rows and columns alone it is solved; all by default.
+        free: The numbers of the unknowns that may move, in whose rows and columns alone it is solved; all by default.
     """
-    chosen = slice(None) if free is None else free.reshape(-1)
-    damped, right = _damped(factor_gram(factors)[:, chosen][:, :, chosen]), wish.flatten(1)[:, chosen]
+    gram, right = factor_gram(factors), wish.flatten(1)
+    if free is None:
+        everything = _damped(gram)
+        return lambda shift: everything(shift, right).reshape(wish.shape)
+    damped, right = _damped(gram[:, free[:, None], free]), right[:, free]
 
     def solve(shift: Tensor) -> Tensor:
         solution = torch.zeros_like(wish)
-        solution.flatten(1)[:, chosen] = damped(shift, right)
+        solution.flatten(1)[:, free] = damped(shift, right)
         return solution
 
     return solve
