@@ -1,9 +1,12 @@
 import itertools
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from cases import ALGEBRAS
 
+import nplex.algebra.table
 from nplex.algebra import (
     Algebra,
     clifford,
@@ -206,6 +209,24 @@ def test_str_shows_the_table():
 def test_wrong_tables_name_the_entry(table, message, unchecked):
     with pytest.raises(ValueError, match=message):
         Algebra.from_table(table)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf"), True, "1", None, 1j, 10**400, [1.0], torch.ones(())])
+@pytest.mark.parametrize("good", [1.0, 2, Fraction(1, 2), np.float32(0.5), np.int64(3)])
+def test_one_wrong_entry_among_good_ones_is_named(good, bad, unchecked):
+    table = [[[good] * 3 for _ in range(3)] for _ in range(3)]
+    assert Algebra.from_table(table).entries[2][1][0] == float(good)
+    table[1][2][0] = bad
+    with pytest.raises(ValueError, match=r"table\[1, 2, 0\] must be a finite number, got "):
+        Algebra.from_table(table)
+    with pytest.raises(ValueError, match=r"table\[1, 2, 0\] must be a finite number, got "):
+        Algebra("own", tuple(tuple(map(tuple, face)) for face in table), ("a", "b", "c"))
+
+
+def test_the_numbers_of_a_large_table_are_not_checked_one_by_one(monkeypatch):
+    monkeypatch.setattr(nplex.algebra.table, "_finite", lambda entry: pytest.fail(f"looked at {entry} alone"))
+    assert Algebra.from_table(cyclic(17).table).entries == cyclic(17).entries
+    assert Algebra.from_table(cyclic(17).table.long()).entries == cyclic(17).entries
 
 
 @pytest.mark.parametrize(

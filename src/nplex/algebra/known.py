@@ -52,9 +52,8 @@ def direct(n: int) -> Algebra:
 def cyclic(n: int) -> Algebra:
     """The group algebra of Z/n: `g^k g^j = g^((k + j) mod n)`; multiplying is circular convolution."""
     _positive("cyclic", n)
-    table = _zeros(n)
-    for k, j in itertools.product(range(n), repeat=2):
-        table[k, (k + j) % n, j] = 1.0
+    table, k = _zeros(n), torch.arange(n, device="cpu")
+    table[k[:, None], (k[:, None] + k) % n, k] = 1.0
     inverse = _eye(n)[[-k % n for k in range(n)]]
     return _build(f"cyclic({n})", ["1", "g", *(f"g{k}" for k in range(2, n))][:n], table, inverse)
 

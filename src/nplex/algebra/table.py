@@ -84,7 +84,7 @@ class Algebra:
         if units is not None and len(units) != len(entries):
             raise ValueError(f"a table of {len(entries)} faces needs {len(entries)} units, got {len(units)}")
         _check_cube(entries, len(entries))
-        frozen = tuple(tuple(tuple(float(c) for c in row) for row in face) for face in entries)
+        frozen = tuple(tuple(tuple(map(float, row)) for row in face) for face in entries)
         return cls(name, frozen, tuple(units) if units else tuple(f"e{k}" for k in range(len(frozen))))
 
     @classmethod
@@ -211,15 +211,23 @@ def _check_cube(entries: Nested, n: int) -> None:
                 raise ValueError(
                     f"table must be {n} x {n} x {n}: table[{k}][{i}] must have {n} numbers, got {shortened(row)}"
                 )
+            if _all_finite(row):
+                continue
             for j, entry in enumerate(row):
                 if not _finite(entry):
                     raise ValueError(f"table[{k}, {i}, {j}] must be a finite number, got {shortened(entry)}")
 
 
+def _all_finite(row: Sequence[object]) -> bool:
+    """Whether all are finite Python floats or integers, as nearly always; large tables have millions of numbers."""
+    try:
+        return {float, int}.issuperset(map(type, row)) and all(map(math.isfinite, row))  # type: ignore[arg-type]
+    except OverflowError:
+        return False
+
+
 def _finite(entry: object) -> bool:
     """Whether it is a number that a float can hold; True and False are none."""
-    if type(entry) is float:  # nearly always; the check below is slow
-        return math.isfinite(entry)
     if not isinstance(entry, Real) or isinstance(entry, bool):
         return False
     try:
