@@ -95,8 +95,7 @@ def _four() -> list[_Row]:
 
 
 def _eight() -> list[_Row]:
-    split = known.octonion.table.clone()
-    split[4:, :4, 4:] *= -1  # Cayley-Dickson with a square of +1: Schafer (1966), section III.4
+    split = known.doubled(known.quaternion, "split octonion", list(known.octonion.units), 1.0).table
     geometric = {
         "clifford(3) = clifford(1,2) = complex 2 x 2 matrices = complex quaternion": (3, 0, 0),
         "clifford(0,3) = quaternion + quaternion": (0, 3, 0),

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -25,8 +24,8 @@ def _build(name: str, units: list[str], table: Float[Tensor, "n n n"], conjugati
     return Algebra(name, entries, tuple(units), tuple(tuple(row) for row in conjugation.tolist()))
 
 
-def _double(algebra: Algebra, name: str, units: list[str]) -> Algebra:
-    """Cayley-Dickson: `(a, b)(c, d) = (a c - conj(d) b, d a + b conj(c))`, `conj(a, b) = (conj(a), -b)`.
+def doubled(algebra: Algebra, name: str, units: list[str], square: float = -1.0) -> Algebra:
+    """Cayley-Dickson: `(a, b)(c, d) = (a c + square conj(d) b, d a + b conj(c))`, `conj(a, b) = (conj(a), -b)`.
 
     Source: Schafer, An Introduction to Nonassociative Algebras (1966), section III.4.
     """
@@ -35,10 +34,10 @@ def _double(algebra: Algebra, name: str, units: list[str]) -> Algebra:
     table = _zeros(2 * n)
     table[:n, :n, :n] = half
     # Entry by entry: a matrix product would start torch's threads at import, and forks after it would hang.
-    table[n:, :n, n:] = -signs * half.permute(2, 1, 0)
+    table[n:, :n, n:] = square * signs * half.permute(2, 1, 0)
     table[:n, n:, n:] = half.permute(2, 1, 0)
     table[n:, n:, :n] = half * signs
-    return _build(name, units, table, torch.diag(torch.cat([signs, signs.new_full((n,), -1.0)])))
+    return _build(name, units, table + 0.0, torch.diag(torch.cat([signs, signs.new_full((n,), -1.0)])))
 
 
 def direct(n: int) -> Algebra:
@@ -95,34 +94,18 @@ def clifford(p: int, q: int = 0, r: int = 0) -> Algebra:
     return _build(f"clifford({p},{q},{r})", units, table, _eye(len(signs)) * torch.tensor(signs, device="cpu"))
 
 
-def _two_dimensional(name: str, unit: str, square: float) -> Algebra:
-    """`1` and one more unit, `unit * unit = square`; the conjugate negates it."""
-    table = _zeros(2)
-    table[0, [0, 1], [0, 1]] = 1.0
-    table[1, 1, 0], table[1, 0, 1] = 1.0, square
-    return _build(name, ["1", unit], table, _eye(2) * torch.tensor([1.0, -1.0], device="cpu"))
-
-
 def _imaginary(count: int) -> list[str]:
     return ["1", *(f"e{k}" for k in range(1, count))]
 
 
 real = _build("real", ["1"], _zeros(1) + 1, _eye(1))
-complex_ = _two_dimensional("complex", "i", -1.0)
-split_complex = _two_dimensional("split_complex", "j", 1.0)
-dual = _two_dimensional("dual", "eps", 0.0)
-quaternion = _double(complex_, "quaternion", ["1", "i", "j", "k"])
-octonion = _double(quaternion, "octonion", _imaginary(8))
-sedenion = _double(octonion, "sedenion", _imaginary(16))
-split_quaternion = replace(
-    Algebra.from_products(
-        ["1", "i", "j", "k"],
-        {("i", "i"): "-1", ("j", "j"): "1", ("k", "k"): "1", ("i", "j"): "k", ("j", "i"): "-k",
-         ("j", "k"): "-i", ("k", "j"): "i", ("k", "i"): "j", ("i", "k"): "-j"},
-        "split_quaternion",
-    ),
-    conjugation=quaternion.conjugation,
-)  # fmt: skip
+complex_ = doubled(real, "complex", ["1", "i"])
+split_complex = doubled(real, "split_complex", ["1", "j"], 1.0)
+dual = doubled(real, "dual", ["1", "eps"], 0.0)
+quaternion = doubled(complex_, "quaternion", ["1", "i", "j", "k"])
+split_quaternion = doubled(complex_, "split_quaternion", ["1", "i", "j", "k"], 1.0)
+octonion = doubled(quaternion, "octonion", _imaginary(8))
+sedenion = doubled(octonion, "sedenion", _imaginary(16))
 
 NAMED: dict[str, Algebra] = {
     algebra.name: algebra

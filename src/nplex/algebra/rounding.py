@@ -84,11 +84,11 @@ def round_off(
     for number in range(min(tries, max(1, most // PATIENCE))):
         noise = torch.randn(first.shape, generator=generator, dtype=torch.float64, device="cpu")
         factors, error = _sparse(target, first + number * SHAKE * noise)
-        factors = _scaled(factors)
+        factors, free = _scaled(factors)
         if error < EXACT and bool(factors.isfinite().all()):
-            factors = _constrained(target, factors, min(most, PATIENCE))
-            rounded = ExactAlgorithm.from_factors(as_algorithm(factors))
-            if _small(factors) and rounded.wrong_entries(target.tolist()) == 0:
+            small = _constrained(target, factors, free, min(most, PATIENCE))
+            rounded = None if small is None else ExactAlgorithm.from_factors(as_algorithm(small))
+            if rounded is not None and rounded.wrong_entries(target.tolist()) == 0:
                 return rounded
     return None
 
@@ -149,60 +149,37 @@ def _sparse(target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"]) -> 
     return _solved(target, balanced(factors))
 
 
-def _scaled(factors: Float[Tensor, "3 n R"]) -> Float[Tensor, "3 n R"]:
-    """The same products, the largest entry of each encoder's column 1."""
-    component, result, inputs = factors
-    scales = [_largest(column) for column in (component, inputs)]
-    return torch.stack([component / scales[0], result * scales[0] * scales[1], inputs / scales[1]])
-
-
-def _largest(factor: Float[Tensor, "n R"]) -> Float[Tensor, "R"]:
-    """The entry of each column with the largest absolute value, with its sign."""
-    return factor.gather(0, factor.abs().argmax(0, keepdim=True))[0]
+def _scaled(factors: Float[Tensor, "3 n R"]) -> tuple[Float[Tensor, "3 n R"], Bool[Tensor, "3 n R"]]:
+    """The same products, the largest entry of each encoder's column 1; and which entries are not these ones."""
+    places = factors.abs().argmax(1, keepdim=True)
+    scales = factors.gather(1, places)
+    scales[1] = 1 / (scales[0] * scales[2])
+    free = torch.ones_like(factors, dtype=torch.bool).scatter_(1, places, False)
+    free[1] = True
+    return factors / scales, free
 
 
 def _constrained(
-    target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"], patience: int
-) -> Float[Tensor, "3 n R"]:
-    """Constrains entry after entry to a small number, while the others can still give the table."""
+    target: Float[Tensor, "n n n"], factors: Float[Tensor, "3 n R"], free: Bool[Tensor, "3 n R"], patience: int
+) -> Float[Tensor, "3 n R"] | None:
+    """Constrains free entries one by one to small numbers, while the others can still give the table; None if not."""
     numbers = factors.new_tensor(SMALL_NUMBERS)
-    free = _all_but_ones(factors)
     refused = torch.zeros_like(free).reshape(-1)
     for _ in range(patience):
-        factors, free = _there(factors, free, numbers)
+        # Entries that are at a small number already need no descent.
+        distance, nearest = (factors[..., None] - numbers).abs().min(-1)
+        there = distance < THERE
+        factors, free = torch.where(there, numbers[nearest], factors), free & ~there
         candidates = (free.reshape(-1) & ~refused).nonzero()[:, 0]
         if not len(candidates):
             break
-        distance, nearest = (factors.reshape(-1)[candidates, None] - numbers).abs().min(1)
-        first = int((distance + ZERO_FIRST * (numbers[nearest] != 0)).argmin())
-        position, number = candidates[first], numbers[nearest[first]]
+        cost = (distance + ZERO_FIRST * (nearest != 0)).reshape(-1)[candidates]
+        position = candidates[cost.argmin()]
         wish, rest = factors.clone(), free.clone()
-        wish.view(-1)[position], rest.view(-1)[position] = number, False
+        wish.view(-1)[position], rest.view(-1)[position] = numbers[nearest.view(-1)[position]], False
         solved, error = _solved(target, wish, rest)
         if error < EXACT and float(solved.abs().max()) < RUNAWAY:
             factors, free = solved, rest
         else:
             refused[position] = True
-    return factors
-
-
-def _all_but_ones(factors: Float[Tensor, "3 n R"]) -> Bool[Tensor, "3 n R"]:
-    """Free are all entries but the ones that fix the scales of the encoders' columns."""
-    free = torch.ones_like(factors, dtype=torch.bool)
-    for axis in (0, 2):
-        free[axis].scatter_(0, factors[axis].abs().argmax(0, keepdim=True), False)
-    return free
-
-
-def _there(
-    factors: Float[Tensor, "3 n R"], free: Bool[Tensor, "3 n R"], numbers: Float[Tensor, "m"]
-) -> tuple[Float[Tensor, "3 n R"], Bool[Tensor, "3 n R"]]:
-    """Entries that are at a small number already, set to it exactly and constrained."""
-    distance, nearest = (factors[..., None] - numbers).abs().min(-1)
-    at = distance < THERE
-    return torch.where(at, numbers[nearest], factors), free & ~at
-
-
-def _small(factors: Float[Tensor, "3 n R"]) -> bool:
-    """Whether all entries are small numbers."""
-    return bool((factors[..., None] == factors.new_tensor(SMALL_NUMBERS)).any(-1).all())
+    return None if bool(free.any()) else factors
