@@ -11,7 +11,6 @@ from torch import Tensor
 from nplex.algebra import Algebra, as_table, matrices, named, quaternion
 from nplex.stored_rules import stored_rules
 
-Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 FILES = (".json", ".safetensors")
 
 
@@ -27,7 +26,7 @@ class Product:
 
     algebra: Algebra
     factors: str = "normal numbers"
-    draw: Draw | None = None
+    draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor]] | None = None
 
 
 def product_named(text: str) -> Product:
@@ -38,7 +37,7 @@ def product_named(text: str) -> Product:
     - `rotation-pure`: the Hamilton product of two pure quaternions, whole numbers from -10 to 9. n = 4, and 28 of
       the 64 entries are never used.
     - `rotation-axis`: a rotation about the axis (1, 2, 2) / 3 by an angle, given as (cos, sin, 1). n = 3.
-    - `rotation-real`: the 3 x 3 matrix of a unit quaternion times three vectors. n = 9.
+    - `rotation-real`: a 3 x 3 rotation matrix times three vectors. n = 9.
     - `random(n)`: a table of normal numbers, the same one for each n.
     - a .json or .safetensors file, as `nplex rule show` reads it: its last table.
 
@@ -47,7 +46,7 @@ def product_named(text: str) -> Product:
         FileNotFoundError: the file does not exist.
     """
     if text in ROTATIONS:
-        return ROTATIONS[text]()
+        return ROTATIONS[text]
     if text.endswith(FILES) or "/" in text:
         path = Path(text)
         name, rule = list(stored_rules(path).items())[-1]
@@ -55,7 +54,9 @@ def product_named(text: str) -> Product:
         return Product(Algebra.from_table(as_table(rule), title))
     family, _, size = text.removesuffix(")").partition("(")
     if family == "random" and size.isascii() and size.isdecimal():
-        return Product(_random(int(size)))
+        if not 1 <= (n := int(size)) <= 16:
+            raise ValueError(f"random(n) needs a whole number from 1 to 16, got random({n})")
+        return Product(Algebra.from_table(_normal(torch.Generator("cpu").manual_seed(n), n, n, n), f"random({n})"))
     try:
         return Product(named(text))
     except ValueError as error:
@@ -70,10 +71,9 @@ def examples_of(product: Product, count: int, noise: float, generator: torch.Gen
     mean square.
     """
     x, y = product.draw(count, generator) if product.draw else _normal(generator, 2, count, product.algebra.n)
-    features = (x[:, :, None] * y[:, None, :]).flatten(1)
-    results = features @ unknowns(product.algebra.table)
+    results = product.algebra.multiply(x, y)
     errors = _normal(generator, *results.shape)
-    return features, results + noise * results.square().mean().sqrt() * errors
+    return (x[:, :, None] * y[:, None, :]).flatten(1), results + noise * results.square().mean().sqrt() * errors
 
 
 def unknowns(table: Float[Tensor, "n n n"]) -> Float[Tensor, "n*n n"]:
@@ -85,63 +85,44 @@ def _normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def _random(n: int) -> Algebra:
-    if not 1 <= n <= 16:
-        raise ValueError(f"random(n) needs a whole number from 1 to 16, got random({n})")
-    return Algebra.from_table(_normal(torch.Generator("cpu").manual_seed(n), n, n, n), f"random({n})")
-
-
-def _unit_quaternions(count: int, generator: torch.Generator) -> Float[Tensor, "count 4"]:
-    q = _normal(generator, count, 4)
-    return q / q.norm(dim=1, keepdim=True)
-
-
 def _two_steps(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(q, p) and (q p, conj(q)), alternating."""
-    q, p = _unit_quaternions(count, generator), _normal(generator, count, 4)
-    p[:, 0] = 0.0
-    second = torch.arange(count)[:, None] % 2 == 1
+    q, p = _normal(generator, 2, count, 4)
+    q, p[:, 0] = q / q.norm(dim=1, keepdim=True), 0.0
+    second = torch.arange(count, device="cpu")[:, None] % 2 == 1
     x = torch.where(second, quaternion.multiply(q, p), q)
     return x, torch.where(second, quaternion.conjugate(q), p)
 
 
 def _pure(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    both = torch.randint(-10, 10, (2, count, 4), generator=generator, device="cpu").double()
-    both[..., 0] = 0.0
-    return both[0], both[1]
+    x, y = torch.randint(-10, 10, (2, count, 4), generator=generator, device="cpu").double()
+    x[:, 0] = y[:, 0] = 0.0
+    return x, y
 
 
-def _axis() -> Product:
-    """`R = cos (I - u u^T) + sin [u] + u u^T`, linear in (cos, sin, 1).
-
-    Source: Rodrigues' formula.
-    """
-    u = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64, device="cpu") / 3
-    eye = torch.eye(3, dtype=torch.float64, device="cpu")
-    along, across = torch.outer(u, u), torch.linalg.cross(u.expand(3, 3), eye).mT
-    algebra = Algebra.from_table(torch.stack([eye - along, across, along]), "rotation-axis", ["x", "y", "z"])
-
-    def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        angle = 2 * torch.pi * torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
-        return torch.stack([angle.cos(), angle.sin(), torch.ones_like(angle)], 1), _normal(generator, count, 3)
-
-    return Product(algebra, "(cos, sin, 1) of an angle, and vectors", draw)
+def _angles(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(cos, sin, 1), and vectors."""
+    angle = 2 * torch.pi * torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
+    return torch.stack([angle.cos(), angle.sin(), torch.ones_like(angle)], 1), _normal(generator, count, 3)
 
 
 def _rotation_matrices(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The rotation matrix of q, `v -> q v conj(q)`, row by row; and three vectors, the columns of a matrix."""
-    q = _unit_quaternions(count, generator)
-    units = torch.eye(4, dtype=torch.float64, device="cpu")[1:]
-    images = [quaternion.multiply(quaternion.multiply(q, u.expand_as(q)), quaternion.conjugate(q)) for u in units]
-    rotation = torch.stack([image[:, 1:] for image in images], 2)
-    return rotation.reshape(count, 9), _normal(generator, count, 9)
+    """Orthogonal matrices of determinant 1, row by row, and three vectors, the columns of a matrix."""
+    turned = torch.linalg.qr(_normal(generator, count, 3, 3)).Q
+    return (turned * torch.linalg.det(turned)[:, None, None]).flatten(1), _normal(generator, count, 9)
 
 
-ROTATIONS: dict[str, Callable[[], Product]] = {
-    "rotation": lambda: Product(quaternion, "unit quaternions rotating vectors, in two products", _two_steps),
-    "rotation-pure": lambda: Product(quaternion, "pure quaternions of whole numbers", _pure),
-    "rotation-axis": _axis,
-    "rotation-real": lambda: Product(
-        matrices(3), "matrices of unit quaternions, and three vectors", _rotation_matrices
+# About the axis u = (1, 2, 2) / 3: `cos (v - u (u v)) + sin (u x v) + u (u v)` (Rodrigues), in ninths.
+AXIS = [
+    [[8, -2, -2], [-2, 5, -4], [-2, -4, 5]], [[0, -6, 6], [6, 0, -3], [-6, 3, 0]], [[1, 2, 2], [2, 4, 4], [2, 4, 4]],
+]  # fmt: skip
+ROTATIONS = {
+    "rotation": Product(quaternion, "unit quaternions rotating vectors, in two products", _two_steps),
+    "rotation-pure": Product(quaternion, "pure quaternions of whole numbers", _pure),
+    "rotation-axis": Product(
+        Algebra.from_table(torch.tensor(AXIS, device="cpu").double() / 9, "rotation-axis", ["x", "y", "z"]),
+        "(cos, sin, 1) of an angle, and vectors",
+        _angles,
     ),
+    "rotation-real": Product(matrices(3), "rotation matrices, and three vectors", _rotation_matrices),
 }

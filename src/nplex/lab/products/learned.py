@@ -3,23 +3,33 @@
 In the paper: its artificial data, where the rule becomes the table of Hamilton's product.
 """
 
+import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from nplex.algebra import ExactAlgorithm, Search, find, round_off
-from nplex.lab.products.fit import Learner, Moment, Regression, fit
+from nplex.algebra import ExactAlgorithm, Search, as_table, find, round_off
 from nplex.lab.products.known import Product, examples_of, product_named, unknowns
+from nplex.nn import LearnedRule
 
 # Limits of n, of the numbers of all examples (8 bytes each, in several copies), and of the largest number of a table.
 LARGEST, MOST_NUMBERS, RANGE = 32, 10**8, (1e-6, 1e6)
-# Whole numbers, halves, quarters, ...: what the learned table is rounded to, the coarsest that fits the examples.
-GRAINS = (1, 2, 4, 8, 16, 32, 64)
+# Weights of the squared parameters, one round of L-BFGS after the other: what no example determines goes to zero;
+# the last round is without a weight, so that it leaves no trace in what is determined.
+RIDGES = (1e-4, 0.0)
+# Steps of a round at most; it ends where the loss falls by less than STILL, with maps STILL_WITH_MAPS.
+STEPS, STILL, STILL_WITH_MAPS = 1500, 1e-22, 1e-10
+# A table fits the examples where its loss is above the least one by a rounding error, or by what noise explains:
+# three times the excess that the true table may be expected to have.
+ROUNDING, NOISE = 1e-14, 3.0
 # Singular values of the examples below this share of the largest count as zero.
 DETERMINED = 1e-9
+# Whole numbers, halves, quarters, ...: what the learned table is rounded to, the coarsest that fits the examples.
+GRAINS = (1, 2, 4, 8, 16, 32, 64)
 # Starts of a rule that is too small: none fails, but some end in worse places than others. Starts of a search.
 STARTS, STARTS_OF_SEARCH = 3, 20
 
@@ -69,19 +79,27 @@ class RuleLearning:
         return product
 
 
+class Moment(NamedTuple):
+    """The table after a step of training, with its squared error and its distance from the true one."""
+
+    step: int
+    loss: float
+    error: float
+    table: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What was learned from one seed.
+    """What was learned from one seed. Errors are `|| table - true || / || true ||` over what the examples determine.
 
     Attributes:
         product: what was to be learned.
-        seed: of examples and first values.
-        true: the product's table, padded with zeros where the rule is larger.
-        size: n of the rule.
-        trail: the loss and the table over training.
+        seed: of the examples and the first values.
+        true: the true table, padded with zeros to the learned size where that is larger.
+        size: n of the learned rule.
+        trail: moments of training, first to last.
         determined: how many numbers of the table the examples determine.
-        error: `|| table - true || / || true ||` over what the examples determine.
-        optimum: the same of the least-squares table.
+        optimum: the error of the least-squares table.
         fits: whether the learned table fits the examples as well as the true one may be expected to.
         search: for an algorithm of the learned table; None without a rank, or where no table was learned.
         exact: the algorithm in small numbers, checked in fractions, of the learned table rounded as far as the
@@ -94,7 +112,6 @@ class Learned:
     size: int
     trail: tuple[Moment, ...]
     determined: int
-    error: float
     optimum: float
     fits: bool
     search: Search | None = None
@@ -104,6 +121,11 @@ class Learned:
     def table(self) -> Tensor:
         """The learned table."""
         return self.trail[-1].table
+
+    @property
+    def error(self) -> float:
+        """The error of the learned table."""
+        return self.trail[-1].error
 
     @property
     def verdict(self) -> str:
@@ -125,6 +147,39 @@ class Learned:
         return f"learned, and exact in small numbers: {products}{of}, checked in fractions"
 
 
+class _Examples:
+    """Examples as a linear regression, solved.
+
+    `|| features x - results ||^2 = || values used (x - least) ||^2 + rest`, in units of the results, where the rows
+    of `used` are an orthonormal basis of what the examples determine.
+    """
+
+    def __init__(
+        self, features: Float[Tensor, "m unknowns"], results: Float[Tensor, "m n"], true: Float[Tensor, "n n n"]
+    ) -> None:
+        norm = results.norm()
+        left, values, rows = torch.linalg.svd(features / norm, full_matrices=False)
+        some = values > DETERMINED * values[0]
+        self.used, self.values, self.true = rows[some], values[some, None], unknowns(true)
+        self.least = self.used.mT @ ((left[:, some].mT @ results) / norm / self.values)
+        self.rest = float((features @ self.least - results).square().sum() / norm**2)
+        more = max(len(features) - features.shape[1], 1)
+        self.goal = ROUNDING + NOISE * features.shape[1] * self.rest / more
+
+    def excess(self, table: Float[Tensor, "n n n"]) -> Tensor:
+        """The loss above the least one that a table can have."""
+        return (self.values * (self.used @ (unknowns(table) - self.least))).square().sum()
+
+    def error(self, found: Float[Tensor, "unknowns n"]) -> float:
+        """The distance from the true table."""
+        return float((self.used @ (found - self.true)).norm() / (self.used @ self.true).norm())
+
+    def moment(self, step: int, table: Float[Tensor, "n n n"]) -> Moment:
+        """A table with its loss and its error."""
+        table = table.detach().clone()
+        return Moment(step, float(self.excess(table)) + self.rest, self.error(unknowns(table)), table)
+
+
 def learn(recipe: RuleLearning, seed: int = 0) -> Learned:
     """Draws examples of the product and learns a rule from them, by gradients from random first values.
 
@@ -142,48 +197,61 @@ def learn(recipe: RuleLearning, seed: int = 0) -> Learned:
     features, results = examples_of(product, recipe.examples, recipe.noise, generator)
     size = recipe.n or own
     if (more := size - own) > 0:
-        square = features.reshape(-1, own, own)
-        features, results, true = (
-            pad(square, (0, more) * 2).flatten(1),
-            pad(results, (0, more)),
-            pad(true, (0, more) * 3),
-        )
-    examples, trails = Regression.of(features, results), []
+        features = pad(features.reshape(-1, own, own), (0, more) * 2).flatten(1)
+        results, true = pad(results, (0, more)), pad(true, (0, more) * 3)
+    examples, trails = _Examples(features, results, true), []
     for start in range(STARTS if size < own else 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * 1000 + start)
-            learner = Learner(max(own, size), size)
-        trails.append(fit(learner, examples, generator))
+            trails.append(_fit(max(own, size), size, examples))
     trail = min(trails, key=lambda each: each[-1].loss)
-    table, used = trail[-1].table, _determined(examples)
-    least = torch.linalg.lstsq(examples.triangle, examples.seen, driver="gelsd").solution
-    error, optimum = (
-        float((used @ (found - unknowns(true))).norm() / (used @ unknowns(true)).norm())
-        for found in (unknowns(table), least)
-    )
-    search, exact = None, None
-    if recipe.rank is not None and examples.fits(table):
+    table, search, exact = trail[-1].table, None, None
+    if (fits := bool(examples.excess(table) <= examples.goal)) and recipe.rank is not None:
         search, exact = _algorithm(table, examples, recipe.rank, seed)
-    determined = used.shape[0] * true.shape[0]
-    return Learned(
-        product, seed, true, size, tuple(trail), determined, error, optimum, examples.fits(table), search, exact
-    )
+    determined, optimum = len(examples.used) * len(true), examples.error(examples.least)
+    return Learned(product, seed, true, size, tuple(trail), determined, optimum, fits, search, exact)
+
+
+def _fit(n: int, size: int, examples: _Examples) -> list[Moment]:
+    """L-BFGS on all examples, in rounds; the first and the last table, and each tenth.
+
+    A rule smaller than n is learned with three n x size matrices. They map both factors to its algebra and the result
+    back: `table[k, i, j] = sum_pqs component[k, p] result[i, q] inputs[j, s] rule[p, q, s]` (a Tucker form).
+    """
+    rule = LearnedRule(size, dtype=torch.float64)
+    maps = [nn.init.orthogonal_(torch.empty(n, size, dtype=torch.float64)) for _ in range(3 if size < n else 0)]
+    parameters = [*rule.parameters(), *(each.requires_grad_() for each in maps)]
+    trail: list[Moment] = []
+    steps = itertools.count()
+
+    def loss(ridge: float, *, keep: bool = False) -> Tensor:
+        table = as_table(rule())
+        table = torch.einsum("pqs,kp,iq,js->kij", table, *maps) if maps else table
+        if (step := next(steps)) % 10 == 0 or keep:
+            trail.append(examples.moment(step, table))
+        for parameter in parameters:
+            parameter.grad = None
+        value = examples.excess(table) + ridge * torch.cat([each.flatten() for each in parameters]).square().mean()
+        value.backward()
+        return value
+
+    for ridge in RIDGES:
+        torch.optim.LBFGS(
+            parameters, max_iter=STEPS, max_eval=2 * STEPS, history_size=100, line_search_fn="strong_wolfe",
+            tolerance_grad=0.0, tolerance_change=STILL_WITH_MAPS if maps else STILL,
+        ).step(lambda ridge=ridge: loss(ridge))  # fmt: skip
+    loss(0.0, keep=True)
+    return trail
 
 
 def _algorithm(
-    table: Float[Tensor, "n n n"], examples: Regression, rank: int, seed: int
+    table: Float[Tensor, "n n n"], examples: _Examples, rank: int, seed: int
 ) -> tuple[Search, ExactAlgorithm | None]:
     """An algorithm of the table, rounded to whole numbers, halves, ... where such a table fits as well."""
     coarser = ((table * grain).round() / grain for grain in GRAINS)
-    rounded = next((each for each in coarser if examples.fits(each) and bool(each.any())), None)
+    rounded = next((each for each in coarser if examples.excess(each) <= examples.goal and bool(each.any())), None)
     if rounded is None:
         tolerance = min(max(1e-12, examples.goal**0.5), 0.1)
         return find(table, rank, seed, starts=STARTS_OF_SEARCH, tolerance=tolerance), None
     search = find(rounded, rank, seed, starts=STARTS_OF_SEARCH)
     return search, round_off(search.algorithm, rounded, seed) if search.verdict == "exact" else None
-
-
-def _determined(examples: Regression) -> Float[Tensor, "d unknowns"]:
-    """An orthonormal basis of what the examples say something about."""
-    _, values, rows = torch.linalg.svd(examples.triangle, full_matrices=False)
-    return rows[values > DETERMINED * values[0]]

@@ -5,24 +5,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from nplex.algebra import Algebra, additions, formulas
 from nplex.files import write_json, write_tensors, write_text
 from nplex.lab.environment import environment
 from nplex.lab.plot import new_figure, save
-from nplex.lab.products.fit import ADAM
 from nplex.lab.products.learned import Learned, RuleLearning
 from nplex.lab.run_folder import LEARNED_CURVE, LEARNED_PAGE, LEARNED_TABLES, RESULT
 from nplex.lab.summary import markdown_table
 from nplex.stored_rules import LEARNED
 
-# Wider tables are not printed; a learned one has so many digits behind the point. Smaller errors are drawn at LOWEST;
-# up to ROUNDING they are of rounding alone.
-WIDEST, DIGITS, LOWEST, ROUNDING = 170, 2, 1e-16, 1e-12
-TITLES = ["seed", "error", "optimum", "of all entries", "determined", "steps", "outcome"]
+# Wider tables are not printed; a learned one has so many digits behind the point. Smaller errors are drawn at LOWEST.
+WIDEST, DIGITS, LOWEST = 170, 2, 1e-16
+TITLES = ["seed", "error", "optimum", "determined", "steps", "outcome"]
 
 
 def headline(recipe: RuleLearning, one: Learned) -> str:
@@ -37,7 +31,7 @@ def rows(learned: Sequence[Learned]) -> list[list[str]]:
     """A table of one row a seed, titles first."""
     return [TITLES, *(
         [
-            str(one.seed), f"{one.error:.1e}", f"{one.optimum:.1e}", f"{_error(one, one.table):.1e}",
+            str(one.seed), f"{one.error:.1e}", f"{one.optimum:.1e}",
             f"{one.determined} of {one.true.numel()}", f"{one.trail[-1].step:,}", one.verdict,
         ]
         for one in learned
@@ -80,45 +74,34 @@ def write(folder: Path, recipe: RuleLearning, learned: Sequence[Learned]) -> Non
 
 
 def curve(learned: Sequence[Learned], path: Path) -> None:
-    """The error of the table over the steps, one line a seed, with the optimum, as a PNG.
+    """The error of the table over the steps, one line a seed, with the optimum of the first, as a PNG.
 
     Raises:
         ImportError: matplotlib is not installed; names the command.
     """
-    figure = new_figure()
+    figure, first = new_figure(), learned[0]
     axes = figure.add_subplot()
-    first = learned[0]
     for one in learned:
-        errors = [max(_error(one, moment.table), LOWEST) for moment in one.trail]
+        errors = [max(moment.error, LOWEST) for moment in one.trail]
         axes.plot([moment.step for moment in one.trail], errors, label=f"seed {one.seed}")
-    if first.fits and first.determined == first.true.numel() and first.optimum > ROUNDING:
-        label = f"least squares, seed {first.seed}"
-        axes.axhline(first.optimum, linestyle="--", color="0.5", label=label)
-    axes.axvline(first.trail[ADAM].step, linestyle=":", color="0.5", label="Adam ends, L-BFGS begins")
+    axes.axhline(max(first.optimum, LOWEST), linestyle="--", color="0.5", label=f"least squares, seed {first.seed}")
     axes.set_yscale("log")
-    axes.set_xlabel("step")
+    axes.set_xlabel("step of L-BFGS")
     axes.set_ylabel("relative error of the table")
     name = f"{first.product.algebra.name} by a rule of n = {first.size}"
     axes.set_title(f"{name}: error of the learned table over training", fontsize=9)
     axes.grid(alpha=0.25)
-    if len(learned) <= 10:
-        axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=1 + len(learned) // 10)
     save(figure, path)
-
-
-def _error(one: Learned, table: Float[Tensor, "n n n"]) -> float:
-    """`|| table - true || / || true ||`."""
-    return float((table - one.true).norm() / one.true.norm())
 
 
 def _as_json(one: Learned) -> dict[str, Any]:
     numbers = ("seed", "error", "determined", "optimum", "verdict")
-    columns = ("encode_component", "encode_input", "decode")
-    algorithm = None if one.search is None else one.search.algorithm._asdict()
+    algorithm, columns = one.search and one.search.algorithm._asdict(), ("encode_component", "encode_input", "decode")
     return {name: getattr(one, name) for name in numbers} | {
         "true": one.true.tolist(),
         "table": one.table.tolist(),
-        "curve": [{"step": m.step, "loss": m.loss, "error": _error(one, m.table)} for m in one.trail],
+        "curve": [{"step": each.step, "loss": each.loss, "error": each.error} for each in one.trail],
         "algorithm": algorithm and {name: factor.tolist() for name, factor in algorithm.items()},
         "exact": one.exact and {
             "formulas": formulas(one.exact).splitlines(),
@@ -129,17 +112,15 @@ def _as_json(one: Learned) -> dict[str, Any]:
 
 def _tables(one: Learned) -> list[str]:
     """The true table and the learned one side by side, and their largest difference."""
-    names = one.product.algebra.units
-    units = [*names, *(f"({k})" for k in range(len(names), one.true.shape[0]))]
-    true, found = (_printed(table, title, units) for table, title in ((one.true, "true"), (one.table, "learned")))
+    units, more = one.product.algebra.units, max(0, one.size - one.product.algebra.n)
+    names = [*units, *(f"({len(units) + k})" for k in range(more))]
+    near = (one.table * 10**DIGITS).round() / 10**DIGITS + 0.0
+    printed = (Algebra.from_table(table, units=names).multiplication_table() for table in (one.true, near))
+    true, found = (
+        [f"  {title}", *text.splitlines()] for title, text in zip(("true", "learned"), printed, strict=True)
+    )
     width = max(map(len, true)) + 4
     lines = [f"{left:<{width}}{right}".rstrip() for left, right in zip(true, found, strict=True)]
     if max(map(len, lines)) > WIDEST:
         lines = ["the tables are too wide for text; --out DIR writes them"]
     return [*lines, f"largest difference of an entry: {float((one.table - one.true).abs().max()):.1e}"]
-
-
-def _printed(table: Float[Tensor, "n n n"], title: str, units: Sequence[str]) -> list[str]:
-    """The products of the units, line by line."""
-    rounded = torch.where(table.abs() < 0.5 * 10**-DIGITS, 0.0, (table * 10**DIGITS).round() / 10**DIGITS)
-    return [f"  {title}", *Algebra.from_table(rounded, title, units).multiplication_table().splitlines()]
