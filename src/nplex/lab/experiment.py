@@ -53,7 +53,7 @@ def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: OnStep = si
     if not (folder / RESULT).exists():  # what is done is only read
         with owned(folder) if main_process() else nullcontext():
             _train_and_test(recipe, data, seed, folder, config, report)
-    _check_settings(folder, config)
+    check_settings(folder, "run", config)
     result = finished_result(folder / RESULT)
     if difference := _difference({key: result[key] for key in config}, config):
         raise damaged(folder / RESULT, f"it belongs to other settings: {difference}")
@@ -105,10 +105,21 @@ def fingerprint(data: Data) -> dict[str, str]:
     return {"name": data.folder.resolve().name} | names
 
 
+def check_settings(folder: Path, kind: str, settings: dict) -> None:
+    """Checks that what a folder holds was made with these settings, or that it holds nothing.
+
+    Raises:
+        ValueError: it is of another kind, or has other settings; names the first.
+    """
+    found = settings_for(folder, kind)
+    if found is not None and (difference := _difference(found, settings)):
+        raise ValueError(f"{folder} holds a {kind} with other settings ({difference}); take another --out")
+
+
 def _train_and_test(recipe: Recipe, data: Data, seed: int, folder: Path, config: dict, report: OnStep) -> None:
     """Writes all files of a run."""
     if main_process():
-        _check_settings(folder, config)
+        check_settings(folder, "run", config)
         write_json(folder / SETTINGS, Settings("run", config).json())
     began_in = environment()
     torch.manual_seed(seed)
@@ -126,14 +137,6 @@ def _train_and_test(recipe: Recipe, data: Data, seed: int, folder: Path, config:
         (folder / CHECKPOINT).unlink(missing_ok=True)
         clear(folder)
     wait()
-
-
-def _check_settings(folder: Path, config: dict) -> None:
-    """Refuses a folder that holds a run with other settings."""
-    if (settings := settings_for(folder, "run")) is None:
-        return
-    if difference := _difference(settings, config):
-        raise ValueError(f"{folder} holds a run with other settings ({difference}); take another --out")
 
 
 def _plain(config: dict) -> dict:

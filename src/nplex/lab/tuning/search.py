@@ -19,7 +19,8 @@ import torch
 
 from nplex.files import write_json, write_text
 from nplex.lab.environment import environment
-from nplex.lab.run_folder import SETTINGS, TUNING, TUNING_DATABASE, Settings, owned, settings_for
+from nplex.lab.experiment import check_settings
+from nplex.lab.run_folder import SETTINGS, TUNING, TUNING_DATABASE, Settings, owned
 from nplex.lab.train import Interrupted
 from nplex.lab.tuning.figure import draw
 from nplex.lab.tuning.pareto import Goals, Measured, Pareto, Row
@@ -29,12 +30,8 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 HEARTBEAT, GRACE, TRIES = 10, 60, 3
-RULE, COUNTS, MEASURED, ERROR = "rule", "counts", "measured", "error"
+RULE, MEASURED, ERROR, STOPPED = "rule", "measured", "error", "stopped"
 Report = Callable[[Pareto, str], None]
-
-
-class Failed(Exception):
-    """A trial without a result: its rule gave an error, or another process has it; the search goes on."""
 
 
 def tune(
@@ -71,19 +68,18 @@ def tune(
     """
     if trials < 1 or not minutes > 0:
         raise ValueError(f"a budget needs 1 trial or more and minutes above 0, got {trials} and {minutes}")
-    rules = tuple(dict.fromkeys([DENSE, *(rules or rules_to_try())]))
+    rules = list(dict.fromkeys([DENSE, *(rules or rules_to_try())]))
     named = getattr(objective, "recipe", None)
     task = named.name if named else f"{objective.__module__}:{objective.__qualname__}"
     settings = {
-        "tuned": task, "objective": getattr(objective, "settings", None), "space": rules, "goals": goals.which,
+        "tuned": task, "objective": getattr(objective, "settings", None), "space": rules, "goals": list(goals.which),
         "lower": goals.lower,
     }  # fmt: skip
-    study_name = f"{task} {hashlib.sha256(_note(settings, folder).encode()).hexdigest()[:8]}"
+    check_settings(folder, "tuning", settings)
     empty = Pareto(task, goals, environment(), getattr(objective, "unit", "a call"))
-    with (
-        owned(folder),
-        _opened(storage or f"sqlite:///{folder.resolve() / TUNING_DATABASE}", study_name, len(goals.which)) as study,
-    ):
+    url = storage or f"sqlite:///{folder.resolve() / TUNING_DATABASE}"
+    with owned(folder), _opened(url, settings) as study:
+        write_json(folder / SETTINGS, Settings("tuning", settings).json())
         search = _Search(study, objective, rules, folder, empty, report)
         try:
             search.run(trials, time.time() + 60 * minutes)
@@ -103,7 +99,7 @@ class _Search:
 
     study: "Study"
     objective: Callable[[str], Any]
-    rules: Sequence[str]
+    rules: list[str]
     folder: Path
     empty: Pareto
     report: Report
@@ -115,71 +111,64 @@ class _Search:
 
         while time.time() < deadline:
             self.report(self.result(), "")
-            if self._choose(trials):
-                self.study.optimize(self._trial, n_trials=1, catch=(Failed,))
-            elif any(trial.state.name == "RUNNING" for trial in self._trials()):
-                time.sleep(0.5)
-                optuna.storages.fail_stale_trials(self.study)
-            else:
-                break
-
-    def _choose(self, trials: int) -> bool:
-        """Whether there is a rule to begin; it is fixed here, or left to TPE."""
-        import optuna
-
-        found = self._trials()
-        taken = {trial.user_attrs[RULE] for trial in found}
-        rest = [rule for rule in self.rules if rule not in taken]
-        if any(trial.state.name == "WAITING" for trial in found):
-            return True
-        if len(taken) >= trials or not rest or DENSE in self.result().failed:
-            return False
-        number = len(self.study.get_trials(deepcopy=False))
-        sampler = optuna.samplers.TPESampler(n_startup_trials=4, seed=number)
-        if trials >= len(self.rules) or DENSE in rest or self.repeated:
-            chosen = random.Random(number).choice(rest) if self.repeated else rest[0]
-            sampler = optuna.samplers.PartialFixedSampler({RULE: self.rules.index(chosen)}, sampler)
-        self.study.sampler, self.repeated = sampler, False
-        return True
+            states = {trial.state.name for trial in self.study.get_trials(deepcopy=False)}
+            taken = {self._rule(trial) for trial in self._trials()}
+            rest = [rule for rule in self.rules if rule not in taken]
+            if "WAITING" not in states:
+                if len(taken) >= trials or not rest or DENSE in self.result().failed:
+                    if "RUNNING" not in states:
+                        return
+                    time.sleep(0.5)
+                    optuna.storages.fail_stale_trials(self.study)
+                    continue
+                if trials >= len(self.rules) or DENSE in rest or self.repeated:
+                    self.study.enqueue_trial({RULE: self.rules.index(rest[-1 if self.repeated else 0])})
+            self.repeated = False
+            self.study.optimize(self._trial, n_trials=1, catch=(Exception,))
 
     def _trial(self, trial: "Trial") -> tuple[float, ...]:
         """What optuna calls; rules are ordered by size, so that TPE learns which sizes are promising."""
+        import optuna
+
         rule = self.rules[trial.suggest_int(RULE, 0, len(self.rules) - 1)]
-        trial.set_user_attr(RULE, rule)
-        trial.set_user_attr(COUNTS, True)
-        others = [t for t in self._trials() if t.user_attrs[RULE] == rule and t.number != trial.number]
-        running = any(t.state.name == "RUNNING" and t.number < trial.number for t in others)
-        if running or any(t.state.name == "COMPLETE" or ERROR in t.user_attrs for t in others):
-            trial.set_user_attr(COUNTS, False)
+        others = [each for each in self._trials() if self._rule(each) == rule and each.number != trial.number]
+        running = any(each.state.name == "RUNNING" and each.number < trial.number for each in others)
+        if running or any(each.state.name == "COMPLETE" or ERROR in each.user_attrs for each in others):
             self.repeated = True
-            raise Failed(f"another trial measures {rule}")
+            raise optuna.TrialPruned(f"another trial measures {rule}")
         self.report(self.result(), rule)
         try:
             found = measure(self.objective, rule)
         except (KeyboardInterrupt, Interrupted):
-            trial.set_user_attr(COUNTS, False)
+            trial.set_user_attr(STOPPED, True)
             raise KeyboardInterrupt from None
         except Exception as error:
             trial.set_user_attr(ERROR, " ".join(f"{type(error).__name__}: {error}".split()))
             write_text(_failure_file(self.folder, rule), traceback.format_exc())
-            raise Failed(rule) from None
+            raise
         trial.set_user_attr(MEASURED, asdict(found))
         return tuple(self.empty.goals.loss(found, goal) for goal in self.empty.goals.which)
 
+    def _rule(self, trial: Any) -> str:
+        return self.rules[trial.params[RULE]]
+
     def _trials(self) -> list[Any]:
-        """Those that count: no repetition of another, and not ended by Ctrl-C."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.user_attrs.get(COUNTS)]
+        """Those that count: begun, no repetition of another, and not ended by Ctrl-C."""
+        begun = [trial for trial in self.study.get_trials(deepcopy=False) if RULE in trial.params]
+        return [trial for trial in begun if trial.state.name != "PRUNED" and STOPPED not in trial.user_attrs]
 
     def result(self) -> Pareto:
         """What the study holds: measured rules, and those that gave an error or whose process ended too often."""
         trials, best = self._trials(), {trial.number for trial in self.study.best_trials}
-        rows: dict[str, Row] = {}
-        for trial in (trial for trial in trials if trial.state.name == "COMPLETE"):
-            found = Measured(**trial.user_attrs[MEASURED])
-            rows.setdefault(trial.user_attrs[RULE], Row(trial.user_attrs[RULE], found, trial.number in best))
-        alive = {trial.user_attrs[RULE] for trial in trials if trial.state.name in ("RUNNING", "WAITING")}
-        lost = [trial.user_attrs for trial in trials if trial.user_attrs[RULE] not in {*alive, *rows}]
-        failed = {at[RULE]: at.get(ERROR, f"its process ended {TRIES} times") for at in lost}
+        rows, failed = {}, {}
+        for trial in trials:
+            rule, attributes = self._rule(trial), trial.user_attrs
+            if trial.state.name == "COMPLETE":
+                rows.setdefault(rule, Row(rule, Measured(**attributes[MEASURED]), trial.number in best))
+            failed[rule] = attributes.get(ERROR, f"its process ended {TRIES} times")
+        for trial in trials:
+            if trial.state.name != "FAIL":
+                failed.pop(self._rule(trial), None)
         by_size = sorted(rows.values(), key=lambda row: row.measured.parameters or 0)
         return replace(self.empty, rows=tuple(by_size), failed=failed)
 
@@ -222,36 +211,25 @@ def _random_numbers(seed: int) -> Iterator[None]:
             np.random.set_state(arrays)
 
 
-def _note(settings: dict, folder: Path) -> str:
-    """Writes the settings, or refuses a folder that holds others; gives them as text."""
-    text = json.dumps(settings, sort_keys=True)
-    wanted = json.loads(text)
-    found = settings_for(folder, "tuning") or wanted
-    if changed := next((name for name in wanted if found[name] != wanted[name]), None):
-        change = f"{changed} was {found[changed]!r}, now {wanted[changed]!r}"
-        raise ValueError(f"{folder} holds results with other settings ({change}); take another --out")
-    write_json(folder / SETTINGS, Settings("tuning", wanted).json())
-    return text
-
-
 def _failure_file(folder: Path, rule: str) -> Path:
     return folder / f"failed-{re.sub(r'[^A-Za-z0-9]+', '-', rule)}.txt"
 
 
 @contextmanager
-def _opened(url: str, name: str, goals: int) -> Iterator["Study"]:
-    """The study, made where there is none; optuna is silent meanwhile."""
+def _opened(url: str, settings: dict[str, Any]) -> Iterator["Study"]:
+    """The study of these settings, made where there is none; optuna is silent meanwhile."""
     import optuna
 
-    level = optuna.logging.get_verbosity()
+    level, digest = optuna.logging.get_verbosity(), hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             yield optuna.create_study(
                 storage=_database(url),
-                study_name=name,
-                directions=["minimize"] * goals,  # pyright: ignore[reportArgumentType]
+                sampler=optuna.samplers.TPESampler(n_startup_trials=4, seed=0),
+                study_name=f"{settings['tuned']} {digest.hexdigest()[:8]}",
+                directions=["minimize"] * len(settings["goals"]),
                 load_if_exists=True,
             )
     finally:
