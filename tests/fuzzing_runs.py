@@ -24,7 +24,7 @@ from nplex.files import read_json, read_tensors
 from nplex.lab import experiment
 from nplex.lab.checked import CHECKSUM, write_sealed
 from nplex.lab.checkpoint import read_sealed_tensors, write_sealed_tensors
-from nplex.lab.cli import experiments
+from nplex.lab.recipes import tasks
 from nplex.lab.recipes.language_modelling import language
 from nplex.lab.train import Interrupted
 
@@ -83,7 +83,7 @@ def used(original, folder, data):
     else:
         arguments = ["report", str(copied), "--out", str(page), "--no-identify"]
     with pytest.MonkeyPatch.context() as patch, watched(SECONDS):
-        patch.setattr(experiments, "recipe_with", lambda task, rules, size, set_name: original.recipe)
+        patch.setattr(tasks, "recipe_of", lambda task, rule, size, set: original.recipe)
         done = CliRunner().invoke(app, arguments)
     gives = None
     if done.exit_code == 0 and original.verb == "run":

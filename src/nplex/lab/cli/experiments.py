@@ -6,41 +6,24 @@ from typing import Annotated
 import typer
 
 from nplex.cli.terminal import messages, print_table
-from nplex.lab.cli.training import (
-    RULE,
-    DataOption,
-    Epochs,
-    Force,
-    Out,
-    Resume,
-    SetOption,
-    Shared,
-    Size,
-    TaskName,
-    check_run,
-    interruptible,
-    prepare,
-    progress,
-    recipe_with,
-    resuming,
-)
+from nplex.lab.cli import training
 from nplex.lab.run_folder import COMPARISON, RunFolder
 
 
 def compare(  # noqa: PLR0913 - options of the command line
-    task: TaskName,
-    rule: Annotated[list[str], typer.Option(help=f"Any number of: {RULE}.", metavar="RULE...")],
+    task: training.TaskName,
+    rule: Annotated[list[str], typer.Option(help=f"Any number of: {training.RULE}.", metavar="RULE...")],
     seed: Annotated[
         list[int] | None, typer.Option(help="One or more; each rule runs with each.", metavar="SEED...")
     ] = None,
-    size: Size = "small",
-    set_name: SetOption = "",
-    data: DataOption = None,
-    shared: Shared = False,
-    epochs: Epochs = None,
-    out: Out = None,
-    resume: Resume = False,
-    force: Force = False,
+    size: training.Size = "small",
+    set_name: training.SetOption = "",
+    data: training.DataOption = None,
+    shared: training.Shared = False,
+    epochs: training.Epochs = None,
+    out: training.Out = None,
+    resume: training.Resume = False,
+    force: training.Force = False,
 ) -> None:
     """Train a model with each rule on the same data and print what was saved and what it cost.
 
@@ -58,12 +41,12 @@ def compare(  # noqa: PLR0913 - options of the command line
     seeds = sorted(set(seed or [0]))
     folder = out or Path("runs") / f"{task}-compare"
     run_folder = RunFolder(folder, resume, force)
-    check_run(rule, seeds, run_folder)
-    recipe, loaded = prepare(lambda: recipe_with(task, rule, size, set_name), data, epochs, shared, run_folder)
+    training.check_run(rule, seeds, run_folder)
+    recipe, loaded = training.prepare(task, rule, size, set_name, data, epochs, shared, run_folder)
     from nplex.files import write_text
     from nplex.lab import experiment, plot
 
-    with interruptible(resuming(run_folder)), progress() as report:
+    with training.interruptible(training.resuming(run_folder)), training.progress() as report:
         summary = experiment.compare(recipe, rule, seeds, loaded, folder, report)
     write_text(folder / COMPARISON[1], summary.markdown())
     plot.comparison(summary, folder / COMPARISON[2])
@@ -72,17 +55,17 @@ def compare(  # noqa: PLR0913 - options of the command line
 
 
 def run(  # noqa: PLR0913 - options of the command line
-    task: TaskName,
-    rule: Annotated[str, typer.Option(help=f"One of: {RULE}.", metavar="RULE")] = "4",
+    task: training.TaskName,
+    rule: Annotated[str, typer.Option(help=f"One of: {training.RULE}.", metavar="RULE")] = "4",
     seed: Annotated[int, typer.Option(help="Of first values and of the order of examples.")] = 0,
-    size: Size = "small",
-    set_name: SetOption = "",
-    data: DataOption = None,
-    shared: Shared = False,
-    epochs: Epochs = None,
-    out: Out = None,
-    resume: Resume = False,
-    force: Force = False,
+    size: training.Size = "small",
+    set_name: training.SetOption = "",
+    data: training.DataOption = None,
+    shared: training.Shared = False,
+    epochs: training.Epochs = None,
+    out: training.Out = None,
+    resume: training.Resume = False,
+    force: training.Force = False,
 ) -> None:
     """Train one model and print its result. Under torchrun, each process takes its share of every batch.
 
@@ -97,13 +80,13 @@ def run(  # noqa: PLR0913 - options of the command line
     """
     folder = out or Path("runs") / f"{task}-{rule.replace(':', '-')}-seed{seed}"
     run_folder = RunFolder(folder, resume, force)
-    check_run([rule], [seed], run_folder)
-    recipe, loaded = prepare(lambda: recipe_with(task, [rule], size, set_name), data, epochs, shared, run_folder)
+    training.check_run([rule], [seed], run_folder)
+    recipe, loaded = training.prepare(task, [rule], size, set_name, data, epochs, shared, run_folder)
     from nplex.lab import experiment
     from nplex.lab.summary import summarise
     from nplex.lab.train import main_process
 
-    with interruptible(resuming(run_folder)), progress() as report:
+    with training.interruptible(training.resuming(run_folder)), training.progress() as report:
         result = experiment.run(recipe, loaded, seed, folder, report)
     if main_process():
         print_table(summarise([result], [rule], experiment.baseline(recipe, loaded)).table())

@@ -1,12 +1,13 @@
 """The verb that repeats the paper's tables: reproduce."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nplex.cli.terminal import messages, print_table, refuse, refusing
-from nplex.lab.cli.training import Force, Size, check_run, interruptible, prepare, progress, recipe_with
+from nplex.lab.cli.training import Force, Size, check_run, interruptible, prepare, progress
 from nplex.lab.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -62,42 +63,31 @@ def reproduce(  # noqa: PLR0913 - options of the command line
     with refusing():
         from nplex.lab.recipes.tables import parts_of
 
-        parts = parts_of(table)
-    folders = [RunFolder(out / part.name_of(size), resume=not force, force=force) for part in parts]
-    ready = [_ready(part, data, size, rule, seed, each) for part, each in zip(parts, folders, strict=True)]
-    for part, loaded, each in zip(parts, ready, folders, strict=True):
-        _done(part, loaded, size, rule, seed, each.folder, results)
+        parts = [
+            replace(part, rules=tuple(rule or part.rules), seeds=tuple(sorted(set(seed or part.seeds))))
+            for part in parts_of(table)
+        ]
+    ready = [_ready(part, data, size, RunFolder(out / part.name_of(size), not force, force)) for part in parts]
+    for part, loaded in zip(parts, ready, strict=True):
+        _done(part, loaded, size, out / part.name_of(size), results)
 
 
-def _ready(
-    part: "Part", data: Path, size: str, rules: list[str] | None, seeds: list[int] | None,
-    run_folder: RunFolder,
-) -> "Data":  # fmt: skip
+def _ready(part: "Part", data: Path, size: str, run_folder: RunFolder) -> "Data":
     """The data of a part, its folder made ready; all that can be wrong is told before any work."""
-    check_run(list(rules or part.rules), list(seeds or part.seeds), run_folder)
+    check_run(list(part.rules), list(part.seeds), run_folder)
     if not (folder := data / part.folder).is_dir():
         refuse(f"{part.name} reads {folder}, which is not a folder; nplex reproduce --list says what it needs")
-
-    _, loaded = prepare(
-        lambda: recipe_with(part.task, rules or part.rules, size, part.set), folder, None, False, run_folder
-    )
-    return loaded
+    return prepare(part.task, part.rules, size, part.set, folder, None, False, run_folder)[1]
 
 
-def _done(
-    part: "Part", loaded: "Data", size: str, rules: list[str] | None, seeds: list[int] | None, runs: Path,
-    results: Path,
-) -> None:  # fmt: skip
+def _done(part: "Part", loaded: "Data", size: str, runs: Path, results: Path) -> None:
     """Runs a part and shows it."""
     from nplex.lab import reproduction as repeated
     from nplex.lab.reproduction.part import write
     from nplex.lab.train import main_process
 
     with interruptible("the same command goes on"), progress() as report:
-        done = repeated.reproduce(
-            part, loaded, size=size, rules=list(rules or part.rules), seeds=sorted(set(seeds or part.seeds)),
-            runs=runs, report=report,
-        )  # fmt: skip
+        done = repeated.reproduce(part, loaded, size=size, runs=runs, report=report)
     page = write(done, results)
     if main_process():
         print_table(done.table())

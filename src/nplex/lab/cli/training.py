@@ -1,6 +1,6 @@
 """What the verbs that train share: options, checks before any work, progress, interruptions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,24 +50,18 @@ def check_run(rules: list[str], seeds: list[int], run_folder: RunFolder) -> None
         refuse(f"a seed is a number from 0 to {2**31 - 1}, got {' '.join(map(str, seeds))}")
 
 
-def recipe_with(task: str, rules: Sequence[str], size: str, set_name: str) -> "Recipe":
-    """The recipe of a task with the first of some rules; each must be one that it can have."""
-    from nplex.lab.recipes.tasks import recipe_of
-
-    first, *_ = [recipe_of(task, rule, size=size, set=set_name) for rule in rules]
-    return first
-
-
 def prepare(
-    make: Callable[[], "Recipe"], data: Path | None, epochs: int | None, shared: bool, run_folder: RunFolder
-) -> tuple["Recipe", "Data"]:
-    """The recipe that `make` gives, and its data; all that can be wrong is told here, before any work."""
+    task: str, rules: Sequence[str], size: str, set_name: str, data: Path | None, epochs: int | None, shared: bool,
+    run_folder: RunFolder,
+) -> tuple["Recipe", "Data"]:  # fmt: skip
+    """The recipe of a task with the first of some rules, and its data; tells first what is wrong."""
     with refusing():
         import accelerate  # noqa: F401, RUF100 - its absence is told before any work
 
+        from nplex.lab.recipes.tasks import recipe_of
         from nplex.lab.train import main_process, restarted
 
-        recipe = replace(make(), shared=shared)
+        recipe, *_ = [replace(recipe_of(task, rule, size=size, set=set_name), shared=shared) for rule in rules]
         if epochs is not None:
             recipe = replace(recipe, schedule=replace(recipe.schedule, epochs=epochs))
         loaded = recipe.load(data)

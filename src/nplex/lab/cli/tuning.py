@@ -11,21 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nplex.cli.terminal import messages, print_table, refuse, refusing
-from nplex.lab.cli.training import (
-    DataOption,
-    Epochs,
-    Force,
-    Out,
-    Resume,
-    SetOption,
-    Shared,
-    Size,
-    check_run,
-    interruptible,
-    prepare,
-    recipe_with,
-    resuming,
-)
+from nplex.lab.cli import training
 from nplex.lab.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -46,14 +32,14 @@ def tune(  # noqa: PLR0913 - options of the command line
     lower: Annotated[bool, typer.Option("--lower", help="A lower score of the function is the better one.")] = False,
     storage: Annotated[str, typer.Option(help="A database that several processes share.", metavar="URL")] = "",
     seed: Annotated[int, typer.Option(help="Of each run of a task.")] = 0,
-    size: Size = "small",
-    set_name: SetOption = "",
-    data: DataOption = None,
-    shared: Shared = False,
-    epochs: Epochs = None,
-    out: Out = None,
-    resume: Resume = False,
-    force: Force = False,
+    size: training.Size = "small",
+    set_name: training.SetOption = "",
+    data: training.DataOption = None,
+    shared: training.Shared = False,
+    epochs: training.Epochs = None,
+    out: training.Out = None,
+    resume: training.Resume = False,
+    force: training.Force = False,
 ) -> None:
     """Search n and rank: which rules no other beats in size, quality and speed?
 
@@ -67,13 +53,14 @@ def tune(  # noqa: PLR0913 - options of the command line
       nplex tune my_module:my_function --trials 20 --storage postgresql://me@host/rules --out runs/second
     """
     run_folder = RunFolder(out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', task)}-tune", resume, force)
-    check_run([], [seed], run_folder)
+    training.check_run([], [seed], run_folder)
     if force and storage:
         refuse("--force deletes a folder, and the shared --storage would be left: take another --seed or database")
     with refusing():
         import optuna  # noqa: F401, RUF100 - its absence is told before any work
 
         from nplex.lab.tuning import Goals, rules_to_try
+        from nplex.lab.tuning import tune as search
         from nplex.lab.tuning.space import RANKS
 
         goals = Goals(tuple(goal or Goals().which), lower, margin)
@@ -86,20 +73,14 @@ def tune(  # noqa: PLR0913 - options of the command line
 
         if lower:
             refuse("--lower is for functions; a task says itself which scores are better")
-        recipe, loaded = prepare(lambda: recipe_with(task, rules, size, set_name), data, epochs, shared, run_folder)
+        recipe, loaded = training.prepare(task, rules, size, set_name, data, epochs, shared, run_folder)
         objective = RecipeObjective(recipe, loaded, run_folder.folder, seed)
         goals = replace(goals, lower=not recipe.task(loaded).higher)
-    _searched(objective, run_folder, rules=rules, trials=trials, minutes=minutes, goals=goals, storage=storage)
-
-
-def _searched(objective: Any, run_folder: RunFolder, **how: Any) -> None:
-    """Searches, with a line for each rule, and prints what was found."""
-    from nplex.lab.tuning import tune as search
-
-    printed: set[str] = set()
-    with interruptible(resuming(run_folder)):
-        report = lambda found, running: _report(found, running, printed)  # noqa: E731
-        found = search(objective, run_folder.folder, report=report, **how)
+    with training.interruptible(training.resuming(run_folder)):
+        found = search(
+            objective, run_folder.folder, rules=rules, trials=trials, minutes=minutes, goals=goals, storage=storage,
+            report=_reporting(),
+        )  # fmt: skip
     print_table(found.table())
     print(found.advice())
     messages.print(f"tables, figure and runs are in {run_folder.folder}", soft_wrap=True)
@@ -133,12 +114,17 @@ def _function(text: str, options: dict[str, Any], run_folder: RunFolder) -> Call
     return found
 
 
-def _report(found: "Pareto", running: str, printed: set[str]) -> None:
-    """A line for each rule that is done since the last call."""
-    lines = {row.rule: f"score {row.measured.score:.4g}" for row in found.rows}
-    lines |= {rule: f"failed, {error}" for rule, error in found.failed.items()}
-    for rule in lines.keys() - printed:
-        messages.print(f"{rule}: {lines[rule]}", soft_wrap=True)
-    printed.update(lines)
-    if running and messages.is_terminal:
-        messages.print(f"rule {len(lines) + 1}: {running} ...")
+def _reporting() -> Callable[["Pareto", str], None]:
+    """Prints a line for each rule that is done since the last call."""
+    printed: set[str] = set()
+
+    def report(found: "Pareto", running: str) -> None:
+        lines = {row.rule: f"score {row.measured.score:.4g}" for row in found.rows}
+        lines |= {rule: f"failed, {error}" for rule, error in found.failed.items()}
+        for rule in lines.keys() - printed:
+            messages.print(f"{rule}: {lines[rule]}", soft_wrap=True)
+        printed.update(lines)
+        if running and messages.is_terminal:
+            messages.print(f"rule {len(lines) + 1}: {running} ...")
+
+    return report

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nplex.lab.recipes.tables import Part
+from nplex.lab.recipes.tables import Part, parts_of
 from nplex.lab.scores import Difference
 from nplex.lab.summary import DIGITS, NAMES, Line, Summary, machine, markdown_table
 
@@ -33,11 +33,10 @@ class Reproduced:
     @property
     def command(self) -> str:
         """That repeats it; DIR is the folder of all data."""
+        part, (usual,) = self.part, parts_of(self.part.name)
         size = "" if self.size == "small" else f" --size {self.size}"
-        rules = [line.rule for line in self.summary.lines]
-        seeds = sorted({run["seed"] for run in self.results})
-        other = "" if tuple(rules) == self.part.rules else f" --rule {' '.join(rules)}"
-        other += "" if tuple(seeds) == self.part.seeds else f" --seed {' '.join(map(str, seeds))}"
+        other = "" if part.rules == usual.rules else f" --rule {' '.join(part.rules)}"
+        other += "" if part.seeds == usual.seeds else f" --seed {' '.join(map(str, part.seeds))}"
         return f"nplex reproduce {self.part.name} --data DIR{size}{other}"
 
     def table(self) -> list[list[str]]:
@@ -55,14 +54,11 @@ class Reproduced:
             str(self.differences.get(line.rule, "")), *(f"{line.scores[name]:.{digits - 1}f}" for name in sources),
             f"{line.training_seconds:,.0f}",
         ]  # fmt: skip
-        return row + self._published(line.rule) if self.part.column else row
-
-    def _published(self, rule: str) -> list[str]:
-        found, dense = self.part.published(rule), self.part.published("dense")
+        found, dense = self.part.published(line.rule), self.part.published("dense")
         if found is None or dense is None:
-            return ["", "", ""]
-        difference = "" if rule == "dense" else f"{found - dense:+.2f}"
-        return [self.part.table.parameters_of(rule), f"{found:.2f}", difference]
+            return [*row, *[""] * 3] if self.part.column else row
+        difference = "" if line.rule == "dense" else f"{found - dense:+.2f}"
+        return [*row, self.part.table.parameters_of(line.rule), f"{found:.2f}", difference]
 
     def _baseline(self, columns: int, sources: list[str]) -> list[str]:
         """What needs no model."""

@@ -17,18 +17,13 @@ from nplex.lab.train import OnStep, main_process, silent
 DENSE = "dense"
 
 
-def reproduce(
-    part: Part, data: Data, *, size: str, rules: Sequence[str], seeds: Sequence[int], runs: Path,
-    report: OnStep = silent,
-) -> Reproduced:  # fmt: skip
+def reproduce(part: Part, data: Data, *, size: str, runs: Path, report: OnStep = silent) -> Reproduced:
     """Runs what is missing of a part, below `runs`, and sets all beside the paper's numbers.
 
     Args:
-        part: which.
+        part: which; with dense among its rules differences to it are told.
         data: what the part's recipe has loaded.
         size: small or paper.
-        rules: as on the command line; with dense among them differences to it are told.
-        seeds: of each rule.
         runs: the folder of this part's runs; those that are done are read.
         report: called after each step.
 
@@ -36,10 +31,9 @@ def reproduce(
         ValueError: a folder holds a run with other settings.
         Interrupted: Ctrl-C; what is done stays done.
     """
-    recipe = part.recipe(rules[0], size)
-    summary = experiment.compare(recipe, rules, seeds, data, runs, report)
+    summary = experiment.compare(part.recipe(part.rules[0], size), part.rules, part.seeds, data, runs, report)
     results = read_json(runs / COMPARISON[0])["runs"]
-    return Reproduced(part, size, summary, differences(results, rules, data.references), results)
+    return Reproduced(part, size, summary, differences(results, part.rules, data.references), results)
 
 
 def differences(results: Sequence[dict], rules: Sequence[str], references: Sequence[str]) -> dict[str, Difference]:

@@ -229,7 +229,7 @@ def _opened(url: str, settings: dict[str, Any]) -> Iterator["Study"]:
                 storage=_database(url),
                 sampler=optuna.samplers.TPESampler(n_startup_trials=4, seed=0),
                 study_name=f"{settings['tuned']} {digest.hexdigest()[:8]}",
-                directions=["minimize"] * len(settings["goals"]),
+                directions=[optuna.study.StudyDirection.MINIMIZE] * len(settings["goals"]),
                 load_if_exists=True,
             )
     finally:
