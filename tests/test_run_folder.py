@@ -1,5 +1,6 @@
 """A run folder that a kill, another process or a damage left goes on, starts anew, or says in a line why not."""
 
+import copy
 import os
 import re
 import shutil
@@ -94,17 +95,19 @@ def begin(tiny, folder, *, verb="run", last=0, **options):
     return OPERATIONS.count
 
 
-@pytest.mark.parametrize("verb", ["run", "compare"])
+@pytest.mark.parametrize(("verb", "each"), [("run", 1), ("compare", 3)])
 def test_a_kill_at_any_file_operation_of_the_beginning_leaves_a_folder_that_goes_on_and_starts_anew(
-    tiny, tmp_path, verb
+    tiny, tmp_path, monkeypatch, verb, each
 ):
-    """A new folder, and one whose content --force is deleting."""
+    """A new folder, and one whose content --force is deleting; of a comparison each third operation."""
+    built = tiny[0].build(tiny[1])
+    monkeypatch.setattr(type(tiny[0]), "build", lambda recipe, data: copy.deepcopy(built))  # as often as it begins
     whole = tmp_path / "whole"
     operations = begin(tiny, whole, verb=verb)
     assert operations > 5
     forced = begin(tiny, shutil.copytree(whole, tmp_path / "f"), verb=verb, force=True)
-    cases = [(None, {}, last) for last in range(1, operations + 1)]
-    cases += [(whole, {"force": True}, last) for last in range(1, forced + 1)]
+    cases = [(None, {}, last) for last in range(1, operations + 1, each)]
+    cases += [(whole, {"force": True}, last) for last in range(1, forced + 1, each)]
     seen = set()
     for number, (before, options, last) in enumerate(cases):
         folder = tmp_path / str(number)
