@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 
 from nplex.cli import app, spread
 from nplex.files import read_json, read_tensors
+from nplex.lab.recipes import tasks
+from nplex.lab.recipes.subject_verb_agreement import agreement
 
 RULES = ["dense", "2", "4:4"]
 RUNS = ["dense-seed0", "2-seed0", "4-4-seed0"]
@@ -293,10 +296,14 @@ def test_a_wrong_rule_is_refused(data, tmp_path, verb, rule):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("rule", "n"), [("200", 200), ("200:3", 200), ("1000000", 1_000_000), ("cyclic(129)", 129)])
+@pytest.mark.parametrize(("rule", "n"), [("129", 129), ("200:3", 200), ("1000000", 1_000_000), ("cyclic(17)", 17)])
 @pytest.mark.parametrize("verb", ["compare", "run"])
-def test_an_n_above_the_width_is_refused_before_any_work(data, tmp_path, verb, rule, n):
+def test_an_n_above_the_width_is_refused_before_any_work(data, tmp_path, monkeypatch, verb, rule, n):
     """Not after the rules before it were trained, and without a folder that is in the way next time."""
+    if rule == "cyclic(17)":  # a table as wide as the task's own width takes long to write down
+        monkeypatch.setitem(
+            tasks.TASKS, "agreement", lambda rule, **_: replace(agreement("dense"), width=16, rule=rule)
+        )
     rules = ["dense", rule] if verb == "compare" else [rule]
     refused(train(data, tmp_path / "out", verb=verb, rule=rules), f"n = {n} ")
     assert not (tmp_path / "out").exists()

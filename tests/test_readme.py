@@ -91,7 +91,8 @@ def check(wanted, printed, note):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder to be in, and no other cache or network."""
+    """An empty folder to be in, no other cache or network, and no rule of n = 4 identified: that takes seconds."""
+    monkeypatch.setattr("nplex.lab.reporting.rule_tables.LARGEST", 2)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

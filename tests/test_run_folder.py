@@ -17,7 +17,7 @@ from nplex.files import read_tensors
 from nplex.lab import experiment
 from nplex.lab.checkpoint import read_sealed_tensors, write_sealed_tensors
 from nplex.lab.recipes.language_modelling import language
-from nplex.lab.reporting import report
+from nplex.lab.reporting import report, rule_tables
 from nplex.lab.reporting.read import finished_runs
 from nplex.lab.run_folder import LOCK, RunFolder, owned
 from nplex.lab.summary import summarise
@@ -242,9 +242,10 @@ def test_a_cut_line_of_a_log_is_dropped_and_a_wrong_one_refused(tmp_path):
             lines(path)
 
 
-def test_what_looks_draws_no_random_numbers(tiny, tmp_path):
+def test_what_looks_draws_no_random_numbers(tiny, tmp_path, monkeypatch):
     """Torch's and numpy's generators stand where they stood; Python's is the annotations' checker's here."""
     pytest.importorskip("plotly")
+    monkeypatch.setattr(rule_tables, "MOST", 1)  # a second each
     recipe, data = tiny
     experiment.compare(recipe, ["2"], [0], data, tmp_path / "out")
     model = recipe.build(data)

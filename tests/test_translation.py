@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 def tiny(make=translation, rule="2", **changes):
     schedule = Schedule(
-        epochs=30, batch_tokens=256, learning_rate=5e-3, label_smoothing=0.1, keep="average", average=2
+        epochs=20, batch_tokens=256, learning_rate=5e-3, label_smoothing=0.1, keep="average", average=2
     )
     return replace(
         make(rule), width=32, feed_forward=64, heads=2, layers=1, vocabulary=300, dropout=0.0, schedule=schedule,
