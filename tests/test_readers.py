@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nplex.lab.text import Columns, Subwords, read_lines, read_parallel, read_rows, token_batches
+from nplex.lab.text import Columns, Subwords, batches, read_lines, read_parallel, read_rows
 
 COLUMNS = Columns((1, 2), {"yes": "entailment", "no": "contradiction"}, source=3)
 NAMED = Columns(("a", "b"), {"yes": "entailment"}, "gold", header=True)
@@ -157,6 +157,6 @@ def test_subwords_know_no_marks_in_text(subwords):
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=200), tokens=st.integers(1, 300))
 def test_token_batches_hold_each_index_once_and_no_more_than_they_may(lengths, tokens):
-    found = token_batches(lengths, tokens)
+    found = batches(lengths, tokens, padded=True)
     assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens for batch in found)

@@ -130,7 +130,7 @@ def _train_and_test(recipe: Recipe, data: Data, seed: int, folder: Path, config:
     )  # fmt: skip
     if main_process():
         write_tensors(folder / MODEL, model.state_dict(), {"config": config})
-        write_json(folder / VOCABULARY, data.vocabulary_json())
+        write_json(folder / VOCABULARY, data.vocabulary.as_dict())
         outcome = recipe.test(model, data, next(model.parameters()).device)
         measured = _measured(model, recipe, data, state, outcome)
         write_sealed(folder / RESULT, _plain(config | measured | {"environment": began_in}))

@@ -78,7 +78,7 @@ class Summary:
                 f"{line.score:.{digits}f}",
                 f"{line.low:.{digits - 1}f}-{line.high:.{digits - 1}f}",
                 *(f"{line.scores[other]:.{digits - 1}f}" for other in others),
-                f"{line.training_seconds:.0f}",
+                f"{line.training_seconds:,.0f}",
                 f"{line.training_tokens_per_second:,.0f}",
                 *([f"{line.testing_tokens_per_second:,.0f}"] if writes else []),
             ]

@@ -65,9 +65,9 @@ def tune(  # noqa: PLR0913 - options of the command line
 
         goals = Goals(tuple(goal or Goals().which), lower, margin)
         rules = rules_to_try(_sizes(n), rank or RANKS, algebra or ())
+    of_tasks = {"size": size != "small", "set": set_name, "data": data, "epochs": epochs, "seed": seed}
     if ":" in task:
-        options = {"size": size != "small", "set": set_name, "data": data, "epochs": epochs, "seed": seed}
-        objective = _function(task, options | {"shared": shared}, run_folder)
+        objective = _function(task, of_tasks | {"shared": shared}, run_folder)
     else:
         from nplex.lab.tuning.recipe import RecipeObjective
 
@@ -76,11 +76,9 @@ def tune(  # noqa: PLR0913 - options of the command line
         recipe, loaded = training.prepare(task, rules, size, set_name, data, epochs, shared, run_folder)
         objective = RecipeObjective(recipe, loaded, run_folder.folder, seed)
         goals = replace(goals, lower=not recipe.task(loaded).higher)
+    budget = {"rules": rules, "trials": trials, "minutes": minutes}
     with training.interruptible(training.resuming(run_folder)):
-        found = search(
-            objective, run_folder.folder, rules=rules, trials=trials, minutes=minutes, goals=goals, storage=storage,
-            report=_reporting(),
-        )  # fmt: skip
+        found = search(objective, run_folder.folder, **budget, goals=goals, storage=storage, report=_reporting())
     print_table(found.table())
     print(found.advice())
     messages.print(f"tables, figure and runs are in {run_folder.folder}", soft_wrap=True)

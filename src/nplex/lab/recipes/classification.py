@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.lab.recipes.recipe import Baseline, Outcome, Recipe
+from nplex.lab.recipes.recipe import Baseline, Data, Outcome, Recipe
 from nplex.lab.scores import by_source, wilson
 from nplex.lab.text import Row, Vocabulary, batches, longest, pad_sides
 from nplex.lab.train import Loss
@@ -38,29 +38,11 @@ class Labelled:
         return pad_sides(self.sides, indices, device), self.labels[list(indices)].to(device)
 
 
-@dataclass(frozen=True)
-class LabelledData:
-    """The three parts of a data folder, and the words of the training part."""
-
-    folder: Path
-    files: tuple[Path, ...]
-    vocabulary: Vocabulary
-    train: Labelled
-    dev: Labelled
-    test: Labelled
-
-    @property
-    def references(self) -> list[str]:
-        """None: an answer speaks for itself."""
-        return []
-
-    def vocabulary_json(self) -> dict:
-        """The words in the order of their numbers."""
-        return {"words": self.vocabulary.words}
+LabelledData = Data[Vocabulary, Labelled]
 
 
 @dataclass(frozen=True)
-class Classification(Recipe[LabelledData]):
+class Classification(Recipe[Vocabulary, Labelled]):
     """Chooses a label; scored by accuracy."""
 
     labels: ClassVar[tuple[str, ...]]
@@ -86,7 +68,8 @@ class Classification(Recipe[LabelledData]):
         """
         found, files, parts = self.read(folder)
         vocabulary = Vocabulary.of((self.words(text) for row in parts[0] for text in row.texts), self.vocabulary)
-        return LabelledData(found, files, vocabulary, *(self._labelled(part, vocabulary) for part in parts))
+        train, dev, test = (self._labelled(part, vocabulary) for part in parts)
+        return Data(found, files, vocabulary, train, dev, test)
 
     def _labelled(self, rows: list[Row], vocabulary: Vocabulary) -> Labelled:
         sides = zip(*(row.texts for row in rows), strict=True)

@@ -19,46 +19,38 @@ from torch import Tensor, nn
 
 from nplex.lab.data import builtin
 from nplex.lab.recipes.language_model import LanguageModel
-from nplex.lab.recipes.recipe import Baseline, Outcome, Recipe, is_small, no_data
+from nplex.lab.recipes.recipe import Baseline, Data, Outcome, Recipe, is_small, no_data
 from nplex.lab.scores import normal
 from nplex.lab.text import Vocabulary, find_file, read_lines
 from nplex.lab.train import Loss, Schedule
 
 SETS = {"tinyshakespeare": "tinyshakespeare.txt", "brown": "brown_words.txt"}  # each one file
 ENDS = (0.9, 0.95)  # of the training part and of dev, in such a file
-BYTES = 256
 LINE = "\n"  # ends a line of words, as a word
 Parts = tuple[list[str], list[str], list[str]]
 
 
-@dataclass(frozen=True)
-class LanguageData:
-    """The three parts as numbers, one long text each; the words that they stand for, or none for bytes."""
+class Bytes:
+    """Bytes: each is its own number."""
 
-    folder: Path
-    files: tuple[Path, ...]
-    vocabulary: Vocabulary | None
-    train: Int[Tensor, "_"]
-    dev: Int[Tensor, "_"]
-    test: Int[Tensor, "_"]
+    def __len__(self) -> int:
+        return 256
 
-    @property
-    def words(self) -> int:
-        """How many different numbers there are."""
-        return BYTES if self.vocabulary is None else len(self.vocabulary)
+    def as_dict(self) -> dict:
+        """How many there are."""
+        return {"bytes": 256}
 
-    @property
-    def references(self) -> list[str]:
-        """None: an answer speaks for itself."""
-        return []
+    def encode(self, parts: Sequence[Sequence[str]]) -> list[Int[Tensor, "_"]]:
+        """The bytes of the UTF-8 text of each part's lines."""
+        texts = [bytearray("".join(line + LINE for line in part).encode()) for part in parts]
+        return [torch.tensor(text, dtype=torch.uint8).long() for text in texts]
 
-    def vocabulary_json(self) -> dict:
-        """The words in the order of their numbers; a byte is its own number."""
-        return {"words": self.vocabulary.words} if self.vocabulary else {"bytes": BYTES}
+
+LanguageData = Data[Vocabulary | Bytes, Tensor]
 
 
 @dataclass(frozen=True)
-class Language(Recipe[LanguageData]):
+class Language(Recipe[Vocabulary | Bytes, Tensor]):
     """Predicts the next byte or word; scored by nats. The blocks are converted.
 
     Attributes:
@@ -88,19 +80,17 @@ class Language(Recipe[LanguageData]):
             ValueError: a part is too short, or no text; names its file.
         """
         found, files, parts = self.read(folder)
-        if self.unit == "byte":
-            numbers = [_bytes(part) for part in parts]
-            vocabulary = None
-        else:
-            words = [[word for line in part for word in (*line.split(), LINE)] for part in parts]
-            vocabulary = Vocabulary.of(words[:1], self.vocabulary)
-            numbers = vocabulary.encode(words)
+        vocabulary = Bytes()
+        if self.unit == "word":
+            train, dev, test = ([word for line in part for word in (*line.split(), LINE)] for part in parts)
+            parts, vocabulary = (train, dev, test), Vocabulary.of([train], self.vocabulary)
+        numbers = train, dev, test = vocabulary.encode(parts)
         for name, part in zip(("train", "dev", "test"), numbers, strict=True):
             if len(part) <= self.length:
                 raise ValueError(
                     f"{found}: the {name} part has {len(part)} {self.unit}s, expected more than {self.length}"
                 )
-        return LanguageData(found, files, vocabulary, *numbers)
+        return Data(found, files, vocabulary, train, dev, test)
 
     def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], Parts]:
         """The folder, its files, and the lines of train, dev and test."""
@@ -118,8 +108,8 @@ class Language(Recipe[LanguageData]):
     def dense(self, data: LanguageData) -> nn.Module:
         """The model of torch's layers."""
         return LanguageModel(
-            data.words, width=self.width, heads=self.heads, feed_forward=self.feed_forward, layers=self.layers,
-            dropout=self.dropout, longest=self.length,
+            len(data.vocabulary), width=self.width, heads=self.heads, feed_forward=self.feed_forward,
+            layers=self.layers, dropout=self.dropout, longest=self.length,
         )  # fmt: skip
 
     def task(self, data: LanguageData) -> "LanguageTask":
@@ -140,7 +130,7 @@ class Language(Recipe[LanguageData]):
 
     def baseline(self, data: LanguageData) -> Baseline:
         """How common each byte or word is in the training part, one added to each count."""
-        counts = torch.bincount(data.train, minlength=data.words).double() + 1
+        counts = torch.bincount(data.train, minlength=len(data.vocabulary)).double() + 1
         nats = -(counts / counts.sum()).log()[data.test].mean().item()
         return Baseline("unigram", {"loss": nats} | self._other(nats))
 
@@ -215,9 +205,3 @@ def _cut(folder: Path, name: str) -> tuple[Path, tuple[Path, ...], Parts]:
     ends = torch.tensor([len(line) + 1 for line in lines]).cumsum(0)
     first, second = (int((ends <= share * ends[-1]).sum()) for share in ENDS)
     return folder, (file,), (lines[:first], lines[first:second], lines[second:])
-
-
-def _bytes(lines: Sequence[str]) -> Int[Tensor, "_"]:
-    """A text of lines as the numbers of its UTF-8 bytes."""
-    text = "".join(line + LINE for line in lines).encode()
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8).long() if text else torch.empty(0, dtype=torch.long)

@@ -1,9 +1,10 @@
 """What every recipe is, and what a tested model gives."""
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from nplex.lab.train import Schedule, Task
 Size = Literal["small", "paper"]
 Kind = Literal["accuracy", "bleu", "loss"]
 SIZES: tuple[Size, ...] = ("small", "paper")
+V = TypeVar("V")
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -57,35 +60,31 @@ class Baseline:
     scores: dict[str, float]
 
 
-@runtime_checkable
-class Data(Protocol):
-    """What a recipe's `load` gives."""
+@dataclass(frozen=True)
+class Data(Generic[V, P]):
+    """What a recipe's `load` gives.
 
-    @property
-    def folder(self) -> Path:
-        """Where it was read from."""
-        ...
+    Attributes:
+        folder: where it was read from.
+        files: all that were read; results keep their names and SHA-256.
+        vocabulary: what turns text into numbers; its `as_dict()` is kept beside the model.
+        train: the examples that are learned from.
+        dev: those that are scored after each pass.
+        test: those of the result.
+        references: the texts that answers to the test part are compared with; none where an answer speaks for itself.
+    """
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All files that were read; results keep their names and SHA-256."""
-        ...
-
-    @property
-    def references(self) -> list[str]:
-        """The texts that answers to the test part are compared with; none where an answer speaks for itself."""
-        ...
-
-    def vocabulary_json(self) -> dict:
-        """What turns text into numbers, as JSON that is kept beside the model."""
-        ...
-
-
-D = TypeVar("D", bound=Data)
+    folder: Path
+    files: tuple[Path, ...]
+    vocabulary: V
+    train: P
+    dev: P
+    test: P
+    references: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
-class Recipe(abc.ABC, Generic[D]):
+class Recipe(abc.ABC, Generic[V, P]):
     """Everything that decides a run, but for the seed and the data.
 
     Attributes:
@@ -129,7 +128,7 @@ class Recipe(abc.ABC, Generic[D]):
         return only(*self.patterns)
 
     @abc.abstractmethod
-    def load(self, folder: Path | None) -> D:
+    def load(self, folder: Path | None) -> Data[V, P]:
         """Reads the data; None for the built-in set.
 
         Raises:
@@ -138,10 +137,10 @@ class Recipe(abc.ABC, Generic[D]):
         """
 
     @abc.abstractmethod
-    def dense(self, data: D) -> nn.Module:
+    def dense(self, data: Data[V, P]) -> nn.Module:
         """The model of torch's layers."""
 
-    def build(self, data: D) -> nn.Module:
+    def build(self, data: Data[V, P]) -> nn.Module:
         """The dense model, its layers converted to the rule."""
         model, rule = self.dense(data), parse_rule(self.rule)
         if rule is not None:
@@ -149,15 +148,15 @@ class Recipe(abc.ABC, Generic[D]):
         return model
 
     @abc.abstractmethod
-    def task(self, data: D) -> Task:
+    def task(self, data: Data[V, P]) -> Task:
         """What `nplex.lab.fit` trains."""
 
     @abc.abstractmethod
-    def test(self, model: nn.Module, data: D, device: torch.device) -> Outcome:
+    def test(self, model: nn.Module, data: Data[V, P], device: torch.device) -> Outcome:
         """Scores on the test part."""
 
     @abc.abstractmethod
-    def baseline(self, data: D) -> Baseline:
+    def baseline(self, data: Data[V, P]) -> Baseline:
         """The scores of what needs no model."""
 
 

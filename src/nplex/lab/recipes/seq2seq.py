@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nplex.lab.generation import beam
 from nplex.lab.recipes.encoder_decoder import EncoderDecoder
-from nplex.lab.recipes.recipe import Baseline, Outcome, Recipe, is_small
+from nplex.lab.recipes.recipe import Baseline, Data, Outcome, Recipe, is_small
 from nplex.lab.scores import bleu
 from nplex.lab.text import (
     BEGIN,
@@ -25,7 +25,6 @@ from nplex.lab.text import (
     pad,
     pad_sides,
     read_parallel,
-    token_batches,
 )  # fmt: skip
 from nplex.lab.train import Loss, Schedule
 
@@ -58,29 +57,11 @@ class Encoded:
         return Encoded([self.pairs[i] for i in kept], (sources, targets))
 
 
-@dataclass(frozen=True)
-class ParallelData:
-    """The three parts, and the subwords of the training part."""
-
-    folder: Path
-    files: tuple[Path, ...]
-    subwords: Subwords
-    train: Encoded
-    dev: Encoded
-    test: Encoded
-
-    @property
-    def references(self) -> list[str]:
-        """The right texts of the test part."""
-        return [target for _, target in self.test.pairs]
-
-    def vocabulary_json(self) -> dict:
-        """The subwords, in the format of the tokenizers library."""
-        return self.subwords.as_dict()
+ParallelData = Data[Subwords, Encoded]
 
 
 @dataclass(frozen=True)
-class Seq2Seq(Recipe[ParallelData]):
+class Seq2Seq(Recipe[Subwords, Encoded]):
     """Writes lines; scored by BLEU. Both stacks are converted.
 
     Attributes:
@@ -120,12 +101,13 @@ class Seq2Seq(Recipe[ParallelData]):
         found, files, parts = self.read(folder)
         subwords = Subwords.train([line for pair in parts[0] for line in pair], self.vocabulary)
         train, dev, test = (Encoded.of(part, subwords, self.longest) for part in parts)
-        return ParallelData(found, files, subwords, train.fitting(self.longest), dev, test)
+        references = [target for _, target in test.pairs]
+        return Data(found, files, subwords, train.fitting(self.longest), dev, test, references)
 
     def dense(self, data: ParallelData) -> nn.Module:
         """The model of torch's layers."""
         return EncoderDecoder(
-            len(data.subwords), width=self.width, heads=self.heads, feed_forward=self.feed_forward,
+            len(data.vocabulary), width=self.width, heads=self.heads, feed_forward=self.feed_forward,
             layers=self.layers, dropout=self.dropout, longest=2 * self.longest + 12,
         )  # fmt: skip
 
@@ -156,7 +138,7 @@ class Seq2Seq(Recipe[ParallelData]):
                 length_penalty=self.length_penalty,
             )  # fmt: skip
             for index, numbers in zip(indices, found, strict=True):
-                texts[index], written = data.subwords.decode(numbers), written + len(numbers) + 1
+                texts[index], written = data.vocabulary.decode(numbers), written + len(numbers) + 1
         return texts, written
 
     def baseline(self, data: ParallelData) -> Baseline:
@@ -178,9 +160,7 @@ class Seq2SeqTask:
     def batches(self, generator: torch.Generator) -> list[list[int]]:
         """Pairs of like length together, as many tokens as the schedule says, in random order."""
         lengths, tokens = longest(self.data.train.sides), self.schedule.batch_tokens
-        if tokens:
-            return token_batches(lengths, tokens, generator)
-        return batches(lengths, self.schedule.batch_size, generator)
+        return batches(lengths, tokens or self.schedule.batch_size, generator, padded=bool(tokens))
 
     def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
         """Cross-entropy of the targets' subwords, smoothed."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from nplex.lab.recipes.tables import Part, parts_of
 from nplex.lab.scores import Difference
-from nplex.lab.summary import DIGITS, NAMES, Line, Summary, machine, markdown_table
+from nplex.lab.summary import Summary, machine, markdown_table
 
 
 @dataclass(frozen=True)
@@ -40,34 +40,22 @@ class Reproduced:
         return f"nplex reproduce {self.part.name} --data DIR{size}{other}"
 
     def table(self) -> list[list[str]]:
-        """Header and rows: ours, its difference to dense, and the paper's."""
-        score, sources = NAMES[self.summary.kind], list(self.summary.lines[0].scores)[1:]
-        head = ["rule", "layer parameters", "of dense", score, "to dense (95 %)", *sources, "training s"]
-        if self.part.column:
-            head += ["paper: parameters", f"{self.part.column} {self.part.table.score}", "paper: to dense"]
-        return [head, *(self._row(line, sources) for line in self.summary.lines), self._baseline(len(head), sources)]
+        """Header and rows: ours, its difference to dense in place of the interval, and the paper's."""
+        head, *rows = self.summary.table()
+        last = head.index("training s") + 1
+        theirs = ["paper: parameters", f"{self.part.column} {self.part.table.score}", "paper: to dense"]
+        found = [[*head[:4], "to dense (95 %)", *head[5:last], *theirs]]
+        for row in rows:
+            difference = str(self.differences.get(row[0], ""))
+            found.append([*row[:4], difference, *row[5:last], *self._published(row[0])])
+        return found if self.part.column else [row[:last] for row in found]
 
-    def _row(self, line: Line, sources: list[str]) -> list[str]:
-        digits = DIGITS[self.summary.kind]
-        row = [
-            line.rule, f"{line.layer_parameters:,}", f"{line.share:.3f}", f"{line.score:.{digits}f}",
-            str(self.differences.get(line.rule, "")), *(f"{line.scores[name]:.{digits - 1}f}" for name in sources),
-            f"{line.training_seconds:,.0f}",
-        ]  # fmt: skip
-        found, dense = self.part.published(line.rule), self.part.published("dense")
+    def _published(self, rule: str) -> list[str]:
+        found, dense = self.part.published(rule), self.part.published("dense")
         if found is None or dense is None:
-            return [*row, *[""] * 3] if self.part.column else row
-        difference = "" if line.rule == "dense" else f"{found - dense:+.2f}"
-        return [*row, self.part.table.parameters_of(line.rule), f"{found:.2f}", difference]
-
-    def _baseline(self, columns: int, sources: list[str]) -> list[str]:
-        """What needs no model."""
-        name, scores = self.summary.baseline
-        digits = DIGITS[self.summary.kind]
-        main = next(iter(scores.values()))
-        cells = [f"{scores[source]:.{digits - 1}f}" if source in scores else "" for source in sources]
-        row = [name, "", "", f"{main:.{digits}f}", "", *cells]
-        return row + [""] * (columns - len(row))
+            return ["", "", ""]
+        difference = "" if rule == "dense" else f"{found - dense:+.2f}"
+        return [self.part.table.parameters_of(rule), f"{found:.2f}", difference]
 
     def markdown(self) -> str:
         """A page: what it is, the table, each seed, how it was scored, where, and what differs from the paper."""

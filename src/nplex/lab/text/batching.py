@@ -1,6 +1,6 @@
 """Batches of like length."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
@@ -27,59 +27,36 @@ def longest(sides: Sequence[Sequence[Tensor]]) -> list[int]:
     return [max(map(len, example)) for example in zip(*sides, strict=True)]
 
 
-def batches(lengths: Sequence[int], size: int, generator: torch.Generator | None = None) -> list[list[int]]:
+def batches(
+    lengths: Sequence[int], most: int, generator: torch.Generator | None = None, *, padded: bool = False
+) -> list[list[int]]:
     """Indices in batches of like length: little is padded.
 
     With a generator the order is random: shuffled, sorted by length within stretches of 50 batches, and the
     batches shuffled. Without, by length alone.
 
-    Raises:
-        ValueError: the size is not positive.
-    """
-    if size < 1:
-        raise ValueError(f"a batch needs a size of 1 or more, got {size}")
-
-    def cut(part: list[int]) -> list[list[int]]:
-        return [part[first : first + size] for first in range(0, len(part), size)]
-
-    return _grouped(lengths, 50 * size, cut, generator)
-
-
-def token_batches(lengths: Sequence[int], tokens: int, generator: torch.Generator | None = None) -> list[list[int]]:
-    """Indices in batches of like length, whose padded size, count times longest, is `tokens` at most.
-
-    Shuffled as `batches` are. A line that is longer than `tokens` makes a batch of its own.
+    Args:
+        lengths: of all lines.
+        most: lines of a batch; or its padded size.
+        generator: of the order.
+        padded: `most` is count times longest. A line that is longer makes a batch of its own.
 
     Raises:
-        ValueError: tokens is not positive.
+        ValueError: a batch would hold nothing.
     """
-    if tokens < 1:
-        raise ValueError(f"a batch needs 1 token or more, got {tokens}")
-
-    def cut(part: list[int]) -> list[list[int]]:
-        found: list[list[int]] = []
-        for index in part:  # in the order of lengths: the newest is the longest
-            if found and (len(found[-1]) + 1) * lengths[index] <= tokens:
-                found[-1].append(index)
-            else:
-                found.append([index])
-        return found
-
-    mean = max(1.0, sum(lengths) / max(1, len(lengths)))
-    return _grouped(lengths, 50 * max(1, int(tokens / mean)), cut, generator)
-
-
-def _grouped(
-    lengths: Sequence[int], stretch: int, cut: Callable[[list[int]], list[list[int]]],
-    generator: torch.Generator | None,
-) -> list[list[int]]:  # fmt: skip
-    """Shuffles, sorts by length within stretches, cuts each, and shuffles the batches; else by length alone."""
+    if most < 1:
+        raise ValueError(f"a batch needs a size of 1 or more, got {most}")
     order = list(range(len(lengths))) if generator is None else _shuffled(len(lengths), generator)
-    stretch = len(order) if generator is None else stretch
-    grouped: list[list[int]] = []
-    for start in range(0, len(order), max(stretch, 1)):
-        grouped += cut(sorted(order[start : start + stretch], key=lambda index: lengths[index]))
-    return grouped if generator is None else [grouped[index] for index in _shuffled(len(grouped), generator)]
+    mean = max(1.0, sum(lengths) / max(1, len(lengths))) if padded else 1
+    stretch = max(1, len(order)) if generator is None else 50 * max(1, int(most / mean))
+    found: list[list[int]] = []
+    for start in range(0, len(order), stretch):
+        batch: list[int] = []
+        for index in sorted(order[start : start + stretch], key=lambda index: lengths[index]):
+            if not batch or (len(batch) + 1) * (lengths[index] if padded else 1) > most:
+                found.append(batch := [])
+            batch.append(index)  # in the order of lengths: the newest is the longest
+    return found if generator is None else [found[index] for index in _shuffled(len(found), generator)]
 
 
 def _shuffled(count: int, generator: torch.Generator) -> list[int]:

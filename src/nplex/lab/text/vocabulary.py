@@ -28,6 +28,10 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.words)
 
+    def as_dict(self) -> dict:
+        """The words in the order of their numbers."""
+        return {"words": self.words}
+
     def encode(self, lines: Iterable[Sequence[str]]) -> list[Int[Tensor, "_"]]:
         """Numbers for the words of each line."""
         numbers = {word: number for number, word in enumerate(self.words)}
