@@ -75,22 +75,17 @@ def fetch(name: str, folder: Path, *, copy: str = "", report: Callable[[str, int
     public = SETS[name]
     written: list[Path] = []
     for part, split in zip(PARTS, public.splits, strict=True):
-        paths = _paths(folder, part, public)
+        paths = [folder / f"{part}.{end}.gz" for end in (("tsv",) if public.label else public.columns)]
         if there := next((path for path in paths if path.exists()), None):
             raise FileExistsError(f"{there} exists; delete it, or take another folder")
         rows = list(_rows(_loaded(public, copy or public.hub, split), public, f"{name}, {split}"))
-        _write(paths, rows)
+        for path, lines in zip(paths, zip(*rows, strict=True) if rows else [()] * len(paths), strict=True):
+            packed = gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)
+            replace_file(path, lambda part, packed=packed: part.write_bytes(packed))
         written += paths
         if report is not None:
             report(part, len(rows))
     return written
-
-
-def _paths(folder: Path, part: str, public: Public) -> list[Path]:
-    """One file for labelled pairs, one for each side of a translation."""
-    if public.label:
-        return [folder / f"{part}.tsv.gz"]
-    return [folder / f"{part}.{side}.gz" for side in public.columns]
 
 
 def _loaded(public: Public, source: str, split: str) -> Any:
@@ -133,7 +128,7 @@ def _labels(loaded: Any, public: Public, where: str) -> Callable[[Any], str]:
     names = getattr(loaded.features.get(public.label), "names", None) or list(LABELS)
 
     def label_of(value: Any) -> str:
-        if value is None or value in (-1, "-", ""):
+        if value in (None, -1, "-", ""):
             return ""
         name = names[value] if isinstance(value, int) and value < len(names) else str(value)
         name = public.names.get(name, name)
@@ -142,10 +137,3 @@ def _labels(loaded: Any, public: Public, where: str) -> Callable[[Any], str]:
         return name
 
     return label_of
-
-
-def _write(paths: list[Path], rows: list[tuple[str, ...]]) -> None:
-    """Compressed lines, a file for each column of the rows."""
-    for number, path in enumerate(paths):
-        text = "".join(f"{row[number]}\n" for row in rows)
-        replace_file(path, lambda part, text=text: part.write_bytes(gzip.compress(text.encode(), mtime=0)))

@@ -59,18 +59,16 @@ def tune(  # noqa: PLR0913 - options of the command line
     with refusing():
         import optuna  # noqa: F401, RUF100 - its absence is told before any work
 
-        from nplex.lab.tuning import Goals, rules_to_try
+        from nplex.lab.tuning import Goals, rules_to_try, space
         from nplex.lab.tuning import tune as search
-        from nplex.lab.tuning.space import RANKS
+        from nplex.lab.tuning.recipe import RecipeObjective
 
         goals = Goals(tuple(goal or Goals().which), lower, margin)
-        rules = rules_to_try(_sizes(n), rank or RANKS, algebra or ())
+        rules = rules_to_try(_sizes(n), rank or space.RANKS, algebra or ())
     of_tasks = {"size": size != "small", "set": set_name, "data": data, "epochs": epochs, "seed": seed}
     if ":" in task:
         objective = _function(task, of_tasks | {"shared": shared}, run_folder)
     else:
-        from nplex.lab.tuning.recipe import RecipeObjective
-
         if lower:
             refuse("--lower is for functions; a task says itself which scores are better")
         recipe, loaded = training.prepare(task, rules, size, set_name, data, epochs, shared, run_folder)

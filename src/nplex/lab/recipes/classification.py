@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nplex.lab.recipes.recipe import Baseline, Data, Outcome, Recipe
-from nplex.lab.scores import by_source, wilson
+from nplex.lab.scores import wilson
 from nplex.lab.text import Row, Vocabulary, batches, longest, pad_sides
 from nplex.lab.train import Loss
 
@@ -134,6 +134,8 @@ def correct(model: nn.Module, part: Labelled, device: torch.device) -> Bool[Tens
 
 def accuracies(right: Sequence[bool], sources: Sequence[str]) -> dict[str, float]:
     """In points: `accuracy` of all, then of each source."""
-    found = by_source(right, sources)
-    parts = {source: 100 * value for source, value in found.items() if source not in ("all", "accuracy")}
-    return {"accuracy": 100 * found["all"], **parts}
+    groups: dict[str, list[bool]] = {}
+    for value, source in zip(right, sources, strict=True):
+        groups.setdefault(source, []).append(value)
+    parts = {source: values for source, values in sorted(groups.items()) if source not in ("all", "accuracy")}
+    return {name: 100 * sum(values) / len(values) for name, values in ({"accuracy": right} | parts).items()}

@@ -2,6 +2,6 @@
 
 from nplex.lab.scores.bleu_score import Bleu, bleu
 from nplex.lab.scores.bootstrap import Difference, paired, score_of, statistics
-from nplex.lab.scores.intervals import by_source, normal, wilson
+from nplex.lab.scores.intervals import normal, wilson
 
-__all__ = ["wilson", "normal", "by_source", "Bleu", "bleu", "Difference", "paired", "statistics", "score_of"]
+__all__ = ["wilson", "normal", "Bleu", "bleu", "Difference", "paired", "statistics", "score_of"]

@@ -37,12 +37,3 @@ def normal(values: Sequence[float]) -> tuple[float, float]:
     mean = statistics.fmean(values)
     half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return mean - half, mean + half
-
-
-def by_source(right: Sequence[bool | float], sources: Sequence[str]) -> dict[str, float]:
-    """Means over all examples, and over those of each source."""
-    groups: dict[str, list[float]] = {"all": [float(r) for r in right]}
-    for value, source in zip(right, sources, strict=True):
-        if source != "all":
-            groups.setdefault(source, []).append(float(value))
-    return {source: sum(values) / len(values) for source, values in sorted(groups.items())}
