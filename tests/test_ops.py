@@ -256,6 +256,10 @@ def test_a_method_is_one_value_and_one_row(monkeypatch):
     [
         (torch._C, "_get_tracing_state"),
         (torch._C, "_set_tracing_state"),
+        (torch._C, "_get_dispatch_mode"),
+        (torch._C._TorchDispatchModeKey, "FAKE"),
+        (torch._C._TorchDispatchModeKey, "PROXY"),
+        (torch.utils._python_dispatch, "_disable_current_modes"),
         (torch._C._functorch, "is_legacy_batchedtensor"),
         (torch._C._autograd, "_top_saved_tensors_default_hooks"),
         (torch._C, "_are_functorch_transforms_active"),
@@ -268,6 +272,15 @@ def test_a_method_is_one_value_and_one_row(monkeypatch):
 )
 def test_private_names_of_torch_still_exist(holder, name):
     assert hasattr(holder, name)
+
+
+def test_parameters_are_still_marked():
+    """The mark by which tracing.Adoptable learns that a tensor becomes a parameter."""
+
+    class Other(torch.Tensor):
+        pass
+
+    assert torch.nn.Parameter(torch.zeros(2).as_subclass(Other))._is_param
 
 
 def test_torch_compile_still_reads_the_mark_of_a_constant():

@@ -69,7 +69,8 @@ def guarded(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
     def apply(tensor: Tensor) -> Tensor:
         is_image = tensor.ndim in (4, 5)
-        changed = change(tensor.detach().flatten(1) if is_image else tensor)
+        with torch.no_grad():
+            changed = change(tensor.flatten(1) if is_image else tensor)
         check_dtype(changed.dtype)
         return changed.unflatten(1, tensor.shape[1:]) if is_image else changed
 

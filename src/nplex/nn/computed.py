@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nplex.ops.tracing import is_eager
+from nplex.ops.tracing import Adoptable, is_eager
 
 _ADVICE = (
     "a layer's weight is built from its rule and components at each reading, so the layer would not change. To give "
@@ -71,7 +71,7 @@ class _Kind(type(Tensor)):
         return isinstance(instance, Tensor)
 
 
-class Computed(Tensor, metaclass=_Kind):
+class Computed(Adoptable, Tensor, metaclass=_Kind):
     """A weight that refuses to be written.
 
     It is the weight itself under another class: torch's functions get the plain tensor, and give plain ones. So
@@ -96,13 +96,8 @@ class Computed(Tensor, metaclass=_Kind):
             warnings.warn(f"the attribute {name!r} is lost at the next reading: {_ADVICE}", stacklevel=2)
         super().__setattr__(name, value)
 
-    @property
-    def _is_param(self) -> bool:
-        """Torch's mark, set by nn.Parameter(weight): from then on it is a tensor of the caller's own."""
-        return False
-
-    @_is_param.setter
-    def _is_param(self, value: bool) -> None:  # pyright: ignore
+    def become_parameter(self) -> None:
+        """From then on it is a tensor of the caller's own."""
         needs_grad = vars(self).pop("plain").requires_grad
         self.__class__ = nn.Parameter  # pyright: ignore - as torch's own UninitializedParameter does
         self.requires_grad_(needs_grad)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nplex.algebra import Algebra
+from nplex.nn.arguments import plain
 from nplex.nn.expanded import Expanded
 from nplex.nn.rule import Rule, as_rule
 from nplex.ops.conv import check_method, convolution
@@ -156,7 +157,7 @@ class Conv(_Channels):
         shape = self.torch_layer(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, "meta"
         )
-        self._reversed_padding_repeated_twice = shape._reversed_padding_repeated_twice
+        self._reversed_padding_repeated_twice = plain(shape._reversed_padding_repeated_twice)
         rule = as_rule(rule, device=device, dtype=dtype)
         check_method(method, factors=rule.rank is not None)
         self.method = method

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from nplex.algebra import Algebra
+from nplex.nn.arguments import plain
 from nplex.nn.expanded import Expanded
 from nplex.nn.rule import Rule
 from nplex.ops.tracing import outside_graphs, recurrence_is_traced
@@ -139,17 +140,8 @@ class RNN(Recurrent):
         rule: int | Algebra | Rule,
     ) -> None:
         super().__init__()
-        shape = nn.RNN(
-            input_size,
-            hidden_size,
-            num_layers,
-            nonlinearity,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            device="meta",
-        )
+        sizes = (input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional)
+        shape = nn.RNN(*plain(sizes), device="meta")
         self._build(shape, rule, device, dtype)
 
 
@@ -180,9 +172,8 @@ class LSTM(Recurrent):
         rule: int | Algebra | Rule,
     ) -> None:
         super().__init__()
-        shape = nn.LSTM(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device="meta"
-        )
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        shape = nn.LSTM(*plain(sizes), device="meta")
         self._build(shape, rule, device, dtype)
 
 
@@ -212,5 +203,6 @@ class GRU(Recurrent):
         rule: int | Algebra | Rule,
     ) -> None:
         super().__init__()
-        shape = nn.GRU(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device="meta")
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        shape = nn.GRU(*plain(sizes), device="meta")
         self._build(shape, rule, device, dtype)

@@ -13,6 +13,7 @@ from nplex.algebra import Algebra, BilinearAlgorithm, as_table, find, known_algo
 from nplex.nn import init
 from nplex.nn.arguments import check_dtype, check_positive, guarded
 from nplex.nn.sharing import Shareable
+from nplex.ops.tracing import real_numbers
 
 FACTORS = BilinearAlgorithm._fields
 
@@ -101,7 +102,7 @@ class LearnedRule(Rule):
             raise TypeError(f"start must be an Algebra, got {start!r}; nplex.algebra.named gives one by its name")
         if start is not None and start.n != n:
             raise ValueError(f"start must have n = {n}, got {start.name} with n = {start.n}")
-        with torch.device("cpu"):  # mathematics stays real inside a `with torch.device("meta")`
+        with real_numbers():
             first = None if start is None else _start(start, rank, norm)
         super().__init__(n, rank, norm or n**1.5 if first is None else float(as_table(first).norm()))
         self.start, self._first = start, first
@@ -114,10 +115,10 @@ class LearnedRule(Rule):
         """The algebra it starts from, or a random rule (nn.init), of the norm that it was made with."""
         with torch.no_grad():
             if isinstance(self._first, Tensor):
-                self.table.copy_(self._first)
+                self.table.copy_(_numbers(self._first))
             elif self._first is not None:
                 for name, factor in zip(FACTORS, self._first, strict=True):
-                    self.get_parameter(name).copy_(factor)
+                    self.get_parameter(name).copy_(_numbers(factor))
             elif self.rank is None:
                 init.table_(self.table, norm=self.initial_norm)
             else:
@@ -167,7 +168,7 @@ class FixedRule(Rule):
         if not isinstance(algebra, Algebra):
             raise TypeError(f"FixedRule needs an Algebra, got {algebra!r}; make one with Algebra.from_table(table)")
         check_dtype(dtype)
-        with torch.device("cpu"):  # mathematics stays real inside a `with torch.device("meta")`
+        with real_numbers():
             algorithm = known_algorithm(algebra) if algorithm is None else algorithm
             if algorithm is not None and (algorithm.n != algebra.n or algorithm.error(algebra.table) > 1e-9):
                 raise ValueError(f"the algorithm must give the table of {algebra.name}, but it gives another one")
@@ -188,7 +189,7 @@ class FixedRule(Rule):
             buffer = self.get_buffer(name)
             if buffer.is_inference() and not torch.is_inference_mode_enabled():  # such a tensor cannot be written
                 buffer = self._buffers[name] = torch.empty_like(buffer)
-            buffer.copy_(value)
+            buffer.copy_(_numbers(value))
 
     def forward(self) -> Float[Tensor, "n n n"] | BilinearAlgorithm:
         """The table, or the factors."""
@@ -244,6 +245,13 @@ def as_rule(
     if rule.__index__() < 1:
         raise ValueError(f"rule must be a positive integer, an Algebra or a Rule, got {rule}")
     return LearnedRule(rule, norm=rule.__index__() ** power, device=device, dtype=dtype)
+
+
+def _numbers(table: Tensor) -> Tensor:
+    """The table once more, for FakeTensorMode as one of its own: it mixes with no other."""
+    with real_numbers():
+        numbers = table.tolist()
+    return torch.tensor(numbers, dtype=table.dtype, device="cpu")
 
 
 def _same(saved: Tensor, table: Tensor) -> bool:

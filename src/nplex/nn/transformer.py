@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nplex.algebra import Algebra
 from nplex.nn import init
+from nplex.nn.arguments import plain
 from nplex.nn.attention import MultiheadAttention
 from nplex.nn.linear import Linear
 from nplex.nn.rule import Rule
@@ -62,13 +63,13 @@ class _Layer(_Container):
     ) -> None:
         sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias)
         torchs: Any = super()
-        torchs.__init__(*sizes, "meta", dtype)
+        torchs.__init__(*plain(sizes), "meta", dtype)
         for name, part in list(torchs.named_children()):
             if kind := kind_among(part, (Linear, MultiheadAttention)):
                 options = {"rule": new_like(rule), "method": method, "device": device}
                 setattr(self, name, kind._like(part, options))
             elif isinstance(part, nn.LayerNorm):
-                setattr(self, name, nn.LayerNorm(d_model, layer_norm_eps, bias=bias, device=device, dtype=dtype))
+                setattr(self, name, nn.LayerNorm(part.normalized_shape, part.eps, bias=bias, device=device, dtype=dtype))
 
 
 class TransformerEncoderLayer(_Layer, nn.TransformerEncoderLayer):
@@ -237,17 +238,18 @@ class Transformer(_Container, nn.Transformer):
         method: str = "auto",
     ) -> None:
         nothing: Any = nn.Identity()
+        d_model, nhead = plain((d_model, nhead))
         super().__init__(d_model, nhead, custom_encoder=nothing, custom_decoder=nothing, batch_first=batch_first)
         sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias)
         factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
         if custom_encoder is None:
             layer = TransformerEncoderLayer(*sizes, **factory_kwargs, rule=rule, method=method)
             norm = nn.LayerNorm(d_model, layer_norm_eps, bias=bias, **factory_kwargs)
-            custom_encoder = TransformerEncoder(layer, num_encoder_layers, norm)
+            custom_encoder = TransformerEncoder(layer, plain(num_encoder_layers), norm)
         if custom_decoder is None:
             layer = TransformerDecoderLayer(*sizes, **factory_kwargs, rule=rule, method=method)
             norm = nn.LayerNorm(d_model, layer_norm_eps, bias=bias, **factory_kwargs)
-            custom_decoder = TransformerDecoder(layer, num_decoder_layers, norm)
+            custom_decoder = TransformerDecoder(layer, plain(num_decoder_layers), norm)
         self.encoder, self.decoder = custom_encoder, custom_decoder
         self.reset_parameters()
 

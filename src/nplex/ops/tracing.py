@@ -6,7 +6,7 @@ A test looks whether each private name still exists.
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -14,19 +14,23 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 from torch.fx import Proxy
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_MODES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)  # FakeTensorMode, make_fx
 Function = TypeVar("Function", bound=Callable)
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
     """True for ordinary tensors in an ordinary call.
 
-    False while torch.compile, export, jit.trace, torch.func's transforms or forward-mode derivatives look on, and
-    for subclasses of Tensor (FakeTensor, DTensor, ...): what is written there must be differentiable as it stands.
+    False while torch.compile, export, jit.trace, make_fx, FakeTensorMode, torch.func's transforms or forward-mode
+    derivatives look on, and for subclasses of Tensor (FakeTensor, DTensor, ...): what is written there must be
+    differentiable as it stands, and numbers cannot be read.
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or _is_transformed():
+        return False
+    if any(torch._C._get_dispatch_mode(mode) is not None for mode in _MODES):
         return False
     return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
 
@@ -63,6 +67,29 @@ def plain_sizes(function: Function) -> Function:
 def is_recorded() -> bool:
     """Whether hooks see the tensors that are saved for backward, as those of checkpointing, which counts them."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # pyright: ignore
+
+
+@contextlib.contextmanager
+def real_numbers() -> Iterator[None]:
+    """Inside, tensors have numbers, on the CPU: also in `with torch.device("meta")` and in FakeTensorMode."""
+    with _disable_current_modes(), torch.device("cpu"):
+        yield
+
+
+class Adoptable:
+    """A tensor that learns when `nn.Parameter(tensor)` takes it: torch marks it then as a parameter."""
+
+    def become_parameter(self) -> None:
+        """Called then."""
+        raise NotImplementedError
+
+    @property
+    def _is_param(self) -> bool:
+        return False
+
+    @_is_param.setter
+    def _is_param(self, value: bool) -> None:
+        self.become_parameter()
 
 
 def version(tensor: Tensor) -> int:
