@@ -13,7 +13,7 @@ from nplex.algebra import Algebra, BilinearAlgorithm, as_table, find, known_algo
 from nplex.nn import init
 from nplex.nn.arguments import check_dtype, check_positive, guarded
 from nplex.nn.sharing import Shareable
-from nplex.ops.tracing import real_numbers
+from nplex.ops.tracing import has_numbers, real_numbers
 
 FACTORS = BilinearAlgorithm._fields
 
@@ -203,7 +203,7 @@ class FixedRule(Rule):
     ) -> None:  # fmt: skip
         """Looks whether the saved numbers are this algebra's, whatever their type; keeps its own exact ones."""
         saved = [state_dict[prefix + name] for name in self._values if prefix + name in state_dict]
-        if len(saved) == len(self._values) and not any(tensor.is_meta for tensor in saved):
+        if len(saved) == len(self._values) and all(map(has_numbers, saved)):
             table = saved[0] if self.rank is None else BilinearAlgorithm(*saved).table()
             if table.shape != self.algebra.table.shape or not _same(table, self.algebra.table):
                 error_msgs.append(f"{prefix or 'rule'}: the saved numbers are not the rule of {self.algebra.name}")
@@ -247,11 +247,11 @@ def as_rule(
     return LearnedRule(rule, norm=rule.__index__() ** power, device=device, dtype=dtype)
 
 
-def _numbers(table: Tensor) -> Tensor:
+def _numbers(table: Tensor | Algebra) -> Tensor:
     """The table once more, for FakeTensorMode as one of its own: it mixes with no other."""
     with real_numbers():
-        numbers = table.tolist()
-    return torch.tensor(numbers, dtype=table.dtype, device="cpu")
+        numbers = (table.table if isinstance(table, Algebra) else table).tolist()
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def _same(saved: Tensor, table: Tensor) -> bool:

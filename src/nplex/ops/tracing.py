@@ -14,10 +14,10 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 from torch.fx import Proxy
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_MODES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)  # FakeTensorMode, make_fx
+_FAKE, _PROXY = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY  # the latter: make_fx
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -30,7 +30,7 @@ def is_eager(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or _is_transformed():
         return False
-    if any(torch._C._get_dispatch_mode(mode) is not None for mode in _MODES):
+    if any(torch._C._get_dispatch_mode(mode) is not None for mode in (_FAKE, _PROXY)):
         return False
     return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
 
@@ -72,8 +72,18 @@ def is_recorded() -> bool:
 @contextlib.contextmanager
 def real_numbers() -> Iterator[None]:
     """Inside, tensors have numbers, on the CPU: also in `with torch.device("meta")` and in FakeTensorMode."""
-    with _disable_current_modes(), torch.device("cpu"):
-        yield
+    fake = torch._C._unset_dispatch_mode(_FAKE)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        if fake is not None:
+            torch._C._set_dispatch_mode(fake)
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether its numbers can be read: neither on the meta device, nor one of FakeTensorMode."""
+    return not tensor.is_meta and getattr(tensor, "fake_mode", None) is None
 
 
 class Adoptable:
