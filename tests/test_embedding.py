@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nplex.algebra import quaternion
-from nplex.nn import Embedding, EmbeddingBag, LearnedRule
+from nplex.nn import Embedding, EmbeddingBag, LearnedRule, share
 from nplex.ops.lookup import look_up
 
 DOUBLE = torch.float64
@@ -332,3 +332,38 @@ def test_wrong_modes_are_named():
         EmbeddingBag(30, 9, mode="max", scale_grad_by_freq=True, rule=4)
     with pytest.raises(ValueError, match="sparse=True needs rows"):
         Embedding.like(nn.Embedding(30, 9, sparse=True), rule=4)
+
+
+@pytest.mark.parametrize("kind", [Embedding, EmbeddingBag])
+def test_from_pretrained_is_nearest_to_the_table(kind):
+    options = {"padding_idx": 3, "max_norm": 2.0}
+    table = kind(32, 12, rule=4, padding_idx=3, dtype=DOUBLE).weight.detach().clone()
+    layer = kind.from_pretrained(table, rule=LearnedRule(4, dtype=DOUBLE), **options)
+    dense = getattr(torch.nn, kind.__name__).from_pretrained(table, **options)
+    assert (layer.weight - table).norm() < 0.02 * table.norm()
+    assert (layer.padding_idx, layer.max_norm, layer.weight.dtype) == (3, 2.0, DOUBLE)
+    assert not any(p.requires_grad for p in layer.parameters())
+    ids = torch.tensor([[1, 5, 3], [31, 0, 2]])
+    torch.testing.assert_close(layer(ids), dense(ids), rtol=0.1, atol=0.2)
+    exact = kind(32, 12, rule=4, dtype=DOUBLE).weight.detach().clone()
+    torch.testing.assert_close(kind.from_pretrained(exact, rule=LearnedRule(4, dtype=DOUBLE)).weight, exact)
+    with pytest.warns(UserWarning, match=f"misses .* %.* or torch.nn.{kind.__name__}"):
+        far = kind.from_pretrained(torch.randn(32, 12), freeze=False, rule=4)
+    assert all(p.requires_grad for p in far.parameters())
+    base = torch.nn.Module()
+    rule = share(base, LearnedRule(4, dtype=DOUBLE))
+    with torch.no_grad(), pytest.warns(UserWarning, match="misses"):
+        before = rule.table.clone()
+        assert torch.equal(kind.from_pretrained(exact, rule=rule).rule.table, before)
+    assert rule.table.requires_grad
+
+
+@pytest.mark.parametrize("kind", [Embedding, EmbeddingBag])
+def test_from_pretrained_refuses_what_it_cannot_hold(kind):
+    table = torch.ones(8, 8)
+    with pytest.raises(ValueError, match="padding_idx = 2 must be zero"):
+        kind.from_pretrained(table, padding_idx=2, rule=2)
+    with pytest.raises(ValueError, match="sparse=True needs"):
+        kind.from_pretrained(table, sparse=True, rule=2)
+    with pytest.raises(ValueError, match="not finite"):
+        kind.from_pretrained(table / 0, rule=2)

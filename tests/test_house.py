@@ -42,6 +42,7 @@ MANY_ARGUMENTS: dict[str, str] = {
     "nplex.nn.conv.ConvTranspose.__init__": "torch.nn.ConvTranspose2d's signature, and rule",
     "nplex.nn.embedding.Embedding.__init__": "torch.nn.Embedding's signature, and rule",
     "nplex.nn.embedding.EmbeddingBag.__init__": "torch.nn.EmbeddingBag's signature, and rule",
+    "nplex.nn.embedding.EmbeddingBag.from_pretrained": "torch.nn.EmbeddingBag's signature, and rule",
     "nplex.nn.recurrent.RNN.__init__": "torch.nn.RNN's signature, and rule",
     "nplex.nn.recurrent.LSTM.__init__": "torch.nn.LSTM's signature, and rule",
     "nplex.nn.recurrent.GRU.__init__": "torch.nn.GRU's signature, and rule",

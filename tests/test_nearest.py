@@ -8,7 +8,7 @@ from torch import nn
 import nplex
 from nplex import algebra
 from nplex import nn as nx
-from nplex.convert.nearest import nearest_
+from nplex.nn.nearest import nearest_
 from nplex.nn import FixedRule, LearnedRule
 
 LAYERS = {

@@ -34,9 +34,18 @@ def test_a_full_rule_starts_with_orthogonal_faces(n):
     torch.testing.assert_close(table @ table.mT, n * eye)
 
 
+@pytest.mark.filterwarnings("ignore:rank = . is below n")
 @pytest.mark.parametrize(("n", "rank"), [(2, 1), (2, 3), (4, 4), (4, 7), (8, 24), (5, 3)])
 def test_factors_start_with_faces_of_norm_n(n, rank):
     assert LearnedRule(n, rank)().table().flatten(1).norm(dim=1).tolist() == pytest.approx([n] * n, rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(4, 1), (4, 3), (3, 2), (8, 5)])
+def test_a_rank_that_bounds_the_weights_warns(n, rank):
+    with pytest.warns(UserWarning, match=f"rank = {rank} is below n = {n}: .* at most {rank}/{n} of its full rank"):
+        narrow = LearnedRule(n, rank, dtype=torch.float64)
+    for rule, expected in ((narrow, 8 * rank), (LearnedRule(n, n, dtype=torch.float64), 8 * n)):
+        assert torch.linalg.matrix_rank(Linear(8 * n, 16 * n, rule=rule, dtype=torch.float64).weight) == expected
 
 
 @pytest.mark.parametrize("rank", [None, 8, 9])

@@ -6,7 +6,6 @@ import torch
 from torch import nn, optim
 
 from nplex.convert.exchange import check_optimizer, exchange_layers
-from nplex.convert.nearest import nearest_
 from nplex.convert.references import exchange_modules
 from nplex.convert.report import Report, Row
 from nplex.convert.spec import Choice, Conversion, Rules
@@ -14,6 +13,7 @@ from nplex.convert.survey import Survey, base_of, survey, zeros
 from nplex.convert.twins import is_layer, make_twin, untransposed
 from nplex.convert.where import Where
 from nplex.nn import Rule
+from nplex.nn.nearest import nearest_
 from nplex.nn.sharing import mark_shared, register
 
 

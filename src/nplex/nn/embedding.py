@@ -1,6 +1,7 @@
 """Embeddings with 1/n of the parameters."""
 
 import math
+import warnings
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from nplex.algebra import Algebra
 from nplex.nn import init
 from nplex.nn.arguments import check_widths
 from nplex.nn.computed import read_only
+from nplex.nn.nearest import nearest_
 from nplex.nn.rule import Rule, as_rule
 from nplex.nn.twin import Twin, adopt
 from nplex.ops.dense import expand
@@ -19,6 +21,7 @@ from nplex.ops.lookup import by_frequency, clip, look_up
 from nplex.ops.tracing import full_precision
 
 MODES = ("sum", "mean", "max")
+FAR = 0.1
 
 
 class _Rows(Twin):
@@ -56,6 +59,21 @@ class _Rows(Twin):
             rows = clip(rows, self.max_norm, self.norm_type)
         return by_frequency(rows, ids, self.num_embeddings) if self.scale_grad_by_freq else rows
 
+    @classmethod
+    def _nearest(cls, dense: Any, freeze: bool, rule: int | Algebra | Rule) -> Any:
+        """The twin of torch's layer whose W is nearest to its table; a shared rule stays as it is."""
+        table = dense.weight.detach()
+        if not bool(table.isfinite().all()):
+            raise ValueError("the table has numbers that are not finite; nothing is near to them")
+        if dense.padding_idx is not None and bool(table[dense.padding_idx].any()):
+            raise ValueError(f"the row at padding_idx = {dense.padding_idx} must be zero: in a layer with a rule it is")
+        layer = cls.like(dense, rule=rule)
+        [error] = nearest_([(layer, dense)], [layer.rule] if layer.rule.is_shared else [])
+        if error > FAR:
+            missed = f"the nearest weight with this rule misses {100 * error:.0f} % of the table's norm"
+            warnings.warn(f"{missed}: train it, or take a smaller n or torch.nn.{cls.__name__}", stacklevel=3)
+        return layer.requires_grad_(not freeze)
+
     @property
     def weight(self) -> Float[Tensor, "rows d"]:
         """The dense W, built at each call, differentiable and read-only; to change it, change rule and components."""
@@ -89,7 +107,7 @@ class Embedding(_Rows):
         norm_type: p of that p-norm.
         scale_grad_by_freq: divides the gradient of a row by how often it is among the ids.
         sparse: must be False, a gradient of components has no sparse form.
-        device: as in torch.nn; there is no `_weight` or `_freeze` before it.
+        device: as in torch.nn; for torch's `_weight` and `_freeze` there is from_pretrained.
         dtype: as in torch.nn.
         rule: n for a learned rule of this layer's own, an Algebra for a fixed one, or a Rule.
 
@@ -131,6 +149,37 @@ class Embedding(_Rows):
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device="meta"
         )
         self._build(shape, rule, device, dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Float[Tensor, "rows d"],
+        freeze: bool = True,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        *,
+        rule: int | Algebra | Rule,
+    ) -> "Embedding":
+        """`W` nearest to the table: a layer has n times fewer numbers, so it holds no other table exactly.
+
+        Args:
+            embeddings: the table; warns where W misses more than a tenth of it.
+            freeze: whether nothing of the layer is trained; a shared rule is as it was.
+            padding_idx: as in the layer; that row must be zero.
+            max_norm: as in the layer, as are norm_type, scale_grad_by_freq and sparse.
+            norm_type: as there.
+            scale_grad_by_freq: as there.
+            sparse: as there.
+            rule: as in the layer; a rule that is learned and not shared is chosen with the components.
+
+        Raises:
+            ValueError: numbers that are not finite, a padding row that is not zero, or what the layer refuses.
+        """
+        options = (padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+        return cls._nearest(nn.Embedding.from_pretrained(embeddings, True, *options), freeze, rule)
 
     def forward(self, input: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d"]:
         """`W[ids]`."""
@@ -206,6 +255,25 @@ class EmbeddingBag(_Rows):
             include_last_offset=include_last_offset, padding_idx=padding_idx, device="meta",
         )  # fmt: skip
         self._build(shape, rule, device, dtype)
+
+    @classmethod
+    def from_pretrained(  # noqa: PLR0913 - torch's own signature
+        cls,
+        embeddings: Float[Tensor, "rows d"],
+        freeze: bool = True,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        *,
+        rule: int | Algebra | Rule,
+    ) -> "EmbeddingBag":
+        """`W` nearest to the table, with torch's arguments: see Embedding.from_pretrained."""
+        options = (max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset, padding_idx)
+        return cls._nearest(nn.EmbeddingBag.from_pretrained(embeddings, True, *options), freeze, rule)
 
     def forward(
         self,

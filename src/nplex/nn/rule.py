@@ -2,6 +2,7 @@
 
 import abc
 import math
+import warnings
 from collections.abc import Callable
 from typing import SupportsIndex
 
@@ -54,7 +55,8 @@ class LearnedRule(Rule):
         n: the dimension, 1 or more.
         rank: None for the full n x n x n table (the paper's layer); R for the three factors of a bilinear
             algorithm, with R / n^2 of the dense arithmetic. At the generic rank almost every table can be
-            reached, at R = n no weight is used twice. R below n cannot use all inputs.
+            reached, at R = n no weight is used twice. R below n warns: W then has R / n of its full rank
+            at most.
         start: an algebra to start from instead of a random rule: its table, scaled.
         norm: the Frobenius norm of the first table. It divides the size of W between rule and components, and so
             the size of an optimizer's steps. By default `sum_k || rule[k] ||_F = n^2`, which is norm `n^1.5` where
@@ -98,6 +100,12 @@ class LearnedRule(Rule):
             rank = check_positive("rank", rank)
             if rank > n * n:
                 raise ValueError(f"rank must be at most n^2 = {n * n}, with which every table can be had; got {rank}")
+            if rank < n:
+                warnings.warn(
+                    f"rank = {rank} is below n = {n}: the dense weight of a layer with this rule has at most "
+                    f"{rank}/{n} of its full rank, whatever is learned; take rank={n} or more",
+                    stacklevel=2,
+                )
         if start is not None and not isinstance(start, Algebra):
             raise TypeError(f"start must be an Algebra, got {start!r}; nplex.algebra.named gives one by its name")
         if start is not None and start.n != n:

@@ -162,8 +162,7 @@ class TransformerEncoder(_Container, nn.TransformerEncoder):
     @classmethod
     def like(cls, layer: nn.TransformerEncoder, *, rule: int | Algebra | Rule) -> Any:
         """As that of the layers; without torch's nested tensors."""
-        twin = super().like(layer, rule=rule)
-        twin.use_nested_tensor = False
+        (twin := super().like(layer, rule=rule)).use_nested_tensor = False
         return twin
 
     def to_torch(self) -> nn.TransformerEncoder:
@@ -172,9 +171,8 @@ class TransformerEncoder(_Container, nn.TransformerEncoder):
         with warnings.catch_warnings():  # torch tells where its fused kernel cannot run
             warnings.simplefilter("ignore", UserWarning)
             first: Any = stack.layers[0] if len(stack.layers) else nn.Identity()
-            stack.use_nested_tensor = nn.TransformerEncoder(
-                first, 0, None, self.enable_nested_tensor
-            ).use_nested_tensor
+            made = nn.TransformerEncoder(first, 0, None, self.enable_nested_tensor)
+        stack.use_nested_tensor = made.use_nested_tensor
         return stack
 
 

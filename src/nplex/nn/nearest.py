@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nplex.algebra import BilinearAlgorithm
-from nplex.nn import Rule
+from nplex.nn.rule import Rule
 
 STEPS = 200  # of L-BFGS, for the factors of a rule with a rank
 PASSES = 20  # where n does not divide a width
