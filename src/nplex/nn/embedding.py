@@ -66,7 +66,7 @@ class _Rows(Twin):
         if not bool(table.isfinite().all()):
             raise ValueError("the table has numbers that are not finite; nothing is near to them")
         if dense.padding_idx is not None and bool(table[dense.padding_idx].any()):
-            raise ValueError(f"the row at padding_idx = {dense.padding_idx} must be zero: in a layer with a rule it is")
+            raise ValueError(f"the row at padding_idx = {dense.padding_idx} must be zero, as it is in this layer")
         layer = cls.like(dense, rule=rule)
         [error] = nearest_([(layer, dense)], [layer.rule] if layer.rule.is_shared else [])
         if error > FAR:

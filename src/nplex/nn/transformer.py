@@ -63,13 +63,13 @@ class _Layer(_Container):
     ) -> None:
         sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias)
         torchs: Any = super()
-        torchs.__init__(*plain(sizes), "meta", dtype)
+        torchs.__init__(*(sizes := plain(sizes)), "meta", dtype)
         for name, part in list(torchs.named_children()):
             if kind := kind_among(part, (Linear, MultiheadAttention)):
                 options = {"rule": new_like(rule), "method": method, "device": device}
                 setattr(self, name, kind._like(part, options))
             elif isinstance(part, nn.LayerNorm):
-                setattr(self, name, nn.LayerNorm(part.normalized_shape, part.eps, bias=bias, device=device, dtype=dtype))
+                setattr(self, name, nn.LayerNorm(sizes[0], layer_norm_eps, bias=bias, device=device, dtype=dtype))
 
 
 class TransformerEncoderLayer(_Layer, nn.TransformerEncoderLayer):
