@@ -19,6 +19,7 @@ from nplex.ops.dense import add_build
 from nplex.ops.grouped import expand_grouped
 from nplex.ops.method import Method, Request
 from nplex.ops.plan import chooser
+from nplex.ops.tracing import plain_sizes
 
 # A multiply-add of a grouped convolution with c channels a group takes 1 + SMALL / c times as long as one of a dense
 # convolution, and ONE_PLACE times that with a kernel of one place; channels are mixed at 1 / MIXING of the speed of a
@@ -52,7 +53,7 @@ def convolution(
     check_method(method, factors=not isinstance(rule, Tensor))
     cache = kept_for(components, rule, x)
     if method == "auto":
-        method = planned(x, rule, components, cache is not None)
+        method = plain_sizes(planned)(x, rule, components, cache is not None)
     taken = METHODS[method]
     prepared = (
         () if cache is None else cache.get((method, channels), lambda: taken.prepare(rule, components, channels))
