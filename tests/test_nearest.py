@@ -8,8 +8,8 @@ from torch import nn
 import nplex
 from nplex import algebra
 from nplex import nn as nx
-from nplex.nn.nearest import nearest_
 from nplex.nn import FixedRule, LearnedRule
+from nplex.nn.nearest import nearest_
 
 LAYERS = {
     "Linear": lambda: nn.Linear(12, 20),

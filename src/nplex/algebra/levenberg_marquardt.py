@@ -47,7 +47,7 @@ class Track:
 
     def arrived(self, tolerance: float) -> bool:
         """Ten times better than asked for, or good enough and no longer gaining."""
-        return self.error <= tolerance / 10 or self.error <= tolerance and self.error >= 0.5 * self.since(1)[0]
+        return self.error <= tolerance / 10 or (self.error <= tolerance and self.error >= 0.5 * self.since(1)[0])
 
     def take(self, weight: float, error: float, size: float, window: int) -> bool:
         """Takes a step to these norms if it lowers `|| residual ||^2 + weight || unknowns ||^2`, and says so."""

@@ -34,7 +34,7 @@ class _Kind(type(Tensor)):
         return isinstance(instance, Tensor)
 
 
-class Computed(Adoptable, Tensor, metaclass=_Kind):
+class Computed(Adoptable, Tensor, metaclass=_Kind):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A weight that refuses to be written.
 
     It is the weight itself under another class: torch's functions get the plain tensor, and give plain ones. So
