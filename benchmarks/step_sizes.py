@@ -1,14 +1,15 @@
-"""Does the dense model's learning rate serve hypercomplex layers, with plain AdamW and with nplex.optim's groups?
+"""Does the dense model's learning rate serve hypercomplex layers, with plain AdamW?
 
-    python benchmarks/step_sizes.py             # 45 minutes of one core
+    python benchmarks/step_sizes.py             # an hour of one core
     python benchmarks/step_sizes.py --steps 5   # to see that it runs; writes no results
     python benchmarks/step_sizes_sgd.py         # the same question for SGD and convolutions: 15 minutes
 
-A language model on the bytes of Python's own standard library: 2 blocks of torch's encoder layer, width 256, 16 lines
-of 64 bytes a step, 500 steps, AdamW (.9, .98) without decay, 50 steps of warm-up, then a cosine to 0. The dense model
-is trained at RATES; the others, whose blocks are converted, at the dense model's best one, by
-`AdamW(model.parameters(), lr)` and by `AdamW(nplex.optim.param_groups(model, lr=lr))`, and around it with the first
-seed. Runs that are done are in --out and not done again. Writes results/step-sizes.json and .md.
+A language model on the bytes of Python's own standard library: 2 blocks of torch's encoder layer, width 256, 16
+lines of 64 bytes a step, 500 steps, AdamW (.9, .98) without decay, 50 steps of warm-up, then a cosine to 0. Every
+contestant is trained at each of RATES with the first seed, and with all seeds at the rate that is best for the dense
+model. "norm n" are rules of `1 / sqrt(n)` of the default's size; "groups" is
+`AdamW(nplex.optim.param_groups(model, lr=lr))`, all others are `AdamW(model.parameters(), lr)`. Runs that are done
+are in --out and not done again. Writes results/step-sizes.json, .md and .png.
 """
 
 import math
@@ -25,15 +26,27 @@ from torch import nn
 from torch.nn import functional as F
 
 import nplex
-from nplex.convert import parse_rule
+from nplex import algebra
+from nplex.figures import new_figure, write_figure
 from nplex.files import read_json, write_json, write_text
 from nplex.lab.environment import environment
+from nplex.nn import LearnedRule
 
 RESULTS = Path(__file__).parents[1] / "results"
 CONSOLE = Console(stderr=True)
 LENGTH, LINES, WARM_UP, TESTED = 64, 16, 50, 512
-RATES = (1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3)
-RULES = ("4", "4:4", "8:8", "quaternion")
+RATES = (1e-3, 1.41e-3, 2e-3, 2.83e-3, 4e-3)
+CONTESTANTS = {
+    "dense": lambda: None,
+    "n = 2": lambda: LearnedRule(2),
+    "n = 4": lambda: LearnedRule(4),
+    "n = 4, rank 4": lambda: LearnedRule(4, rank=4),
+    "n = 8, rank 8": lambda: LearnedRule(8, rank=8),
+    "n = 4, rank 4, norm n": lambda: LearnedRule(4, rank=4, norm=4.0),
+    "n = 8, rank 8, norm n": lambda: LearnedRule(8, rank=8, norm=8.0),
+    "quaternion": lambda: algebra.quaternion,
+    "quaternion, groups": lambda: algebra.quaternion,
+}
 
 
 class Bytes(nn.Module):
@@ -74,13 +87,14 @@ def lines(text: torch.Tensor, count: int, generator: torch.Generator) -> torch.T
     return text[starts + torch.arange(LENGTH + 1)]
 
 
-def trained(rule: str, grouped: bool, rate: float, seed: int, width: int, steps: int) -> float:
+def trained(contestant: str, rate: float, seed: int, width: int, steps: int) -> float:
     """The loss on the test part, in nats a byte."""
     torch.manual_seed(seed)
     train, test = texts()
-    model, made = Bytes(width), parse_rule(rule)
-    if made is not None:
-        nplex.convert_(model, made, where=nplex.only("blocks.*"))
+    model, rule = Bytes(width), CONTESTANTS[contestant]()
+    if rule is not None:
+        nplex.convert_(model, rule, where=nplex.only("blocks.*"))
+    grouped = contestant.endswith("groups")
     what = nplex.optim.param_groups(model, lr=rate) if grouped else model.parameters()
     optimizer = torch.optim.AdamW(what, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     curve = lambda step: min((step + 1) / WARM_UP, (1 + math.cos(math.pi * step / steps)) / 2)  # noqa: E731
@@ -106,51 +120,71 @@ def main(
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
 
-    def loss(rule: str, grouped: bool, rate: float, seed: int) -> float:
-        file = (
-            out / f"{rule.replace(':', 'r')}-{'groups' if grouped else 'plain'}-{rate:g}-{seed}-{width}-{steps}.json"
-        )
+    def loss(contestant: str, rate: float, seed: int) -> float:
+        name = "-".join(contestant.replace(",", "").replace("=", "").split())
+        file = out / f"{name}-{rate:g}-{seed}-{width}-{steps}.json"
         if not file.exists():
-            write_json(file, {"loss": trained(rule, grouped, rate, seed, width, steps)})
+            write_json(file, {"loss": trained(contestant, rate, seed, width, steps)})
         return read_json(file)["loss"]
 
-    dense = {
-        rate: [loss("dense", False, rate, seed) for seed in range(seeds)] for rate in track(RATES, console=CONSOLE)
+    dense = {rate: loss("dense", rate, 0) for rate in track(RATES, "dense", console=CONSOLE)}
+    best = min(dense, key=lambda rate: dense[rate])
+    at_best = {
+        name: [loss(name, best, seed) for seed in range(seeds)]
+        for name in track(CONTESTANTS, "all seeds", console=CONSOLE)
     }
-    best = min(dense, key=lambda rate: fmean(dense[rate]))
-    rows = [{"rule": "dense", "grouped": False, "rate": rate, "losses": losses} for rate, losses in dense.items()]
-    jobs = [(rule, grouped) for rule in RULES for grouped in (False, True)]
-    for rule, grouped in track(jobs, console=CONSOLE):
-        losses = [loss(rule, grouped, best, seed) for seed in range(seeds)]
-        rows.append({"rule": rule, "grouped": grouped, "rate": best, "losses": losses})
-    found = {"width": width, "steps": steps, "best": best, "rows": rows, "environment": environment()}
+    by_rate = {
+        name: {f"{rate:g}": loss(name, rate, 0) for rate in RATES}
+        for name in track(CONTESTANTS, "all rates", console=CONSOLE)
+    }
+    found = {
+        "width": width, "steps": steps, "best": best, "at_best": at_best, "by_rate": by_rate,
+        "environment": environment(),
+    }  # fmt: skip
     print(shown := page(found))
     if steps >= 500:
         write_json(RESULTS / "step-sizes.json", found)
         write_text(RESULTS / "step-sizes.md", shown + "\n")
+        draw(found, RESULTS / "step-sizes.png")
 
 
 def page(found: dict) -> str:
-    """The table, as Markdown."""
-    best = next(r for r in found["rows"] if r["rule"] == "dense" and r["rate"] == found["best"])
-    rows = [
-        "| layers of the blocks | optimizer | rate | nats a byte, each seed | mean | above dense |",
-        "| --- | --- | ---: | --- | ---: | ---: |",
-    ]
-    for row in found["rows"]:
-        losses, mean = ", ".join(f"{loss:.3f}" for loss in row["losses"]), fmean(row["losses"])
-        how = "nplex.optim" if row["grouped"] else "plain AdamW"
-        gap = mean - fmean(best["losses"])
-        rows.append(f"| {row['rule']} | {how} | {row['rate']:g} | {losses} | {mean:.3f} | {gap:+.3f} |")
-    made = found["environment"]
-    return "\n".join(
-        [
-            "# The dense model's rate, with and without groups", "",
-            f"Bytes of Python's standard library, 2 blocks of width {found['width']}, {found['steps']} steps. "
-            f"Made by `python benchmarks/step_sizes.py`, commit {made['commit']}, torch {made['torch']}.", "",
-            *rows,
-        ]
-    )  # fmt: skip
+    """Two tables, as Markdown."""
+    dense, made = fmean(found["at_best"]["dense"]), found["environment"]
+    rows = ["| blocks | nats a byte, each seed | mean | above dense |", "| --- | --- | ---: | ---: |"]
+    for name, losses in found["at_best"].items():
+        mean = fmean(losses)
+        rows.append(f"| {name} | {', '.join(f'{loss:.3f}' for loss in losses)} | {mean:.3f} | {mean - dense:+.3f} |")
+    rates = list(found["by_rate"]["dense"])
+    more = ["| blocks | " + " | ".join(rates) + " |", "| --- |" + " ---: |" * len(rates)]
+    for name, losses in found["by_rate"].items():
+        best = min(losses.values())
+        more.append(
+            f"| {name} | {' | '.join(f'**{x:.3f}**' if x == best else f'{x:.3f}' for x in losses.values())} |"
+        )
+    return "\n".join([
+        "# Does the dense model's rate serve hypercomplex layers?", "",
+        f"Bytes of Python's standard library, 2 blocks of width {found['width']}, {found['steps']} steps of AdamW. "
+        f"Made by `python benchmarks/step_sizes.py`, commit {made['commit']}, torch {made['torch']}.", "",
+        f"At {found['best']:g}, the dense model's best rate:", "", *rows, "",
+        "Each rate, first seed, the best in bold:", "", *more,
+    ])  # fmt: skip
+
+
+def draw(found: dict, path: Path) -> None:
+    """The loss against the rate, a line for each contestant."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    for name, losses in found["by_rate"].items():
+        style = "--" if "norm n" in name else ":" if "groups" in name else "-"
+        axes.plot([float(rate) for rate in losses], list(losses.values()), style, marker="o", label=name)
+    axes.axvline(found["best"], color="0.7", zorder=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(RATES), [f"{rate:g}" for rate in RATES])
+    axes.set_xlabel("learning rate of plain AdamW")
+    axes.set_ylabel("nats a byte on the test part")
+    axes.legend(fontsize="small")
+    write_figure(figure, path)
 
 
 if __name__ == "__main__":
