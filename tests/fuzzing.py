@@ -18,11 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from damages import Hung, become_a_folder, changed, flip, overwrite, remove, replace_whole, truncate, watched
 from rich.progress import track
 from safetensors.torch import load, load_file, save_file
 from torch import nn
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import nplex
@@ -31,6 +33,7 @@ from nplex.cli import app
 from nplex.convert.record import record
 from nplex.files import read_model
 
+COMMAND = get_command(app)
 SECONDS = 20  # a model that takes longer hangs
 MINE = b"not of nplex"
 OWN = algebra.Algebra.from_table([[[1, 0], [0, 1]], [[0, -3], [1, 0.5]]], "mine", ["1", "u"])
@@ -153,13 +156,20 @@ def loaded(original, path):
     return "accepted", {"numbers": model.state_dict(), "plain": [record(model), tied, own]}
 
 
+def invoke(arguments):
+    """A verb in this process; all verbs are made once, not at each call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", lambda app: COMMAND)
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
 def called(verb, path, out, *more):
     arguments = {
         "preview": ["preview", path, "--rule", "2", "--everything", "--json"], "count": ["count", path, "--json"],
         "convert": ["convert", path, out, "--rule", "2", "--everything", *more], "fold": ["fold", path, out, *more],
         "show": ["rule", "show", path],
     }  # fmt: skip
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments[verb]])
+    done = invoke(arguments[verb])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         return f"raw traceback: {type(done.exception).__name__}: {done.exception}", None
     lines = [line for line in done.stderr.splitlines() if not line.startswith(STEPS)]
@@ -362,7 +372,7 @@ def forced(rng, original, place):
     """The verdict on a written model that something happened to, and is written again with --force."""
     out = place / f"out{original.path.suffix}"
     assert called("convert", original.path, out)[0] == "accepted"
-    CliRunner().invoke(app, ["convert", str(original.path), str(out), "--rule", "2", "--everything"])
+    invoke(["convert", original.path, out, "--rule", "2", "--everything"])
     strange = out / rng.choice(["thesis.tex", "config.jso", "a.part"]) if out.is_dir() else out
     path = rng.choice(sorted(out.glob("*.json"))) if out.is_dir() else out
     if out.is_dir() and rng.random() < 0.7:
