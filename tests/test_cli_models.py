@@ -189,6 +189,25 @@ def test_a_config_that_does_not_fit_its_files(folder, tmp_path, verb, what):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("how", ["safetensors", "bin"])
+def test_tied_tensors_that_a_folder_holds_twice(tmp_path, how):
+    """Counted as the model has them, before their numbers can be compared."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128
+    )
+    model = transformers.BertForMaskedLM(config)
+    model.save_pretrained(tmp_path)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert len(state) > len(load_file(tmp_path / "model.safetensors"))
+    (tmp_path / "model.safetensors").unlink()
+    if how == "bin":
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    else:
+        save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    assert json.loads(ok(call("count", tmp_path, "--json")).stdout)["total"] == nplex.count(model).total
+
+
 def test_what_the_model_does_not_use_is_named(folder, tmp_path):
     path = shutil.copytree(folder, tmp_path / "bert")
     tensors = load_file(path / "model.safetensors")

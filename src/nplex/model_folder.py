@@ -63,6 +63,7 @@ def open_folder(path: Path, *, weights: bool, tell: Callable[[str], object] | No
             model, found = kind.from_pretrained(path, device_map="meta", **options)
             _check_complete(model, found, tell)
             _check_types(model, types)
+            _tie(model)
             if weights:
                 model, found = kind.from_pretrained(path, **options)
                 _check_complete(model, found, None)
@@ -176,9 +177,16 @@ def _check_types(model: Any, types: Mapping[str, str]) -> None:
             raise ValueError(f"{name} is of type {found} in the files, expected floating-point numbers")
 
 
+def _tie(model: Any) -> None:
+    """Ties what the config ties: where the files hold both, transformers compares numbers, and here there are none."""
+    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        owner, _, name = target.rpartition(".")
+        setattr(model.get_submodule(owner), name, model.get_parameter(source))
+
+
 def _first(names: list[str]) -> str:
     return names[0] + f", and {len(names) - 1} more" * (len(names) > 1)
 
 
 def _numberless(name: str) -> str:
-    return re.sub(r"\.\d+\.", ".#.", name)
+    return re.sub(r"\.\d+(?=\.)", ".#", name)
