@@ -7,6 +7,7 @@ import torch
 
 from nplex.algebra import Algebra, BilinearAlgorithm, known_algorithm, named
 from nplex.nn import FixedRule, LearnedRule, Rule
+from nplex.ops.tracing import real_numbers
 
 MOST = 256
 _LEARNED = {"n", "rank", "learned"}
@@ -84,12 +85,11 @@ def rule_record(rule: Rule) -> dict[str, Any]:
         data |= {"units": list(algebra.units), "table": _short(algebra.entries)}
         if algebra.conjugation is not None:
             data["conjugation"] = _short(algebra.conjugation)
-    with torch.device("cpu"):  # also inside a `with torch.device("meta")`, where models are loaded
-        known, values = known_algorithm(algebra), rule._values
-    if rule.rank is not None and (
-        known is None or any(not torch.equal(values[name], factor) for name, factor in known._asdict().items())
-    ):
-        data["algorithm"] = {name: _short(factor.tolist()) for name, factor in values.items()}
+    with real_numbers():
+        known = known_algorithm(algebra)
+        ready = None if known is None else {name: factor.tolist() for name, factor in known._asdict().items()}
+    if rule.rank is not None and rule._values != ready:
+        data["algorithm"] = {name: _short(factor) for name, factor in rule._values.items()}
     return data
 
 

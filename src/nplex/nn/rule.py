@@ -180,15 +180,18 @@ class FixedRule(Rule):
             algorithm = known_algorithm(algebra) if algorithm is None else algorithm
             if algorithm is not None and (algorithm.n != algebra.n or algorithm.error(algebra.table) > 1e-9):
                 raise ValueError(f"the algorithm must give the table of {algebra.name}, but it gives another one")
-            values = {"table": algebra.table} if algorithm is None else algorithm._asdict()
+            tensors = {"table": algebra.table} if algorithm is None else algorithm._asdict()
+            values = {
+                name: tensor.tolist() for name, tensor in tensors.items()
+            }  # FakeTensorMode copies tensors as fakes
             norm = float(algebra.table.norm())
         if norm == 0:
             raise ValueError(f"{algebra.name} multiplies everything to zero; a rule needs a table with some product")
         super().__init__(algebra.n, None if algorithm is None else algorithm.rank, norm)
         self.algebra, self._values = algebra, values
         dtype = dtype or torch.get_default_dtype()
-        for name, value in self._values.items():
-            self.register_buffer(name, torch.empty(value.shape, device=device, dtype=dtype))
+        for name, tensor in tensors.items():
+            self.register_buffer(name, torch.empty(tensor.shape, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -197,7 +200,7 @@ class FixedRule(Rule):
             buffer = self.get_buffer(name)
             if buffer.is_inference() and not torch.is_inference_mode_enabled():  # such a tensor cannot be written
                 buffer = self._buffers[name] = torch.empty_like(buffer)
-            buffer.copy_(_numbers(value))
+            buffer.copy_(torch.tensor(value, dtype=torch.float64, device="cpu"))
 
     def forward(self) -> Float[Tensor, "n n n"] | BilinearAlgorithm:
         """The table, or the factors."""

@@ -43,7 +43,9 @@ def attend(
     scores = torch.matmul(query * math.sqrt(1 / query.shape[-1]), key.transpose(-1, -2))
     if mask is not None:
         scores = scores + mask
-    weights = F.dropout(scores.softmax(-1), dropout)
+    weights = scores.softmax(-1)
+    if dropout:
+        weights = F.dropout(weights, dropout)
     return torch.matmul(weights, value), weights
 
 
