@@ -35,11 +35,17 @@ def methods_of(name):
     return ["auto", *(ops.conv.METHODS if "Conv" in name else ops.METHODS)]
 
 
-LAYER_CALLS = [(name, method) for name in LAYERS for method in methods_of(name)]
+SLOW = {"Transformer", "TransformerDecoderLayer"}  # all of their parts are quick
+LONG = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in LAYERS]
+LAYER_CALLS = [
+    pytest.param(name, method, marks=pytest.mark.slow) if name in SLOW else (name, method)
+    for name in LAYERS
+    for method in methods_of(name)
+]
 # What torch itself cannot do with its own layer.
 NO_FORWARD_DERIVATIVES = {"EmbeddingBag", "LSTM", "GRU"}
 NO_ONNX = {"LSTM", "TransformerEncoderLayer", "TransformerDecoderLayer", "Transformer"}
-every_layer = pytest.mark.parametrize("name", LAYERS)
+every_layer = pytest.mark.parametrize("name", LONG)
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_layer_and_method = pytest.mark.parametrize(("name", "method"), LAYER_CALLS)
 of_torch = pytest.mark.filterwarnings(
@@ -316,7 +322,7 @@ def test_every_layer_and_inference_mode(name, rule):
     sum(y.sum() for y in outputs(trained(*inputs))).backward()
 
 
-@every_layer
+@pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_of_numpy_sizes(name, monkeypatch, unchecked):
     class Numpy:
         def __getattr__(self, kind):
