@@ -273,3 +273,20 @@ def test_every_public_layer_is_in_the_table():
     layers = {name for name in nn.__all__ if inspect.isclass(getattr(nn, name)) and hasattr(torch.nn, name)}
     stacks = {"TransformerEncoder", "TransformerDecoder"}  # of a layer that is given: tested as parts of Transformer
     assert layers - stacks == {name.partition(",")[0] for name in LAYERS}
+
+
+@pytest.mark.parametrize(
+    ("holder", "name"),
+    [
+        (torch.nn.MultiheadAttention(2, 1), "_qkv_same_embed_dim"),
+        (torch.nn.Conv2d(1, 1, 1), "_reversed_padding_repeated_twice"),
+        (torch.nn.LSTM(1, 1), "_flat_weights"),
+        (torch.nn.LSTM(1, 1), "_update_flat_weights"),
+        (torch.nn.Transformer, "_reset_parameters"),
+        *((torch.nn.Module(), name) for name in ("_parameters", "_buffers", "_modules", "_apply")),
+        (torch.nn.Module(), "_load_from_state_dict"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_private_attributes_of_torchs_layers_that_twins_answer_to_still_exist(holder, name):
+    assert hasattr(holder, name)

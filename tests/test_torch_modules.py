@@ -375,3 +375,18 @@ def test_gradients_are_those_of_finite_differences(name):
 
         given = [fresh(flat[i]) for i in where] + [p.detach().clone().requires_grad_() for p in parameters]
         assert torch.autograd.gradcheck(called, given, fast_mode=True)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_attention_to_batches(batch_first, need_weights):
+    """The database has single sequences alone. What torch's answers in one piece, ours does; and often where not."""
+    for batch, length, grad, same in itertools.product((1, 3), (1, 4), (True, False), (True, False)):
+        layer = nx.MultiheadAttention(8, 2, batch_first=batch_first, rule=4).train(grad)
+        query, source = (torch.randn((batch, size, 8) if batch_first else (size, batch, 8)) for size in (length, 5))
+        call = (query, query, query) if same else (query, source, source)
+        with torch.set_grad_enabled(grad):
+            ours, theirs = (one(*call, need_weights=need_weights) for one in (layer, layer.to_torch()))
+        close(ours, theirs, rtol=1e-4, atol=1e-5)
+        for one, other in zip(tensors(ours), tensors(theirs), strict=True):
+            assert one.is_contiguous() or not other.is_contiguous()
