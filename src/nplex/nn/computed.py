@@ -34,7 +34,7 @@ class _Kind(type(Tensor)):
         return isinstance(instance, Tensor)
 
 
-class Computed(Adoptable, Tensor, metaclass=_Kind):  # pyright: ignore[reportIncompatibleVariableOverride]
+class Computed(Adoptable, Tensor, metaclass=_Kind):  # pyright: ignore - torch's mark is a property here
     """A weight that refuses to be written.
 
     It is the weight itself under another class: torch's functions get the plain tensor, and give plain ones. So
