@@ -98,9 +98,9 @@ def find(
     else:
         result = at_rank(task, rank, starts, steps)
         attempts = result.attempts
-    algorithm = as_algorithm(balanced(result.best.factors * scale ** (1 / 3)))
+    algorithm = as_algorithm(balanced(result.factors * scale ** (1 / 3)))
     verdict, reason = _verdict(result, attempts, bound)
-    return Search(algorithm, result.rank, algorithm.error(exact), algorithm.growth, verdict, reason, attempts)
+    return Search(algorithm, algorithm.rank, algorithm.error(exact), algorithm.growth, verdict, reason, attempts)
 
 
 def _checked_table(table: Tensor) -> Float[Tensor, "n n n"]:
@@ -131,8 +131,8 @@ def _verdict(
     result: Result, attempts: tuple[Attempt, ...], bound: LowerBound
 ) -> tuple[Literal["exact", "impossible", "not found"], str]:
     """The verdict and a sentence."""
-    rank, best = result.rank, result.best
-    n, proved = best.factors.shape[1], f"proved is that it takes at least {bound.rank}"
+    best, n = result.best, result.factors.shape[1]
+    rank, proved = best.rank, f"proved is that it takes at least {bound.rank}"
     if best.ended == "exact":
         if rank == bound.rank:
             return "exact", f"{rank} products do, and fewer cannot: {bound.why}."

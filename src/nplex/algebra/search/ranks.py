@@ -1,13 +1,26 @@
-"""Starts at one rank, and the way to the smallest rank that works."""
+"""Descents from starts at one rank, and the way to the smallest rank that works.
 
+In float64 on the CPU, on tables of norm 1.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import generic_rank
-from nplex.algebra.search.descent import Descent, descend
-from nplex.algebra.search.factors import random_factors
+from nplex.algebra.levenberg_marquardt import WINDOW, Track, least_squares
+from nplex.algebra.search.equations import Moves
+from nplex.algebra.search.factors import growth, random_factors, sum_of_products
+
+# Far from the table, large factors are penalised: most starts that would run off to infinity are held by it.
+PENALTY = 1e-2
+# Factors of this norm compared with the table's may no longer be read as an algorithm.
+EXPLODED = 1e3
+# Ordinary starts end with a growth of 1 to 3; one that is above this and whose factors still grow is running off.
+RESTLESS, GROWING = 4.0, 1.005
 
 # Above this growth another start, or one more product, is tried: float32 would lose more than a digit.
 GOOD_GROWTH = 20.0
@@ -29,7 +42,17 @@ SPECIAL = 1e-5
 
 
 class Attempt(NamedTuple):
-    """One start: its rank, its number there (from 0), what it took, what it reached, how it ended (see Descent)."""
+    """Where one start ended.
+
+    Attributes:
+        rank: The number of products.
+        start: Its number at this rank, from 0.
+        steps: Steps taken.
+        error: The residual's norm; the table has norm 1.
+        growth: The norm of the terms' norms.
+        ended: "exact"; "stalled" when the error stands still; "diverging" when it only creeps down while the
+            factors grow; "moving" when the steps ran out first.
+    """
 
     rank: int
     start: int
@@ -37,6 +60,11 @@ class Attempt(NamedTuple):
     error: float
     growth: float
     ended: str
+
+    @property
+    def good(self) -> bool:
+        """Exact, with a growth that float32 can bear."""
+        return self.ended == "exact" and self.growth <= GOOD_GROWTH
 
 
 class Task(NamedTuple):
@@ -51,49 +79,74 @@ class Task(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The starts at one rank and the best of them."""
+    """The starts at one rank, the best of them, and its factors."""
 
-    rank: int
-    best: Descent
     attempts: tuple[Attempt, ...]
+    best: Attempt
+    factors: Tensor
 
 
 def at_rank(task: Task, rank: int, starts: int, steps: int) -> Result:
     """Starts until one is exact with a good growth, those that are near first; the best of them."""
-    descents, n = [], task.target.shape[0]
+    n, factors = task.target.shape[0], []
+    attempts: list[Attempt] = []
+
+    def descend(begun: Float[Tensor, "b 3 n R"], penalty: float) -> None:
+        reached, tracks = _descended(task, begun, steps, penalty)
+        for each, track in zip(reached, tracks, strict=True):
+            if not any(attempt.good for attempt in attempts):
+                factors.append(each)
+                attempts.append(_attempt(rank, len(attempts), each, track, task.tolerance))
+
     if task.near is not None:
-        # Without a penalty: that would move the start away from the table.
-        descents = descend(task.target, task.near[None], steps, task.tolerance, penalty=0.0)
+        descend(task.near[None], 0.0)  # a penalty would move the start away from the table
     together = max(1, int(TOGETHER / min(n**3, 3 * n * rank) ** 3))
-    while len(descents) < starts and not any(map(_good, descents)):
+    while len(attempts) < starts and not any(attempt.good for attempt in attempts):
         # The first one alone: it often does.
-        count = min(together, starts - len(descents)) if descents else 1
-        begun = torch.stack([random_factors(n, rank, task.generator) for _ in range(count)])
-        descents += descend(task.target, begun, steps, task.tolerance)
-    made = next((number for number, tried in enumerate(descents, 1) if _good(tried)), len(descents))
-    attempts = tuple(
-        Attempt(rank, number, tried.steps, tried.error, tried.growth, tried.ended)
-        for number, tried in enumerate(descents[:made])
-    )
-    best = min(descents[:made], key=lambda d: (0, d.growth) if d.ended == "exact" else (1, d.error))
-    return Result(rank, best, attempts)
+        count = min(together, starts - len(attempts)) if attempts else 1
+        descend(torch.stack([random_factors(n, rank, task.generator) for _ in range(count)]), PENALTY)
+    best = min(attempts, key=lambda each: (0, each.growth) if each.ended == "exact" else (1, each.error))
+    return Result(tuple(attempts), best, factors[best.start])
 
 
-def _good(descent: Descent) -> bool:
-    """Exact, with a growth that float32 can bear."""
-    return descent.ended == "exact" and descent.growth <= GOOD_GROWTH
+def _descended(
+    task: Task, starts: Float[Tensor, "b 3 n R"], steps: int, penalty: float
+) -> tuple[Float[Tensor, "b 3 n R"], list[Track]]:
+    """From each start towards `|| target - sum of products || <= tolerance / 10`, by at most `steps` steps."""
+    moves = Moves(*starts.shape[2:])
+
+    def residual(factors: Tensor, _: Tensor) -> Tensor:
+        return task.target - sum_of_products(factors)
+
+    def equations(factors: Tensor, left: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        move = moves.at(factors, left, weight)
+        return lambda damping: factors + move(damping)
+
+    return least_squares(starts, residual, equations, steps=steps, tolerance=task.tolerance, penalty=penalty)
+
+
+def _attempt(rank: int, start: int, factors: Float[Tensor, "3 n R"], track: Track, tolerance: float) -> Attempt:
+    """Where one start ended, and the word for how."""
+    (before, size_before), (error, size) = track.since(WINDOW), track.trail[-1]
+    grown = growth(factors)
+    ended = "stalled" if track.stuck else "moving"
+    if error <= tolerance and grown <= EXPLODED:
+        ended = "exact"
+    elif error > 0.5 * before and grown > RESTLESS and size > GROWING * size_before:
+        ended = "diverging"
+    return Attempt(rank, start, len(track.trail) - 1, error, grown, ended)
 
 
 def smallest(task: Task, least: int) -> tuple[Result, tuple[Attempt, ...]]:
     """The smallest rank that works, and all attempts on the way."""
     large = task.target.shape[0] >= LARGE
     tried = _far_below(task, least) if large else []
-    if not any(_good(result.best) for result in tried):
+    if not any(result.best.good for result in tried):
         tried += _upwards(task, max(_first_rank(task.target.shape[0]), least))
     if not large and len(tried) == 1:
-        tried += _downwards(task, tried[0].rank, least)
+        tried += _downwards(task, tried[0].best.rank, least)
     working = [result for result in tried if result.best.ended == "exact"] or tried[-1:]
-    best = min(working, key=lambda result: (not _good(result.best), result.rank))
+    best = min(working, key=lambda result: (not result.best.good, result.best.rank))
     return best, tuple(attempt for result in tried for attempt in result.attempts)
 
 
@@ -105,7 +158,7 @@ def _upwards(task: Task, first: int) -> list[Result]:
     # n^2 products always do (one for each pair e_k, e_j), so the way up ends.
     for rank in range(first, max(first, n * n) + 1):
         tried.append(at_rank(task, rank, starts, task.steps))
-        if _good(tried[-1].best) or (len(tried) > 1 and tried[-2].best.ended == "exact"):
+        if tried[-1].best.good or (len(tried) > 1 and tried[-2].best.ended == "exact"):
             break
     return tried
 
@@ -124,7 +177,7 @@ def _downwards(task: Task, works: int, least: int) -> list[Result]:
     tried = at_rank(task, works - 1, looks, LOOK_STEPS)
     if tried.best.error > max(SPECIAL, task.tolerance):
         return [tried]
-    return [tried, *_bisected(task, works - _good(tried.best), least - 1, task.starts)]
+    return [tried, *_bisected(task, works - tried.best.good, least - 1, task.starts)]
 
 
 def _far_below(task: Task, least: int) -> list[Result]:
@@ -143,5 +196,5 @@ def _bisected(task: Task, works: int, fails: int, starts: int) -> list[Result]:
     while works - fails > 1:
         middle = (works + fails) // 2
         tried.append(at_rank(task, middle, starts, task.steps))
-        works, fails = (middle, fails) if _good(tried[-1].best) else (works, middle)
+        works, fails = (middle, fails) if tried[-1].best.good else (works, middle)
     return tried
