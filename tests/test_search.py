@@ -439,6 +439,7 @@ def test_a_search_is_frozen():
         (torch.full((2, 2, 2), torch.nan), "must be finite, got 8 NaN or infinite entries"),
         (torch.full((2, 2, 2), torch.inf), "must be finite, got 8 NaN or infinite entries"),
         (torch.zeros(3, 3, 3), "must not be all zeros"),
+        (torch.ones(3, 3, 3, device="meta"), "must have numbers, got a tensor on the meta device; load"),
     ],
 )
 def test_tables_that_are_refused(table, says):

@@ -78,22 +78,30 @@ def as_table(rule: Tensor | BilinearAlgorithm) -> Float[Tensor, "n n n"]:
     return rule if isinstance(rule, Tensor) else rule.table()
 
 
-def check_cube(what: str, table: Tensor) -> None:
-    """Refuses a table that is not a cube of real numbers.
+def exact_table(what: str, table: Tensor) -> Float[Tensor, "n n n"]:
+    """A detached float64 copy on the CPU of a table that is a cube of real, finite numbers and not all zeros.
 
     Raises:
-        ValueError: names it by `what`.
+        ValueError: It is not such a table, which is named by `what`.
     """
     if table.ndim != 3 or len(set(table.shape)) != 1 or table.shape[0] == 0:
         raise ValueError(f"{what} must be a cube n x n x n, got shape {tuple(table.shape)}; pad it with zeros")
     check_real(what, table)
+    exact = table.detach().to_dense().to("cpu", torch.float64)
+    if bad := int((~exact.isfinite()).sum()):
+        raise ValueError(f"{what} must be finite, got {bad} NaN or infinite entries; fix the step that produced them")
+    if not bool(exact.any()):
+        raise ValueError(f"{what} must not be all zeros: the zero product belongs to no algebra")
+    return exact
 
 
 def check_real(what: str, numbers: Tensor) -> None:
-    """Refuses complex numbers.
+    """Refuses complex numbers, and a tensor that holds no numbers.
 
     Raises:
         ValueError: names them by `what`.
     """
     if numbers.is_complex():
         raise ValueError(f"{what} must be real, got {numbers.dtype}; write complex numbers as pairs of reals")
+    if numbers.is_meta:
+        raise ValueError(f"{what} must have numbers, got a tensor on the meta device; load its weights first")

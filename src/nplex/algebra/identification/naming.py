@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nplex.algebra.bilinear import BilinearAlgorithm, check_cube, check_real
+from nplex.algebra.bilinear import BilinearAlgorithm, check_real, exact_table
 from nplex.algebra.classes import LARGEST, Known, classes
 from nplex.algebra.identification.bases import Table, condition
 from nplex.algebra.identification.fit import WAVES, Nearest, nearest
@@ -199,20 +199,13 @@ def _checked(rule: Tensor | Algebra | BilinearAlgorithm) -> Table:
     rule = rule.table if isinstance(rule, Algebra) else rule
     if not isinstance(rule, Tensor | BilinearAlgorithm):
         raise TypeError(f"the rule must be a tensor, an Algebra or a BilinearAlgorithm, got {type(rule).__name__}")
-    for part in (rule,) if isinstance(rule, Tensor) else rule:
-        check_real("the rule", part)
-        if part.is_meta:
-            raise ValueError("the rule must have numbers, got a tensor on the meta device; load its weights first")
     if isinstance(rule, BilinearAlgorithm):
         shapes = [tuple(factor.shape) for factor in rule]
         if len(set(shapes)) > 1 or len(shapes[0]) != 2:
             raise ValueError(f"the rule's factors must be three n x R matrices of one shape, got {shapes}")
+        for factor in rule:
+            check_real("the rule", factor)
         rule = rule.to(torch.float64, "cpu").table()
-    check_cube("the rule", rule)
-    table = rule.detach().to_dense().to("cpu", torch.float64)
-    if bad := int((~table.isfinite()).sum()):
-        raise ValueError(f"the rule must be finite, got {bad} NaN or infinite entries")
-    if not bool(table.any()):
-        raise ValueError("the rule must not be all zeros: the zero product belongs to no algebra")
+    table = exact_table("the rule", rule)
     table = table / table.abs().max()
     return table / table.norm()

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra.bilinear import BilinearAlgorithm, check_cube, generic_rank
+from nplex.algebra.bilinear import BilinearAlgorithm, exact_table, generic_rank
 from nplex.algebra.search.bound import LowerBound, lower_bound
 from nplex.algebra.search.factors import as_algorithm, balanced, check_factors, stacked
 from nplex.algebra.search.ranks import Attempt, Result, Task, at_rank, smallest
@@ -85,7 +84,9 @@ def find(
     Source: Smirnov, The bilinear complexity and practical algorithms for matrix multiplication (2013), for least
     squares with a vanishing penalty on the factors.
     """
-    exact = _checked_table(table)
+    if not isinstance(table, Tensor):
+        raise TypeError(f"the table must be a tensor, got {type(table).__name__}; give algebra.table")
+    exact = exact_table("the table", table)
     _check_numbers(rank, starts, steps, tolerance)
     scale, near = float(exact.norm()), None
     if start is not None:
@@ -101,21 +102,6 @@ def find(
     algorithm = as_algorithm(balanced(result.factors * scale ** (1 / 3)))
     verdict, reason = _verdict(result, attempts, bound)
     return Search(algorithm, algorithm.rank, algorithm.error(exact), algorithm.growth, verdict, reason, attempts)
-
-
-def _checked_table(table: Tensor) -> Float[Tensor, "n n n"]:
-    """A detached float64 copy on the CPU of a table that can be searched."""
-    if not isinstance(table, Tensor):
-        raise TypeError(f"the table must be a tensor, got {type(table).__name__}; give algebra.table")
-    check_cube("the table", table)
-    exact = table.detach().to("cpu", torch.float64)
-    if bad := int((~exact.isfinite()).sum()):
-        raise ValueError(
-            f"the table must be finite, got {bad} NaN or infinite entries; fix the step that produced them"
-        )
-    if not bool(exact.any()):
-        raise ValueError("the table must not be all zeros, got only zeros; the zero product needs no algorithm")
-    return exact
 
 
 def _check_numbers(rank: int | None, starts: int, steps: int, tolerance: float) -> None:
