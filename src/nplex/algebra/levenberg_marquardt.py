@@ -45,12 +45,17 @@ class Track:
         """The norms so many steps ago, or at the start."""
         return self.trail[max(0, len(self.trail) - 1 - window)]
 
-    def arrived(self, tolerance: float) -> bool:
-        """Ten times better than asked for, or good enough and no longer gaining."""
-        return self.error <= tolerance / 10 or (self.error <= tolerance and self.error >= 0.5 * self.since(1)[0])
+    def over(self, steps: int, tolerance: float) -> bool:
+        """Whether it ends: stuck, after all steps, far below the tolerance, or below it and no longer gaining."""
+        arrived = self.error <= tolerance and self.error >= 0.5 * self.since(1)[0]
+        return self.stuck or len(self.trail) > steps or self.error <= tolerance / 10 or arrived
 
     def take(self, weight: float, error: float, size: float, window: int) -> bool:
-        """Takes a step to these norms if it lowers `|| residual ||^2 + weight || unknowns ||^2`, and says so."""
+        """Takes a step to these norms if it lowers `|| residual ||^2 + weight || unknowns ||^2`, and says so.
+
+        If not, it is tried again with three times the damping. A step taken eases the damping: by 2, by 5 if it left
+        less than 0.7 of the error, by 100 if less than 0.1, and not at all right after a refusal.
+        """
         before, was = self.trail[-1]
         if not error * error + weight * size * size < before * before + weight * was * was:
             self.damping *= RAISE
@@ -78,12 +83,9 @@ def least_squares(
 ) -> tuple[Tensor, list[Track]]:
     """Lowers `|| residual(x) ||^2 + weight || x ||^2` from each start x; one start does not affect another.
 
-    `weight` is `penalty || residual ||^2` at the last step, and zero once the error is below 0.01. A step that does
-    not lower the sum is refused, and tried again with three times the damping. A step that does eases the damping:
-    by 2, by 5 if it left less than 0.7 of the error, by 100 if less than 0.1, and not at all right after a refusal.
-
-    A start ends when its error is a tenth of the tolerance, or the tolerance and the last step did not halve it; when
-    its error fell by less than 5 % over `window` steps, or no damping lowers it (`stuck`); and after `steps` steps.
+    `weight` is `penalty || residual ||^2` at the last step, and zero once the error is below 0.01. A start ends when
+    its error is a tenth of the tolerance, or the tolerance and the last step did not halve it; when its error fell by
+    less than 5 % over `window` steps, or no damping lowers it (`stuck`); and after `steps` steps.
 
     Examples:
         Two starts that look for the square root of 2, `residual = 2 - x^2`, `J = 2 x`:
@@ -119,12 +121,12 @@ def least_squares(
     norms, reached = zip(_norms(left), _norms(start), strict=True), start.clone()
     tracks = every = [Track([both], min(damping, max(both[0] * both[0], LEAST_DAMPING))) for both in norms]
     while tracks:
-        over = [track.stuck or track.arrived(tolerance) or len(track.trail) > steps for track in tracks]
+        over = [track.over(steps, tolerance) for track in tracks]
         if any(over):
+            gone = torch.tensor(over, device=start.device)
+            reached[which[gone]] = unknowns[gone]
+            unknowns, left, which, solve = unknowns[~gone], left[~gone], which[~gone], None
             tracks = [track for track, ended in zip(tracks, over, strict=True) if not ended]
-            ended = torch.tensor(over, device=start.device)
-            reached[which[ended]] = unknowns[ended]
-            unknowns, left, which, solve = unknowns[~ended], left[~ended], which[~ended], None
             continue
         weights = [penalty * track.error**2 if track.error > PENALTY_ENDS else 0.0 for track in tracks]
         solve = solve or equations(unknowns, left, start.new_tensor(weights))
@@ -133,11 +135,16 @@ def least_squares(
         moves = zip(tracks, weights, _norms(after), _norms(tried), strict=True)
         taken = [track.take(weight, error, size, window) for track, weight, error, size in moves]
         if any(taken):
-            if not all(taken):
-                refused = ~torch.tensor(taken, device=start.device)
-                tried[refused], after[refused] = unknowns[refused], left[refused]
-            unknowns, left, solve = tried, after, None
+            unknowns, left, solve = _mixed(taken, tried, unknowns), _mixed(taken, after, left), None
     return reached, every
+
+
+def _mixed(taken: list[bool], new: Tensor, old: Tensor) -> Tensor:
+    """The new values of the starts that took their step, the old ones of all others."""
+    if all(taken):
+        return new
+    rows = torch.tensor(taken, device=new.device)
+    return torch.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def _norms(values: Tensor) -> list[float]:

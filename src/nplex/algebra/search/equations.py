@@ -130,8 +130,8 @@ def _smaller(
 ) -> Callable[[Float[Tensor, "b"]], Float[Tensor, "b 3 n R"]]:
     """What `factorized` gives, by `J J^T` where equations are fewer than unknowns, as at the generic rank.
 
-    With `s = weight / shift` it is `J^T (J J^T + shift I)^-1 (residual + s J factors) - s factors`, and `J factors`
-    is 3 times the sum of products, which is homogeneous of degree 3.
+    With `s = weight / shift` it is `J^T (J J^T + shift I)^-1 (residual + s J factors) - s factors`; `J factors` is 3
+    times the sum of products, which is homogeneous of degree 3.
     """
     n, rank = factors.shape[2:]
     if n * n > 3 * rank:
