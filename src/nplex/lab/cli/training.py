@@ -13,7 +13,7 @@ from nplex.lab.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from nplex.lab.recipes.recipe import Data, Recipe
-    from nplex.lab.train import OnStep
+    from nplex.lab.train import OnStep, State
 
 RULE = f"dense, {TWIN}"
 TaskName = Annotated[
@@ -91,31 +91,22 @@ def interruptible(advice: str) -> Iterator[None]:
 @contextmanager
 def progress() -> Iterator["OnStep"]:
     """A bar for each run where stderr is a terminal, else a line for each epoch; of several processes the first's."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress, TaskID
 
     from nplex.lab.train import main_process
 
-    shows = main_process()
+    shows, bars = main_process(), dict[str, TaskID]()
+    with Progress(console=messages, disable=not (shows and messages.is_terminal)) as shown:
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=messages, disable=not (shows and messages.is_terminal)) as shown:
-
-        def report(label: str, state, steps: int) -> None:
+        def report(label: str, state: "State", steps: int) -> None:
             note = f"{state.tokens / max(state.seconds, 1e-9):,.0f} tokens/s"
             if state.history:
                 last = state.history[-1]
                 scores = "  ".join(f"dev {k} {v:.4g}" for k, v in last.items() if k not in ("epoch", "loss"))
                 note = f"loss {last['loss']:.3f}  {scores}  {note}"
             if label not in bars:
-                bars[label] = shown.add_task(label, total=steps, note=note)
-            shown.update(bars[label], completed=state.step, note=note)
+                bars[label] = shown.add_task(label, total=steps)
+            shown.update(bars[label], completed=state.step, description=f"{label}: {note}")
             if shows and not messages.is_terminal and state.batch == 0:
                 messages.print(f"{label}: epoch {state.epoch}, {note}", soft_wrap=True)
 

@@ -27,22 +27,13 @@ def packed(runs: list[FinishedRun]) -> list[dict]:
 
 def _layers(run: FinishedRun, room: int) -> list[dict]:
     """Of one run, in so many bytes; the first and the last epoch are always there, of as many layers as fit."""
-    names = list(next(iter(run.tables.values())))
-    sizes = {name: 8 * table.numel() / 3 for name, table in next(iter(run.tables.values())).items()}
-    shown: list[str] = []
-    for name in names:
-        if not shown or 2 * sum(sizes[each] for each in [*shown, name]) <= room:
-            shown.append(name)
-    fits = max(2, int(room / sum(sizes[name] for name in shown)))
-    epochs = _thinned([epoch for epoch in run.tables if set(names) <= run.tables[epoch].keys()], fits)
-    return [_layer(name, epochs, torch.stack([run.tables[epoch][name] for epoch in epochs])) for name in shown]
-
-
-def _thinned(epochs: list[int], most: int) -> list[int]:
-    """The first, the last, and evenly some between."""
-    if len(epochs) <= most:
-        return epochs
-    return [epochs[i] for i in torch.linspace(0, len(epochs) - 1, most).round().long().unique().tolist()]
+    first = next(iter(run.tables.values()))
+    sizes = torch.tensor([8 * table.numel() / 3 for table in first.values()]).cumsum(0)
+    shown = max(1, int((2 * sizes <= room).sum()))
+    epochs = torch.tensor([epoch for epoch, tables in run.tables.items() if first.keys() <= tables.keys()])
+    most = min(len(epochs), max(2, int(room / sizes[shown - 1])))
+    chosen = epochs[torch.linspace(0, len(epochs) - 1, most).round().long()].tolist()  # evenly
+    return [_layer(name, chosen, torch.stack([run.tables[at][name] for at in chosen])) for name in [*first][:shown]]
 
 
 def _layer(name: str, epochs: list[int], tables: Float[Tensor, "epochs n n n"]) -> dict:
