@@ -111,18 +111,19 @@ class _Search:
 
         while time.time() < deadline:
             self.report(self.result(), "")
-            states = {trial.state.name for trial in self.study.get_trials(deepcopy=False)}
-            taken = {self._rule(trial) for trial in self._trials()}
+            every, begun = self.study.get_trials(deepcopy=False), self._trials()
+            taken = {self._rule(trial) for trial in begun}
             rest = [rule for rule in self.rules if rule not in taken]
-            if "WAITING" not in states:
+            if not any(trial.state.name == "WAITING" for trial in every):
                 if len(taken) >= trials or not rest or DENSE in self.result().failed:
-                    if "RUNNING" not in states:
+                    if not any(trial.state.name == "RUNNING" for trial in begun):
                         return
                     time.sleep(0.5)
                     optuna.storages.fail_stale_trials(self.study)
                     continue
                 if trials >= len(self.rules) or DENSE in rest or self.repeated:
-                    self.study.enqueue_trial({RULE: self.rules.index(rest[-1 if self.repeated else 0])})
+                    chosen = rest[len(every) % len(rest) if self.repeated else 0]
+                    self.study.enqueue_trial({RULE: self.rules.index(chosen)})
             self.repeated = False
             self.study.optimize(self._trial, n_trials=1, catch=(Exception,))
 
