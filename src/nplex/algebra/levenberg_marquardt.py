@@ -1,6 +1,8 @@
 """Damped least squares (Levenberg-Marquardt), many starts at once: the one such loop of the project.
 
 The loop knows neither the unknowns nor how a damped step is solved for; both are functions that a caller gives.
+
+Source: Marquardt, An algorithm for least-squares estimation of nonlinear parameters (1963).
 """
 
 from collections.abc import Callable
@@ -83,14 +85,11 @@ def least_squares(
 ) -> tuple[Tensor, list[Track]]:
     """Lowers `|| residual(x) ||^2 + weight || x ||^2` from each start x; one start does not affect another.
 
-    `weight` is `penalty || residual ||^2` at the last step, and zero once the error is below 0.01. A start ends when
-    its error is a tenth of the tolerance, or the tolerance and the last step did not halve it; when its error fell by
-    less than 5 % over `window` steps, or no damping lowers it (`stuck`); and after `steps` steps.
+    `weight` is `penalty || residual ||^2` at the last step, and zero once the error is below 0.01. `Track` says when
+    a start ends. Returns the unknowns where each ended, b x ..., and how it went.
 
     Examples:
-        Two starts that look for the square root of 2, `residual = 2 - x^2`, `J = 2 x`:
-
-        >>> def equations(x, residual, weight):
+        >>> def equations(x, residual, weight):  # of 2 - x^2, J = 2 x
         ...     slope = 2 * x
         ...     wish = slope * residual - weight[:, None] * x
         ...     return lambda damping: x + wish / (slope**2 + (damping + weight)[:, None])
@@ -110,11 +109,6 @@ def least_squares(
         damping: The first one; the squared error if that is less, so that a start which is near stays near.
         penalty: Holds far starts that would run off to infinity.
         window: Steps over which the error must fall.
-
-    Returns:
-        The unknowns where the starts ended, b x ..., and how each went.
-
-    Source: Marquardt, An algorithm for least-squares estimation of nonlinear parameters (1963).
     """
     which = torch.arange(len(start), device=start.device)
     unknowns, left, solve = start, residual(start, which), None

@@ -62,7 +62,7 @@ def find(
     """Factors with `table[k,i,j] = sum_r encode_component[k,r] decode[i,r] encode_input[j,r]`, from random starts.
 
     Damped Gauss-Newton in float64. Up to n = 9, and for low ranks, a step is a factorization of n^9 / 3 operations
-    and 24 n^6 bytes (n = 8: 6 ms). Beyond it is 5 to 2000 conjugate gradients of 24 n R^2 operations (n = 20: 350 a
+    and 16 n^6 bytes (n = 8: 6 ms). Beyond it is 5 to 2000 conjugate gradients of 24 n R^2 operations (n = 20: 350 a
     step, 0.25 s), in 200 R^2 bytes. Without a rank the smallest is looked for: up to n = 9 from the generic rank
     upwards until one works, or downwards while they work; from n = 10 at three quarters of the generic rank, from
     there downwards if that nearly works, else upwards from the generic rank, or from the next where that has less
