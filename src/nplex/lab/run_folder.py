@@ -29,14 +29,8 @@ FILES: dict[str, set[str]] = {
     "run": RUN_FILES,
     "comparison": {SETTINGS, *COMPARISON, REPORT},
     "tuning": {SETTINGS, *TUNING, TUNING_DATABASE, f"{TUNING_DATABASE}-journal", "failed-*.txt"},
-    "product": {
-        SETTINGS,
-        RESULT,
-        LEARNED_PAGE,
-        LEARNED_TABLES,
-        LEARNED_CURVE,
-        "tables.gif",
-    },  # the last by older versions
+    # The last was made by older versions.
+    "product": {SETTINGS, RESULT, LEARNED_PAGE, LEARNED_TABLES, LEARNED_CURVE, "tables.gif"},
 }
 INNER = "*-seed[0-9]*"  # a run in the folder of a comparison or of a search
 KEYS: dict[str, dict[str, type]] = {
