@@ -55,7 +55,7 @@ def test_noise_costs_no_more_than_it_must(name):
 
 @pytest.mark.parametrize(("name", "rank"), ALGORITHMS.items())
 def test_an_algorithm_is_found_and_is_exact(name, rank):
-    one = learn(RuleLearning(name, rank=rank, noise=0.01), seed=1)
+    one = learn(RuleLearning(name, rank=rank, noise=0.01), seed=2)
     assert one.verdict == f"learned, and exact in small numbers: {rank} products, checked in fractions"
     assert one.exact.wrong_entries(named(name).entries) == 0
     assert one.exact.factors().error(named(name).table) == 0
