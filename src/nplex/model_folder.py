@@ -178,7 +178,7 @@ def _check_types(model: Any, types: Mapping[str, str]) -> None:
 
 
 def _tie(model: Any) -> None:
-    """Ties what the config ties: where the files hold both, transformers compares numbers, and here there are none."""
+    """Ties what the config ties: where files hold both, transformers compares numbers, and here there are none."""
     for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
         owner, _, name = target.rpartition(".")
         setattr(model.get_submodule(owner), name, model.get_parameter(source))
