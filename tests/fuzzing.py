@@ -317,7 +317,7 @@ def meaning(found, wanted, other_numbers, edited, written):
         cast = any(tensor.dtype != theirs[name].dtype for name, tensor in ours.items() if name in theirs)
         whole = owners(ours) == owners(theirs)
         kept = all(torch.equal(ours[name], theirs[name]) for name in ours.keys() & theirs.keys())
-        if (whole and (kept or cast)) or passed_on(ours, theirs, written):
+        if (whole and (kept or cast or other_numbers)) or passed_on(ours, theirs, written):
             return "as edited"
         return "left out, and said so" if found.get("said") and kept else "changed meaning"
     if isinstance(found.get("plain"), str) and other_numbers:  # the text of rule show is its numbers

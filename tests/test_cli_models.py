@@ -163,7 +163,7 @@ def test_a_link_as_out_leads_to_what_is_written(folder, file, tmp_path):
 
 CONFIGS = {
     "layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is too large"),
-    "many layers": ({"num_hidden_layers": 30_000}, "describes more than"),
+    "many layers": ({"num_hidden_layers": 3_000}, "describes more than"),
     "more layers": ({"num_hidden_layers": 3}, "lacks bert.encoder.layer.2"),
     "fewer layers": ({"num_hidden_layers": 1}, "describes fewer layers than the files hold"),
     "labels": ({"num_labels": 10**9}, "num_labels = 1000000000 is too large"),

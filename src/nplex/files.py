@@ -169,28 +169,32 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict | None
     replace_file(path, lambda part: save_file(flat, part, {"nplex": text, "seal": _seal(text, flat)}))
 
 
-def read_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor], dict]:
+def read_tensors(path: Path, *, foreign: bool = False, sealed: bool = False) -> tuple[dict[str, Tensor], dict]:
     """Reads a safetensors file: its tensors, which use the file's memory until they are copied, and its header.
 
     Args:
         path: of the file.
         foreign: whether a file that nplex did not write is read too; its header is empty.
+        sealed: whether header, names, shapes and types must be as nplex wrote them: where no model is at hand that
+            they are compared with. Numbers are not looked at; files of older versions have no seal.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or nplex did not write it; names it, and what to do.
     """
     header = _read_header(path, foreign=foreign)
-    return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()}), header  # noqa: SIM118
+    tensors = _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    written = _read(path, lambda file: file.metadata()) or {}
+    if sealed and "seal" in written and written["seal"] != _seal(written.get("nplex", ""), tensors):
+        raise ValueError(
+            f"{path} is not as nplex wrote it: its header, or a name, shape or type of a tensor is another; of a "
+            f"model, nplex.load it and nplex.save that"
+        )
+    return tensors, header
 
 
 def read_model(path: Path, *, sealed: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file that `save` wrote, under all their names, and its checked header.
-
-    Args:
-        path: of the file.
-        sealed: whether header, names, shapes and types must be as they were written: where no model is at hand that
-            they are compared with. Numbers are not looked at; files of older versions have no seal.
+    """The tensors of a file that `save` wrote, under all their names, and its checked header; see `read_tensors`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -208,13 +212,7 @@ def read_model(path: Path, *, sealed: bool = False) -> tuple[dict[str, Tensor], 
     keys = _KEYS | ({"dense"} if number > 1 else set())
     if number < 1 or header.keys() != keys or not isinstance(tied, dict):
         raise ValueError(f"{path} is damaged: its header has {sorted(header)}, expected {sorted(keys)}")
-    tensors, _ = read_tensors(path)
-    data = _read(path, lambda file: file.metadata())
-    if sealed and data.get("seal", seal := _seal(data["nplex"], tensors)) != seal:
-        raise ValueError(
-            f"{path} is not as nplex.save wrote it: its header, or a name, shape or type of a tensor is another; "
-            f"nplex.load it into its model, then nplex.save that"
-        )
+    tensors, _ = read_tensors(path, sealed=sealed)
     for name, first in tied.items():
         if not isinstance(first, str) or name in tensors or first not in tensors:
             raise ValueError(f"{path} is damaged: {name!r} is tied to {first!r}; write it again with nplex.save")

@@ -1,5 +1,6 @@
 """A folder that transformers wrote, opened so that damage is found before memory is asked for."""
 
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from nplex.files import read_json
 __all__ = ["open_folder", "naming"]
 
 _COUNTS = re.compile(r"layers?(_|$)|blocks|depth|labels|experts|heads|stages")
-_MOST = 10**6  # layers, heads or labels of one model
+_MOST = 10**5  # layers, heads or labels of one model
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
 
@@ -45,13 +46,13 @@ def open_folder(path: Path, *, weights: bool, tell: Callable[[str], object] | No
 
     import nplex.huggingface  # noqa: F401 - transformers reads our models after it
 
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)  # what is wrong is raised
     transformers.utils.logging.disable_progress_bar()
     with naming(path, "cannot be opened"):
         kind = _class_of(described, transformers)
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         types = _types_in(path)
-        with _at_most(10_000 + 50 * (len(types or ()) or 2_000)):
+        with _at_most(5_000 + 50 * (len(types or ()) or 700)):
             config = transformers.AutoConfig.from_pretrained(path, **options)
             if types is None:
                 if weights:

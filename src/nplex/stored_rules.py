@@ -41,7 +41,7 @@ def stored_rules(path: Path) -> dict[str, Float[Tensor, "n n n"] | BilinearAlgor
         raise FileNotFoundError(f"{path}: no such file or folder, and not the name of a known algebra")
     if path.suffix == ".json":
         return {path.stem: table_of_json(path)}
-    every, header = read_tensors(path, foreign=True)
+    every, header = read_tensors(path, foreign=True, sealed=True)
     tensors = {name: tensor for name, tensor in every.items() if _is_of_rule(name)}
     for name, tensor in tensors.items():
         check_real(f"{path}: {name}", tensor)
