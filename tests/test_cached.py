@@ -256,7 +256,7 @@ def test_never_stale_after_a_change_of_type_or_place():
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 def test_never_stale_after_a_step_of_an_optimizer(kind, settings):
     layer = Linear(16, 12, rule=LearnedRule(4, 7), method="bilinear")
-    optimizer, x = kind(layer.parameters(), lr=0.1, **settings), torch.randn(3, 16)
+    optimizer, x = kind(layer.parameters(), lr=0.01, **settings), torch.randn(3, 16)
     with cached(layer):
         for _ in range(3):
             layer(x).square().sum().backward()

@@ -136,6 +136,15 @@ def test_every_rule(path, rule):
     assert record(loaded) == record(model)
 
 
+def test_the_same_model_is_the_same_bytes(path):
+    model = Holder(nx.Linear(11, 9, rule=4))
+    written = set()
+    for _ in range(8):
+        nplex.save(model, path)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
 def test_an_own_algebra_and_an_own_algorithm(path):
     found = algebra.find(OWN.table).algorithm
     model = nn.Module()

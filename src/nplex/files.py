@@ -22,6 +22,7 @@ __all__ = [
     "read_model", "tensors_of", "fill",
 ]  # fmt: skip
 
+SEAL = "seal"
 FORMAT = 2  # 1 had no "dense"
 _KEYS = {"format", "version", "conversion", "tied"}
 # What surrounds a module, and where that stands in it.
@@ -165,8 +166,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict | None
     """Writes tensors to a safetensors file as `replace_file` does, with a JSON object in its header, and a seal."""
     flat = {name: tensor.detach().resolve_conj().resolve_neg().cpu() for name, tensor in tensors.items()}
     flat = {name: tensor.contiguous() for name, tensor in flat.items()}
-    text = json.dumps(header or {})
-    replace_file(path, lambda part: save_file(flat, part, {"nplex": text, "seal": _seal(text, flat)}))
+    sealed = {"nplex": json.dumps((header or {}) | {SEAL: _seal(header or {}, flat)})}
+    replace_file(
+        path, lambda part: save_file(flat, part, sealed)
+    )  # one entry: safetensors writes several in any order
 
 
 def read_tensors(path: Path, *, foreign: bool = False, sealed: bool = False) -> tuple[dict[str, Tensor], dict]:
@@ -184,8 +187,8 @@ def read_tensors(path: Path, *, foreign: bool = False, sealed: bool = False) -> 
     """
     header = _read_header(path, foreign=foreign)
     tensors = _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    written = _read(path, lambda file: file.metadata()) or {}
-    if sealed and "seal" in written and written["seal"] != _seal(written.get("nplex", ""), tensors):
+    seal = header.pop(SEAL, None)
+    if sealed and seal is not None and seal != _seal(header, tensors):
         raise ValueError(
             f"{path} is not as nplex wrote it: its header, or a name, shape or type of a tensor is another; of a "
             f"model, nplex.load it and nplex.save that"
@@ -201,6 +204,7 @@ def read_model(path: Path, *, sealed: bool = False) -> tuple[dict[str, Tensor], 
         ValueError: it is damaged, of a newer format, or `save` did not write it.
     """
     header = _read_header(path)
+    header.pop(SEAL, None)
     number, tied = header.get("format"), header.get("tied")
     if type(number) is not int:
         raise ValueError(f"{path} was not written by nplex.save: its header has no format; take the file of a model")
@@ -248,10 +252,10 @@ def _read(path: Path, read: Callable[[Any], Any]) -> Any:
         raise OSError(f"{path} cannot be read: {error}") from None
 
 
-def _seal(text: str, tensors: Mapping[str, Tensor]) -> str:
+def _seal(header: dict, tensors: Mapping[str, Tensor]) -> int:
     """A checksum of a header, and of the names, types and shapes of tensors."""
     names = [f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())]
-    return str(zlib.crc32("\n".join([text, *names]).encode()))
+    return zlib.crc32("\n".join([json.dumps(header), *names]).encode())
 
 
 def _version() -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nplex.algebra import as_table
 from nplex.convert.report import label, text_table
 from nplex.convert.twins import is_layer
-from nplex.nn import Embedding, EmbeddingBag, LowRankLinear, Rule
+from nplex.nn import Embedding, EmbeddingBag, LearnedRule, LowRankLinear, Rule
 
 __all__ = ["param_groups", "explain", "factor", "Explanation", "Step"]
 
@@ -172,20 +172,29 @@ def factor(layer: nn.Module, optimizer: str) -> float:
     With blocks of gradients `G_k = sum_ij rule[k, i, j] g_i x_j^T` a step of Adam's lowers the loss by
     `lr sum_k ||G_k||_1`, which is proportional to `lr sum_k ||rule[k]||`; one of SGD by `lr sum_k ||G_k||^2`,
     proportional to `lr ||rule||^2`. An embedding's step reaches few rows, so there `rule[k, i]` counts alone;
-    components of low rank are compared with a dense product of two factors of that rank.
+    components of low rank are compared with a dense product of two factors of that rank. Of a learned rule the first
+    size counts, so that a model that goes on has the same groups.
     """
     if not is_layer(layer) or not _components(layer):
         return 1.0
-    table = as_table(layer.rule()).double()  # pyright: ignore[reportCallIssue]
-    n, norm, faces = table.shape[0], float(table.norm()), float(table.flatten(1).norm(dim=1).sum())
+    n, norm, faces, rows = _sizes(layer.rule)  # pyright: ignore[reportArgumentType]
     if isinstance(layer, EMBEDDINGS):
-        faces = float(table.norm(dim=2).sum())
+        faces = rows
     size = norm / n  # of the rule; its components start 1 / size as large as those of a rule of norm n
     if isinstance(layer, LowRankLinear):
         by_sign, size = n * math.sqrt(norm) / faces, math.sqrt(size)
     else:
         by_sign = n**2 / faces
     return {"adamw": by_sign, "sgd": size**-2, "adafactor": by_sign * size}[optimizer]
+
+
+def _sizes(rule: Rule) -> tuple[int, float, float, float]:
+    """n, `||rule||`, `sum_k ||rule[k]||` and `sum_ki ||rule[k, i]||`; of learned rules what they start with."""
+    if isinstance(rule, LearnedRule):
+        return rule.n, rule.initial_norm, rule.initial_faces, rule.n**0.5 * rule.initial_faces
+    table = as_table(rule()).double()
+    sizes = table.norm(), table.flatten(1).norm(dim=1).sum(), table.norm(dim=2).sum()
+    return rule.n, *map(float, sizes)  # pyright: ignore[reportReturnType]
 
 
 def _components(layer: nn.Module) -> list[nn.Parameter]:

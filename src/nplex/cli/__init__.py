@@ -1,6 +1,7 @@
 """The command line: one function per verb. Results go to stdout, progress and messages to stderr."""
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -60,6 +61,7 @@ def spread(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Runs the command line: code 0, 2 with one line for wrong input, 130 after Ctrl-C."""
+    warnings.showwarning = lambda message, *_: messages.print(f"nplex: {message}", markup=False, soft_wrap=True)
     try:
         on_start.end()
         code = app(args=spread(sys.argv[1:]), prog_name="nplex", standalone_mode=False)

@@ -1,5 +1,6 @@
 """A rule as plain JSON data, and back; what comes from a file is checked before memory is asked for."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,9 @@ class StoredRule:
             ValueError: the algebra is held as other factors by this version of nplex.
         """
         if self.algebra is None:
-            return LearnedRule(self.data["n"], self.data["rank"], device=device, dtype=dtype)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a rank below n, told when the rule was made
+                return LearnedRule(self.data["n"], self.data["rank"], device=device, dtype=dtype)
         rule = FixedRule(self.algebra, algorithm=self.algorithm, device=device, dtype=dtype)
         if rule.rank != self.data["rank"]:
             raise ValueError(

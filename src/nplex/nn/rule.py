@@ -68,6 +68,9 @@ class LearnedRule(Rule):
     Raises:
         ValueError: n or rank is not a positive whole number, start has another n, or has no algorithm of this rank.
 
+    Attributes:
+        initial_faces: `sum_k || rule[k] ||_F` after reset_parameters, which decides the size of Adam's steps.
+
     Source: Zhang et al., Beyond Fully-Connected Layers with Quaternions (2021), section 3.1: the learned A_i.
 
     Examples:
@@ -112,7 +115,9 @@ class LearnedRule(Rule):
             raise ValueError(f"start must have n = {n}, got {start.name} with n = {start.n}")
         with real_numbers():
             first = None if start is None else _start(start, rank, norm)
-        super().__init__(n, rank, norm or n**1.5 if first is None else float(as_table(first).norm()))
+            faces = None if first is None else as_table(first).flatten(1).norm(dim=1)
+        super().__init__(n, rank, norm or n**1.5 if faces is None else float(faces.norm()))
+        self.initial_faces = self.initial_norm * n**0.5 if faces is None else float(faces.sum())
         self.start, self._first = start, first
         shapes = {"table": (n, n, n)} if rank is None else dict.fromkeys(FACTORS, (n, rank))
         for name, shape in shapes.items():
