@@ -516,7 +516,7 @@ def classifier(kind, **options):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("labels", [1, 3, 4, 6])
+@pytest.mark.parametrize("labels", [3, 4])
 @pytest.mark.parametrize("kind", HEADS)
 def test_another_head_is_fresh(tmp_path, kind, labels, shared):
     """Another number of labels and another class, with and without conversion: the body as saved, a fresh head."""
