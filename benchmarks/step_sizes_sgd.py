@@ -29,6 +29,7 @@ from nplex.nn import LearnedRule
 CONSOLE = Console(stderr=True)
 WIDTH, KERNEL, BLOCKS, WARM_UP = 128, 5, 4, 30
 RATES = tuple(0.4 * 2.0**power for power in range(-8, 4))
+DIVERGED = math.log(256)  # nats a byte of one who knows nothing
 CONTESTANTS = [(1, 1.0), (4, 1.0), (4, 1.5), (8, 1.0), (8, 1.5)]  # n, and the power of n that is the rule's norm
 
 
@@ -119,8 +120,9 @@ def page(found: dict) -> str:
     rows = [f"| rate | {' | '.join(names)} |", "| ---: |" + " ---: |" * len(names)]
     for rate in RATES:
         cells = [losses[*c, rate] for c in CONTESTANTS]
-        texts = [f"**{x:.3f}**" if x == best[c] else f"{x:.3f}" for c, x in zip(CONTESTANTS, cells, strict=True)]
-        rows.append(f"| {rate:.4g} | {' | '.join(texts)} |")
+        shown = [f"{x:.3f}" if x < DIVERGED else "diverged" for x in cells]
+        bold = [f"**{text}**" if x == best[c] else text for c, x, text in zip(CONTESTANTS, cells, shown, strict=True)]
+        rows.append(f"| {rate:.4g} | {' | '.join(bold)} |")
     made = found["environment"]
     return "\n".join([
         "# SGD with momentum on convolutions: nats a byte for each rate", "",
