@@ -346,7 +346,7 @@ def test_checkpoints_hold_no_pickle(trained):
     header = json.loads(data[8 : 8 + length])
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     assert 8 + length + max(ends) == len(data)
-    assert json.loads(header["__metadata__"]["nplex"]).keys() == {"step", "checksum"}
+    assert json.loads(header["__metadata__"]["nplex"]).keys() == {"step", "checksum", "seal"}
 
 
 class Task:

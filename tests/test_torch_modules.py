@@ -88,7 +88,7 @@ def cases(name, *, dtype=DOUBLE, grad=False, most=FAST):
     if most is None:
         chosen = itertools.product(found, RULES)
     else:
-        most = (most + 1) // 3 if info.module_cls.__name__ in CONTAINERS else most
+        most = max(1, (most + 1) // 3) if info.module_cls.__name__ in CONTAINERS else most
         chosen = zip(found[:: -(-len(found) // most)], itertools.cycle(RULES))
     for (given, training), rule in chosen:
         for fitting in (rule, "2"):

@@ -104,6 +104,7 @@ class _Search:
     empty: Pareto
     report: Report
     repeated: bool = False
+    number: int = -1  # of the latest trial
 
     def run(self, trials: int, deadline: float) -> None:
         """Measures until the budget is spent; at the end waits for what other processes measure."""
@@ -125,13 +126,17 @@ class _Search:
                     chosen = rest[len(every) % len(rest) if self.repeated else 0]
                     self.study.enqueue_trial({RULE: self.rules.index(chosen)})
             self.repeated = False
-            self.study.optimize(self._trial, n_trials=1, catch=(Exception,))
+            try:
+                self.study.optimize(self._trial, n_trials=1, catch=(Exception,))
+            except ValueError:  # SQLite may give a waiting trial to two processes: the first to end it counts
+                if not self.study.get_trials(deepcopy=False)[self.number].state.is_finished():
+                    raise
 
     def _trial(self, trial: "Trial") -> tuple[float, ...]:
         """What optuna calls; rules are ordered by size, so that TPE learns which sizes are promising."""
         import optuna
 
-        rule = self.rules[trial.suggest_int(RULE, 0, len(self.rules) - 1)]
+        rule, self.number = self.rules[trial.suggest_int(RULE, 0, len(self.rules) - 1)], trial.number
         others = [each for each in self._trials() if self._rule(each) == rule and each.number != trial.number]
         running = any(each.state.name == "RUNNING" and each.number < trial.number for each in others)
         if running or any(each.state.name == "COMPLETE" or ERROR in each.user_attrs for each in others):
