@@ -239,7 +239,11 @@ def test_types(name):
             close(cast(ours, DOUBLE), cast(theirs, DOUBLE), rtol=tolerance, atol=tolerance)
         with torch.autocast("cpu", torch.bfloat16):
             module.float()
-            ours, theirs = run(module, case.call), run(module.to_torch(), case.call)
+            try:
+                theirs = run(module.to_torch(), case.call)
+            except RuntimeError:  # oneDNN's LSTM has no bfloat16 where the processor has no AVX-512
+                continue
+            ours = run(module, case.call)
             assert [y.dtype for y in tensors(ours)] == [y.dtype for y in tensors(theirs)]
 
 
