@@ -1,6 +1,6 @@
 """Does the dense model's learning rate serve hypercomplex layers, with plain AdamW?
 
-    python benchmarks/step_sizes.py             # an hour of one core
+    python benchmarks/step_sizes.py             # 63 runs
     python benchmarks/step_sizes.py --steps 5   # to see that it runs; writes no results
     python benchmarks/step_sizes_sgd.py         # the same question for SGD and convolutions: 15 minutes
 

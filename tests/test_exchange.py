@@ -74,6 +74,14 @@ def test_parameters_stand_where_the_old_ones_stood_and_rules_have_no_decay():
     assert set(rules) <= set(spared)
 
 
+def test_rules_have_the_rate_of_their_layer_where_nothing_decays():
+    made = model()
+    optimizer = torch.optim.SGD([{"params": part.parameters(), "lr": 10.0**-i} for i, part in enumerate(made.net)])
+    nplex.convert_(made, 4, optimizer=optimizer)
+    for group, part in zip(optimizer.param_groups, made.net, strict=True):
+        assert set(group["params"]) == set(part.parameters())
+
+
 def test_all_other_state_is_kept():
     made = model()
     optimizer = torch.optim.AdamW(made.parameters())

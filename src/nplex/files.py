@@ -166,10 +166,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict | None
     """Writes tensors to a safetensors file as `replace_file` does, with a JSON object in its header, and a seal."""
     flat = {name: tensor.detach().resolve_conj().resolve_neg().cpu() for name, tensor in tensors.items()}
     flat = {name: tensor.contiguous() for name, tensor in flat.items()}
+    # One entry for both: safetensors writes several in any order, and the same model would be other bytes.
     sealed = {"nplex": json.dumps((header or {}) | {SEAL: _seal(header or {}, flat)})}
-    replace_file(
-        path, lambda part: save_file(flat, part, sealed)
-    )  # one entry: safetensors writes several in any order
+    replace_file(path, lambda part: save_file(flat, part, sealed))
 
 
 def read_tensors(path: Path, *, foreign: bool = False, sealed: bool = False) -> tuple[dict[str, Tensor], dict]:

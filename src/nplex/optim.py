@@ -73,7 +73,7 @@ def explain(model: nn.Module) -> Explanation:
     """
     steps = []
     for name, layer in model.named_modules():
-        if is_layer(layer) and _components(layer):
+        if _components(layer):
             steps.append(
                 Step(
                     name or "(the model)",
@@ -129,37 +129,35 @@ def param_groups(
             raise ValueError(f"{name} must be 0 or more, got {value!r}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of this model requires a gradient, so there is nothing to optimize")
-    embeddings = {p for m in model.modules() if isinstance(m, EMBEDDINGS) for p in m.parameters(recurse=False)}
     groups: dict[tuple[str, float, float], list[Tensor]] = {}
-    for parameter, (name, times) in _factors(model, optimizer).items():
-        if name == "rules":
-            key = name, lr if rule_lr is None else rule_lr, 0.0
-        elif name == "no decay" or parameter in embeddings:
-            key = name, lr * times, 0.0
-        else:
-            key = name, lr * times, weight_decay / times
-        groups.setdefault(key, []).append(parameter)
+    for parameter, (name, times, decays) in _factors(model, optimizer).items():
+        rate = rule_lr if name == "rules" and rule_lr is not None else lr * times
+        groups.setdefault((name, rate, decays * weight_decay / times), []).append(parameter)
     return [
         {"params": params, "lr": rate, "weight_decay": decay, "name": name}
         for (name, rate, decay), params in groups.items()
     ]
 
 
-def _factors(model: nn.Module, optimizer: str) -> dict[Tensor, tuple[str, float]]:
-    """The group of each trained parameter and the factor on its rate; a tied one counts where it comes first."""
-    found: dict[Tensor, tuple[str, float]] = {}
+def _factors(model: nn.Module, optimizer: str) -> dict[Tensor, tuple[str, float, bool]]:
+    """The group of each trained parameter, the factor on its rate, and whether it decays.
+
+    A tied one counts where it comes first, but an embedding's never decays.
+    """
+    found: dict[Tensor, tuple[str, float, bool]] = {}
+    embeddings = {p for m in model.modules() if isinstance(m, EMBEDDINGS) for p in m.parameters(recurse=False)}
     for module in model.modules():
         times = round(factor(module, optimizer), 6)
         components = set(_components(module))
         for parameter in module.parameters(recurse=isinstance(module, Rule)):
             if isinstance(module, Rule):
-                group = "rules", 1.0
+                group = "rules", 1.0, False
             elif parameter in components:
-                group = f"components x {times:g}", times
+                group = f"components x {times:g}", times, parameter not in embeddings
             elif isinstance(module, NO_DECAY) or parameter.ndim < 2 or is_layer(module):
-                group = "no decay", 1.0
+                group = "no decay", 1.0, False
             else:
-                group = "weights", 1.0
+                group = "weights", 1.0, parameter not in embeddings
             if parameter.requires_grad:
                 found.setdefault(parameter, group)
     return found
@@ -175,7 +173,7 @@ def factor(layer: nn.Module, optimizer: str) -> float:
     components of low rank are compared with a dense product of two factors of that rank. Of a learned rule the first
     size counts, so that a model that goes on has the same groups.
     """
-    if not is_layer(layer) or not _components(layer):
+    if not _components(layer):
         return 1.0
     n, norm, faces, rows = _sizes(layer.rule)  # pyright: ignore[reportArgumentType]
     if isinstance(layer, EMBEDDINGS):

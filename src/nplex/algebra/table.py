@@ -221,7 +221,7 @@ def _check_cube(entries: Nested, n: int) -> None:
 def _all_finite(row: Sequence[object]) -> bool:
     """Whether all are finite Python floats or integers, as nearly always; large tables have millions of numbers."""
     try:
-        return {float, int}.issuperset(map(type, row)) and all(map(math.isfinite, row))  # type: ignore[arg-type]
+        return {float, int}.issuperset(map(type, row)) and all(map(math.isfinite, row))  # pyright: ignore[reportArgumentType]
     except OverflowError:
         return False
 

@@ -5,14 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-OWN = {
-    "method",
-    "rule",
-    "transposed_class",
-    "_weights",
-    "_torch_names",
-    "_channels_last",
-}  # attributes that torch's layers do not have
+# Attributes that torch's layers do not have.
+OWN = {"method", "rule", "transposed_class", "_weights", "_torch_names", "_channels_last"}
 
 
 def carry(old: nn.Module, new: nn.Module, dense: nn.Module) -> None:

@@ -39,9 +39,7 @@ def exchange_rules(optimizer: optim.Optimizer, swaps: list[tuple[nn.Module, nn.M
         places |= {p: [] for _, p in inside} | {p: [*new.named_parameters()] for _, p in inside[:1]}
     _put(optimizer, places)
     missing = [name for (_, _, name), home in zip(swaps, homes, strict=True) if not home]
-    left = f"; not in it and left out: {', '.join(missing)}" * bool(missing)
-    count = f"{len(swaps) - len(missing)} of {len(swaps)}"
-    return f"optimizer: {count} rules replaced in their groups, with fresh state{left}"
+    return _summary(len(swaps), "rules replaced in their groups", missing)
 
 
 def exchange_layers(
@@ -49,7 +47,7 @@ def exchange_layers(
 ) -> str:
     """Components where weights stood, biases where biases did; their rules beside them, without decay if it can be.
 
-    Rules go to the end of the first group that has no weight decay, or of the group of their layer's weight.
+    Rules go to the end of their layer's group, or, if it has weight decay, of the first group that has none.
 
     Args:
         model: what holds the new layers, and knows the names of rules.
@@ -72,7 +70,8 @@ def exchange_layers(
         if not inside:
             missing.append(name)
             continue
-        home = spared.index(True) if any(spared) else groups[inside[0][1]]
+        own = groups[inside[0][1]]
+        home = spared.index(True) if any(spared) and not spared[own] else own
         for module in (m for m in new.modules() if isinstance(getattr(m, "rule", None), Rule)):
             for p in module.rule.parameters():  # pyright: ignore - seen above
                 rules.setdefault(p, home)
@@ -81,8 +80,13 @@ def exchange_layers(
     for p, home in rules.items():
         optimizer.param_groups[home]["params"].append(p)
         optimizer.param_groups[home].get("param_names", []).append(names[p])
+    return _summary(len(swaps), "layers replaced", missing)
+
+
+def _summary(count: int, what: str, missing: list[str]) -> str:
+    """What was done, and what the optimizer does not hold."""
     left = f"; not in it and left out: {', '.join(missing)}" * bool(missing)
-    return f"optimizer: {len(swaps) - len(missing)} of {len(swaps)} layers replaced, with fresh state{left}"
+    return f"optimizer: {count - len(missing)} of {count} {what}, with fresh state{left}"
 
 
 def _groups(optimizer: optim.Optimizer) -> dict[nn.Parameter, int]:

@@ -71,8 +71,8 @@ def convert_(
         weights: "fresh" first values, or those "nearest" to the old weights, with the old biases; the report tells
             how near. An error of .8 is usual for n = 4: a start for training, no replacement for it.
         optimizer: one that holds the old weights; it is changed too. Components and biases stand where weights and
-            biases stood, with fresh state; rules in the first group without weight decay, or else beside them. Rates
-            are not changed: right for Adam and learned rules, see nplex.optim for others.
+            biases stood, with fresh state; rules beside them, or in the first group without weight decay if they
+            have one. Rates are not changed: right for Adam and learned rules, see nplex.optim for others.
 
     Raises:
         TypeError: the model is not a module, the rule no rule, or the optimizer none that can be changed.

@@ -186,9 +186,8 @@ class FixedRule(Rule):
             if algorithm is not None and (algorithm.n != algebra.n or algorithm.error(algebra.table) > 1e-9):
                 raise ValueError(f"the algorithm must give the table of {algebra.name}, but it gives another one")
             tensors = {"table": algebra.table} if algorithm is None else algorithm._asdict()
-            values = {
-                name: tensor.tolist() for name, tensor in tensors.items()
-            }  # FakeTensorMode copies tensors as fakes
+            # FakeTensorMode copies tensors as fakes, lists as they are
+            values = {name: tensor.tolist() for name, tensor in tensors.items()}
             norm = float(algebra.table.norm())
         if norm == 0:
             raise ValueError(f"{algebra.name} multiplies everything to zero; a rule needs a table with some product")
@@ -263,10 +262,10 @@ def as_rule(
     return LearnedRule(rule, norm=rule.__index__() ** power, device=device, dtype=dtype)
 
 
-def _numbers(table: Tensor | Algebra) -> Tensor:
+def _numbers(table: Tensor) -> Tensor:
     """The table once more, for FakeTensorMode as one of its own: it mixes with no other."""
     with real_numbers():
-        numbers = (table.table if isinstance(table, Algebra) else table).tolist()
+        numbers = table.tolist()
     return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
