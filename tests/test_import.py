@@ -1,10 +1,13 @@
-"""What `import nplex` may not do, in fresh processes: start threads, which a fork loses and then waits for."""
+"""Imports in fresh processes: each module may be the first, and none starts threads, which a fork loses."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import nplex
 
 # With two threads, whatever this machine has: with one, torch starts none.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
@@ -41,12 +44,33 @@ if child == 0:
     os._exit(0)
 print(os.waitpid(child, 0)[1])
 """
+# A fork for each module. The other packages are imported once before, and so is nplex: with any module of it, it is.
+EACH_ALONE = """
+import importlib, os, sys, traceback
+import accelerate, rich.console, safetensors.torch, scipy, torch, transformers, typer
+import nplex
+
+failed = []
+for name in sys.stdin.read().split():
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            print(name, traceback.format_exc(), flush=True)
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        failed.append(name)
+print(failed)
+"""
 
 
-def printed(program):
+def printed(program, given=""):
     done = subprocess.run(
-        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
-    )
+        [sys.executable, "-c", program],
+        env=ENVIRONMENT, input=given, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
     return done.stdout.strip() or done.stderr
 
 
@@ -58,3 +82,14 @@ def test_imports_start_no_threads():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_fork_after_the_import_converts_and_trains():
     assert printed(CONVERTED_IN_A_FORK) == "0"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_each_module_can_be_imported_first():
+    """In whatever order a program imports them: no module needs that another one came before it."""
+    files = sorted(Path(nplex.__file__).parent.rglob("*.py"))
+    parts = [path.relative_to(files[0].parents[1]).with_suffix("").parts for path in files]
+    names = [".".join(part[:-1] if part[-1] == "__init__" else part) for part in parts]
+    assert len(names) > 100
+    assert "nplex.lab.cli.training" in names
+    assert printed(EACH_ALONE, "\n".join(names)) == "[]"

@@ -11,8 +11,8 @@ from nplex import on_start
 from nplex.cli import rule
 from nplex.cli.models import convert, count, fold, preview
 from nplex.cli.planning import measure, plan
-from nplex.cli.terminal import STOPPED, messages
 from nplex.lab.cli import VERBS
+from nplex.terminal import STOPPED, messages
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False,

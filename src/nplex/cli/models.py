@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from nplex.cli.terminal import TWIN, messages, refuse, refusing
+from nplex.terminal import TWIN, messages, refuse, refusing
 
 if TYPE_CHECKING:
     from nplex.convert import Where

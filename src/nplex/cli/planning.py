@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nplex.cli.terminal import TWIN, messages, refuse, refusing
+from nplex.terminal import TWIN, messages, refuse, refusing
 
 
 def plan(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nplex.cli.rule_showing import Only, What, rules_named
-from nplex.cli.terminal import messages, print_table, refusing
+from nplex.terminal import messages, print_table, refusing
 
 
 def identify(

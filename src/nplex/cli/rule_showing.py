@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nplex.cli.terminal import messages, refuse, refusing
+from nplex.terminal import messages, refuse, refusing
 
 if TYPE_CHECKING:
     from rich.text import Text

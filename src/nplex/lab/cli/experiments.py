@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from nplex.cli.terminal import messages, print_table
 from nplex.lab.cli import training
 from nplex.lab.run_folder import COMPARISON, RunFolder
+from nplex.terminal import messages, print_table
 
 
 def compare(  # noqa: PLR0913 - options of the command line

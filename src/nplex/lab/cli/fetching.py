@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nplex.cli.terminal import messages, refusing
+from nplex.terminal import messages, refusing
 
 What = Annotated[str, typer.Argument(help="snli, mnli, scitail or multi30k.", metavar="SET")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="For the files; data/SET if left out.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nplex.cli.terminal import messages, refuse, refusing
+from nplex.terminal import messages, refuse, refusing
 
 What = Annotated[Path, typer.Argument(help="A folder that nplex run or nplex compare wrote.", metavar="RUN")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page; report.html in RUN if left out.")]

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nplex.cli.terminal import messages, print_table, refuse, refusing
 from nplex.lab.cli.training import Force, Size, check_run, interruptible, prepare, progress
 from nplex.lab.run_folder import RunFolder
+from nplex.terminal import messages, print_table, refuse, refusing
 
 if TYPE_CHECKING:
     from nplex.lab.recipes.recipe import Data

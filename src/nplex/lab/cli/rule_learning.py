@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from nplex.cli.terminal import messages, print_table, refuse, refusing
 from nplex.lab.cli.training import Force, check_run
 from nplex.lab.run_folder import SETTINGS, RunFolder, Settings
+from nplex.terminal import messages, print_table, refuse, refusing
 
 KNOWN = (
     "quaternion, 'clifford(3,0)', 'cyclic(5)', 'matrices(2)', ...; rotation, rotation-pure, rotation-axis, "

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nplex.cli.terminal import STOPPED, TWIN, messages, refuse, refusing
 from nplex.lab.run_folder import RunFolder
+from nplex.terminal import STOPPED, TWIN, messages, refuse, refusing
 
 if TYPE_CHECKING:
     from nplex.lab.recipes.recipe import Data, Recipe

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nplex.cli.terminal import messages, print_table, refuse, refusing
 from nplex.lab.cli import training
 from nplex.lab.run_folder import RunFolder
+from nplex.terminal import messages, print_table, refuse, refusing
 
 if TYPE_CHECKING:
     from nplex.lab.tuning import Pareto
