@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -187,6 +188,24 @@ def test_a_config_that_does_not_fit_its_files(folder, tmp_path, verb, what):
     rest = {"preview": ("--rule", 4), "count": (), "convert": (tmp_path / "out", "--rule", 4)}[verb]
     refused(call(verb, path, *rest), str(path), message)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["preview", "count", "convert"])
+@pytest.mark.parametrize("size", ["max_position_embeddings", "d_model"])
+def test_sizes_that_no_file_confirms_are_refused_at_once(tmp_path, verb, size):
+    """Marian computes sines for its positions in Python, number by number, where the files hold none."""
+    transformers = pytest.importorskip("transformers")
+    small = {f"{part}_{size}": 2 for part in ("encoder", "decoder") for size in ("layers", "attention_heads")}
+    config = transformers.MarianConfig(vocab_size=50, d_model=32, max_position_embeddings=16, pad_token_id=0, **small)
+    transformers.MarianMTModel(config).save_pretrained(tmp_path / "marian")
+    rest = {"preview": ("--rule", 4), "count": (), "convert": (tmp_path / "out", "--rule", 4)}[verb]
+    ok(call(verb, tmp_path / "marian", *rest))
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    path = tmp_path / "marian" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {size: 10**9}))
+    begin = time.monotonic()
+    refused(call(verb, tmp_path / "marian", *rest), str(tmp_path / "marian"), "cannot be opened")
+    assert time.monotonic() - begin < 20  # without the check it takes hours
 
 
 @pytest.mark.parametrize("how", ["safetensors", "bin"])

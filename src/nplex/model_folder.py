@@ -19,6 +19,7 @@ __all__ = ["open_folder", "naming"]
 
 _COUNTS = re.compile(r"layers?(_|$)|blocks|depth|labels|experts|heads|stages")
 _MOST = 10**5  # layers, heads or labels of one model
+_MOST_MADE = 10**7  # numbers of parameters that no file holds
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
 
@@ -61,8 +62,10 @@ def open_folder(path: Path, *, weights: bool, tell: Callable[[str], object] | No
                 with torch.device("meta"):
                     return make(config).eval()
             options |= {"dtype": "auto", "output_loading_info": True}
-            model, found = kind.from_pretrained(path, device_map="meta", **options)
+            with _no_first_values(transformers.PreTrainedModel):
+                model, found = kind.from_pretrained(path, device_map="meta", **options)
             _check_complete(model, found, tell)
+            _check_first_values(model)
             _check_types(model, types)
             _tie(model)
             if weights:
@@ -151,6 +154,25 @@ def _at_most(count: int) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def _no_first_values(kind: Any) -> Iterator[None]:
+    """Opens without first values for what no file holds: some classes compute them in Python, also without numbers."""
+    give = kind.initialize_weights
+    kind.initialize_weights = lambda model: None
+    try:
+        yield
+    finally:
+        kind.initialize_weights = give
+
+
+def _check_first_values(model: nn.Module) -> None:
+    """Refuses a size that no file confirms, as of sines for positions: they are few, and take long."""
+    made = {name: p for name, p in model.named_parameters() if not hasattr(p, "_is_hf_initialized")}
+    if sum(p.numel() for p in made.values()) > _MOST_MADE:
+        name = max(made, key=lambda name: made[name].numel())
+        raise ValueError(f"config.json describes {made[name].numel():,} numbers of {name}, which no file holds")
 
 
 def _check_complete(model: nn.Module, found: Mapping[str, Any], tell: Callable[[str], object] | None) -> None:
