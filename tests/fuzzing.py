@@ -37,7 +37,13 @@ COMMAND = get_command(app)
 SECONDS = 20  # a model that takes longer hangs
 MINE = b"not of nplex"
 OWN = algebra.Algebra.from_table([[[1, 0], [0, 1]], [[0, -3], [1, 0.5]]], "mine", ["1", "u"])
-STEPS = ("reading ", "converting", "writing ", "left out, ")  # what may stand on stderr beside a refusal
+STEPS = (
+    "reading ",
+    "converting",
+    "writing ",
+    "left out, ",
+    "not copied: ",
+)  # what may stand on stderr beside a refusal
 FOLDERS = ("bert", "bert-4", "llama", "llama-2")
 GOOD = ("refused", "the same", "other numbers", "as edited", "left out, and said so")
 

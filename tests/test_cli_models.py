@@ -87,6 +87,88 @@ def test_a_folder_converts_and_folds(folder, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
 
+def others(folder, weights):
+    """Fills a folder with what people keep beside a model; gives the names of what a written model has too."""
+    kept = {
+        "tokenizer.json": "{}", "modules.json": json.dumps([{"path": ""}, {"path": "2_Dense"}]),
+        "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}', "deep/er/wörds of mine.txt": "a\nb",
+        ".gitattributes": "x",
+        "2_Dense/model.safetensors": weights, "training_args.bin": b"1234", "eval/head.pt": b"5678",
+    }  # fmt: skip
+    left = {
+        "onnx/model.onnx": b"1", "tf_model.h5": b"2", "flax_model.msgpack": b"3", "copy/model.safetensors": weights,
+        "checkpoint-5/trainer_state.json": "{}", ".git/HEAD": "ref", ".cache/huggingface/x": "1",
+        "old/nplex.json": "{}",
+    }  # fmt: skip
+    for name, data in (kept | left).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    return set(kept)
+
+
+@pytest.mark.parametrize("verb", ["convert", "fold"])
+def test_a_folder_keeps_what_is_not_understood(folder, tmp_path, verb):
+    path, out = shutil.copytree(folder, tmp_path / "of others"), tmp_path / "out"
+    if verb == "fold":
+        ok(call("convert", folder, tmp_path / "small", "--rule", 4))
+        path = shutil.copytree(tmp_path / "small", tmp_path / "small of others")
+    kept = others(path, (path / "model.safetensors").read_bytes())
+    rule = ("--rule", 4) * (verb == "convert")
+    result = ok(call(verb, path, out, *rule))
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("not copied: ")]
+    assert line.startswith("not copied: .cache/, .git/, checkpoint-5/, and 5 more")
+    made = {"config.json", "model.safetensors", "nplex.json"} | ({"README.md"} if verb == "convert" else set())
+    found = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
+    assert found == kept | made
+    for name in kept:
+        assert (out / name).read_bytes() == (path / name).read_bytes()
+    ok(call(verb, path, out, *rule, "--force"))  # all of it is nplex's own
+    for mine in ("deep/notes.txt", "deep/er/more/"):
+        mine = out / mine
+        mine.mkdir() if mine.suffix != ".txt" else mine.write_text("mine")
+        refused(call(verb, path, out, *rule, "--force"), "nplex did not write", str(mine))
+        mine.rmdir() if mine.is_dir() else mine.unlink()
+
+
+def test_a_model_may_be_written_into_its_own_folder(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "bert")
+    (path / "link").symlink_to(path)  # a loop
+    for name in ("small", "more"):
+        ok(call("convert", path, path / name, "--rule", 4))
+        ok(call("convert", path, path / name, "--rule", 4, "--force"))
+    assert {each.name for each in (path / "more").iterdir()} == {
+        "README.md", "config.json", "model.safetensors", "nplex.json", "tokenizer.json",
+    }  # fmt: skip
+
+
+CARDS = [
+    "---\nlicense: mit\n---\n# Mine\n\nAll of it.\n", "# Mine\r\n\r\nwörds\r\n", "no end of line",
+    "\xff latin", "# 中\n\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_a_model_card_is_kept_and_has_one_section_more(folder, tmp_path, card):
+    """Its own text is the same bytes before and after, however often the model is converted and folded."""
+    data = card.encode("latin-1" if "latin" in card else "utf-8")
+    path = shutil.copytree(folder, tmp_path / "bert")
+    (path / "README.md").write_bytes(data)
+    written = []
+    for verb, name in (("convert", "a"), ("convert", "b"), ("fold", "c"), ("convert", "d"), ("fold", "e")):
+        rule = ("--rule", 4, *("--only", "*.query") * (name == "a"), "--everything") * (verb == "convert")
+        ok(call(verb, path, tmp_path / name, *rule))
+        path = tmp_path / name
+        written.append((path / "README.md").read_bytes())
+        assert written[-1].startswith(data.rstrip())
+        assert written[-1].count(b"with hypercomplex layers") == (verb == "convert")
+        assert (b"import nplex" in written[-1]) == (verb == "convert")
+    assert b"*.intermediate.dense" not in written[0]
+    assert b"*.intermediate.dense" in written[1]
+    assert written[1] == written[3]
+    assert written[2] == written[4]
+    assert written[4].rstrip() == data.rstrip()
+
+
 def test_a_file_with_tied_tensors_opens_as_its_model_is(tmp_path):
     def tied():
         model = nn.Module()
@@ -191,20 +273,25 @@ def test_a_config_that_does_not_fit_its_files(folder, tmp_path, verb, what):
 
 
 @pytest.mark.parametrize("verb", ["preview", "count", "convert"])
-@pytest.mark.parametrize("size", ["max_position_embeddings", "d_model"])
-def test_sizes_that_no_file_confirms_are_refused_at_once(tmp_path, verb, size):
-    """Marian computes sines for its positions in Python, number by number, where the files hold none."""
+@pytest.mark.parametrize(
+    ("kind", "size"), [("Marian", "max_position_embeddings"), ("Marian", "d_model"), ("GPTJ", "rotary_dim")]
+)
+def test_sizes_that_no_file_confirms_are_refused_at_once(tmp_path, verb, kind, size):
+    """Sines and cosines for positions, which no file holds: Marian computes them in Python, number by number."""
     transformers = pytest.importorskip("transformers")
     small = {f"{part}_{size}": 2 for part in ("encoder", "decoder") for size in ("layers", "attention_heads")}
-    config = transformers.MarianConfig(vocab_size=50, d_model=32, max_position_embeddings=16, pad_token_id=0, **small)
-    transformers.MarianMTModel(config).save_pretrained(tmp_path / "marian")
+    small |= {"d_model": 32, "max_position_embeddings": 16, "pad_token_id": 0}
+    if kind == "GPTJ":
+        small = {"n_embd": 32, "n_layer": 1, "n_head": 2, "rotary_dim": 8, "n_positions": 16}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=50, **small)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path / "model")
     rest = {"preview": ("--rule", 4), "count": (), "convert": (tmp_path / "out", "--rule", 4)}[verb]
-    ok(call(verb, tmp_path / "marian", *rest))
+    ok(call(verb, tmp_path / "model", *rest))
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    path = tmp_path / "marian" / "config.json"
+    path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {size: 10**9}))
     begin = time.monotonic()
-    refused(call(verb, tmp_path / "marian", *rest), str(tmp_path / "marian"), "cannot be opened")
+    refused(call(verb, tmp_path / "model", *rest), str(tmp_path / "model"), "cannot be opened")
     assert time.monotonic() - begin < 20  # without the check it takes hours
 
 

@@ -305,6 +305,24 @@ def test_the_model_card(tmp_path):
     assert not (tmp_path / "dense" / "README.md").exists()
 
 
+def test_a_model_card_says_what_is_saved_last(tmp_path):
+    """Only the section that nplex wrote changes."""
+    model = converted(where=nplex.only("bert.encoder.*"))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "README.md"
+    section = path.read_text("utf-8").partition("\n<!--")[2]
+    path.write_text(f"# Mine\n\n<!--{section}after\n", "utf-8")
+    model = converted()
+    model.save_pretrained(tmp_path)
+    card = path.read_text("utf-8")
+    assert f"{len(record(model)['layers'])} layers are" in card
+    assert card.startswith("# Mine\n")
+    assert "\nafter\n" in card
+    nplex.fold_(model)
+    model.save_pretrained(tmp_path)
+    assert path.read_text("utf-8") == "# Mine\n\nafter\n"
+
+
 def test_a_checkpoint_for_another_head(tmp_path):
     """What the model does not have is left out, as transformers does with weights."""
     model = converted(lambda: bert("BertForMaskedLM"))

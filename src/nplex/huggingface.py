@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from nplex.convert.apply import apply_
 from nplex.convert.record import record
 from nplex.convert.twins import is_layer
-from nplex.model_card import model_card
+from nplex.model_card import is_ours, model_card
 from nplex.nn import FixedRule, LearnedRule, Rule
 from nplex.nn.computed import Computed
 from nplex.pretrained import base_name, moved, resized
@@ -197,7 +197,7 @@ def _describe(model: PreTrainedModel) -> bool:
 
 
 def _with_conversion(save: Any) -> Any:
-    """save_pretrained that looks first what is converted, and writes a model card where there is none."""
+    """save_pretrained that looks first what is converted, and writes a model card, or its own section of one."""
 
     @functools.wraps(save)
     def save_pretrained(
@@ -209,6 +209,8 @@ def _with_conversion(save: Any) -> Any:
         whole = converted and not getattr(self, "_hf_peft_config_loaded", False)  # not an adapter alone
         if whole and is_main_process and card.parent.is_dir() and not card.exists():
             card.write_text(model_card(self), "utf-8")
+        elif is_main_process and card.is_file() and is_ours(before := card.read_text("utf-8", "surrogateescape")):
+            card.write_text(model_card(self, before), "utf-8", "surrogateescape")
         return result
 
     return save_pretrained

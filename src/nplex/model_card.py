@@ -9,9 +9,40 @@ from torch import nn
 from nplex.convert.record import record
 from nplex.counting import count
 
+_BEGIN, _END = "<!-- nplex: begin -->", "<!-- nplex: end -->"
+_HEAD = "---\nlibrary_name: transformers\ntags:\n- nplex\n- hypercomplex\n---"
 
-def model_card(model: nn.Module) -> str:
-    """README.md of a converted model: what was converted, to which rules, how to load it."""
+
+def model_card(model: nn.Module, card: str = "") -> str:
+    """README.md of a model: the given one, with a section that says what is converted now, to which rules.
+
+    Args:
+        model: of transformers, converted or not.
+        card: the README.md that there is. Only the section of an earlier conversion is replaced.
+
+    Returns:
+        The text; "" where nothing is converted and no one wrote more.
+    """
+    head, tail = card, ""
+    if is_ours(card):
+        head, _, rest = card.partition(_BEGIN)
+        tail = rest.partition(_END)[2]
+    head, tail = head.rstrip(), tail.strip()
+    alone, section = head in ("", _HEAD) and not tail, ""
+    if record(model)["layers"]:
+        section = f"{_BEGIN}\n{_section(model, '#' if alone else '##')}\n{_END}"
+        head = _HEAD if alone else head
+    elif alone or not is_ours(card):
+        return "" if alone else card
+    return "\n\n".join(filter(None, (head, section, tail))) + "\n"
+
+
+def is_ours(card: str) -> bool:
+    """Whether a README.md has the section of a conversion."""
+    return _END in card.partition(_BEGIN)[2]
+
+
+def _section(model: nn.Module, mark: str) -> str:
     conversion, numbers, kind = record(model), count(model), type(model).__name__
     groups: Counter[tuple[str, str, str]] = Counter()
     for name, layer in conversion["layers"].items():
@@ -20,15 +51,14 @@ def model_card(model: nn.Module) -> str:
     rows = [f"| `{name}` | {number} | {layer} | {rule} |" for (name, layer, rule), number in groups.items()]
     share = 100 * numbers.total / max(numbers.dense, 1)
     return "\n".join([
-        "---", "library_name: transformers", "tags:", "- nplex", "- hypercomplex", "---",
-        f"# {kind} with hypercomplex layers", "",
+        f"{mark} {kind} with hypercomplex layers", "",
         f"{len(conversion['layers'])} layers are hypercomplex layers of `nplex`: the model has {numbers.total:,} "
         f"parameters, a dense one would have {numbers.dense:,} ({share:.1f} %).", "",
-        "## How to load it", "", "```python",
+        f"{mark}# How to load it", "", "```python",
         "import nplex  # without it, transformers warns and gives random weights: pip install nplex",
         f"from transformers import {kind}", "",
         f'model = {kind}.from_pretrained("path/to/this/folder")', "```", "",
-        "## What was converted", "", "| layers | number | kind | rule |", "|---|---|---|---|", *rows, "",
+        f"{mark}# What was converted", "", "| layers | number | kind | rule |", "|---|---|---|---|", *rows,
     ])  # fmt: skip
 
 

@@ -19,7 +19,7 @@ __all__ = ["open_folder", "naming"]
 
 _COUNTS = re.compile(r"layers?(_|$)|blocks|depth|labels|experts|heads|stages")
 _MOST = 10**5  # layers, heads or labels of one model
-_MOST_MADE = 10**7  # numbers of parameters that no file holds
+_MOST_MADE = 10**7  # numbers of a model that no file holds
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
 
@@ -158,7 +158,7 @@ def _at_most(count: int) -> Iterator[None]:
 
 @contextmanager
 def _no_first_values(kind: Any) -> Iterator[None]:
-    """Opens without first values for what no file holds: some classes compute them in Python, also without numbers."""
+    """Opens without first values for what no file holds: some classes compute them in Python."""
     give = kind.initialize_weights
     kind.initialize_weights = lambda model: None
     try:
@@ -169,10 +169,15 @@ def _no_first_values(kind: Any) -> Iterator[None]:
 
 def _check_first_values(model: nn.Module) -> None:
     """Refuses a size that no file confirms, as of sines for positions: they are few, and take long."""
-    made = {name: p for name, p in model.named_parameters() if not hasattr(p, "_is_hf_initialized")}
-    if sum(p.numel() for p in made.values()) > _MOST_MADE:
-        name = max(made, key=lambda name: made[name].numel())
-        raise ValueError(f"config.json describes {made[name].numel():,} numbers of {name}, which no file holds")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    sizes = {
+        name: each.numel()
+        for name, each in tensors
+        if not hasattr(each, "_is_hf_initialized") and each.is_floating_point()
+    }
+    if sum(sizes.values()) > _MOST_MADE:
+        name = max(sizes, key=lambda name: sizes[name])
+        raise ValueError(f"config.json describes {sizes[name]:,} numbers of {name}, which no file holds")
 
 
 def _check_complete(model: nn.Module, found: Mapping[str, Any], tell: Callable[[str], object] | None) -> None:

@@ -4,10 +4,11 @@ A file tells names, shapes and kinds of layers, not an architecture. That is eno
 layers, and to fold them back, into a file that `nplex.load` reads into the model.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -16,10 +17,21 @@ from torch import nn
 from nplex.convert.apply import apply_
 from nplex.convert.record import read_record
 from nplex.files import read_json, read_model, save, write_json
+from nplex.model_card import model_card
 from nplex.model_folder import naming, open_folder
 from nplex.model_state import check_fit, fill
 
 MANIFEST = "nplex.json"  # in a folder that write_model wrote: the names of its files
+# Of a folder of transformers: the weights that are written anew, the same in other libraries' formats, and others.
+_REPLACED = (
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+)
+_FORMATS = {".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", ".tflite", ".gguf", ".mlmodel", ".ckpt"}
+_TENSORS = {".safetensors", ".bin", ".pt", ".pth"}
+_RESULTS = (MANIFEST, "trainer_state.json")  # in folders of models that stand inside the model's
 _SIZES = {"Linear": ("in_features", "out_features"), "Embedding": ("num_embeddings", "embedding_dim")}
 
 
@@ -42,11 +54,21 @@ def open_model(path: Path, *, weights: bool, tell: Callable[[str], object] | Non
     return _open_file(path, weights)
 
 
-def write_model(model: nn.Module, source: Path, out: Path, *, force: bool = False) -> None:
+def write_model(
+    model: nn.Module, source: Path, out: Path, *, force: bool = False, tell: Callable[[str], object] | None = None
+) -> None:
     """Writes a model in the form of its source, whole or not at all: a folder, or a file.
 
-    A folder gets the source's other small files too, such as the tokenizer's. Where out is a link, what it leads to
+    A folder gets the source's other files and folders too, such as the tokenizer's, but not the weights of the model
+    in other forms. Its README.md is kept, with a section about the conversion. Where out is a link, what it leads to
     is replaced.
+
+    Args:
+        model: what is written.
+        source: where it was read.
+        out: where it is written.
+        force: whether what nplex wrote there is replaced.
+        tell: gets a sentence about what of a folder is not copied.
 
     Raises:
         ValueError: out must not be replaced, see check_out; or it cannot be written.
@@ -57,19 +79,25 @@ def write_model(model: nn.Module, source: Path, out: Path, *, force: bool = Fals
         save(model, out)
         return
     with naming(out, "cannot be written"):
-        _write_folder(model, source, Path(os.path.realpath(out)))
+        skipped = _write_folder(model, source, Path(os.path.realpath(out)))
+    if skipped and tell is not None:
+        more = f", and {len(skipped) - 3} more" * (len(skipped) > 3)
+        tell(f"not copied: {', '.join(skipped[:3])}{more} (weights in other forms, checkpoints, hidden folders)")
 
 
-def _write_folder(model: nn.Module, source: Path, out: Path) -> None:
+def _write_folder(model: nn.Module, source: Path, out: Path) -> list[str]:
+    """Writes a folder; gives the names of what of the source is neither written anew nor copied."""
     part, old = (out.with_name(f"{out.name}.{os.urandom(4).hex()}.part") for _ in range(2))
+    copied, skipped = _others(source, out)
     try:
         model.save_pretrained(part)  # pyright: ignore - transformers'
-        for file in source.iterdir():
-            weights = file.suffix in {".safetensors", ".bin", ".pt"} or file.name.endswith(".index.json")
-            skipped = weights or file.name in {"README.md", MANIFEST}
-            if file.is_file() and not skipped and not (part / file.name).exists():
-                shutil.copy2(file, part / file.name)
-        names = sorted(file.name for file in part.iterdir())
+        for name in copied:
+            if not (part / name).exists():
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source / name, part / name)
+        if (source / "README.md").is_file():
+            _write_card(model, source / "README.md", part / "README.md")
+        names = sorted(file.relative_to(part).as_posix() for file in part.rglob("*") if file.is_file())
         write_json(part / MANIFEST, {"kind": "model", "format": 1, "files": names})
         if out.exists():
             out.replace(old)
@@ -79,6 +107,58 @@ def _write_folder(model: nn.Module, source: Path, out: Path) -> None:
             old.replace(out)
         for each in (part, old):
             shutil.rmtree(each, ignore_errors=True)
+    return skipped
+
+
+def _write_card(model: nn.Module, given: Path, card: Path) -> None:
+    """The source's model card with a section about the conversion; none where no more than an old one is left."""
+    text = model_card(model, given.read_bytes().decode("utf-8", "surrogateescape"))
+    card.write_bytes(text.encode("utf-8", "surrogateescape"))
+    if not text:
+        card.unlink()
+
+
+def _others(source: Path, out: Path) -> tuple[list[str], list[str]]:
+    """What of a folder save_pretrained does not write: the names of what is copied, and of what is not.
+
+    Not copied: the model's weights in other forms, large weights of which modules.json says nothing, checkpoints and
+    other written models, hidden folders, links to folders.
+    """
+    copied, skipped = [], []
+    replaced = [file for pattern in _REPLACED for file in source.glob(pattern) if file.is_file()]
+    large = sum(file.stat().st_size for file in replaced) / 4
+    used = _modules(source)
+
+    def is_copy(path: Path) -> bool:
+        big = path.suffix in _TENSORS and path.stat().st_size > large
+        return big and path.parent.relative_to(source).as_posix() not in used
+
+    def walk(folder: Path) -> None:
+        for path in sorted(folder.iterdir()):
+            name = path.relative_to(source).as_posix()
+            if path in replaced or name in {"README.md", MANIFEST} or path.resolve() == out:
+                continue
+            if path.is_dir():
+                strange = path.is_symlink() or path.name.startswith(".") or path.name.endswith(".part")
+                if strange or any((path / mark).exists() for mark in _RESULTS):
+                    skipped.append(f"{name}/")
+                else:
+                    walk(path)
+            elif not path.is_file() or path.suffix in _FORMATS or is_copy(path):
+                skipped.append(name)
+            else:
+                copied.append(name)
+
+    walk(source)
+    return copied, skipped
+
+
+def _modules(source: Path) -> set[str]:
+    """The folders of a pipeline of sentence-transformers, which modules.json lists."""
+    try:
+        return {each["path"] for each in json.loads((source / "modules.json").read_text("utf-8"))}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
 
 
 def check_out(source: Path, out: Path, *, force: bool) -> None:
@@ -114,7 +194,12 @@ def _foreign(out: Path) -> Path | None:
     if manifest.get("kind") != "model" or not isinstance(files, list) or not all(isinstance(f, str) for f in files):
         return out
     names = {MANIFEST, *files}
-    return next((path for path in sorted(out.iterdir()) if path.is_dir() or path.name not in names), None)
+    folders = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
+    for path in sorted(out.rglob("*")):
+        name, folder = path.relative_to(out).as_posix(), path.is_dir() and not path.is_symlink()
+        if name not in (folders if folder else names):
+            return path
+    return None
 
 
 def _open_file(path: Path, weights: bool) -> nn.Module:

@@ -99,7 +99,7 @@ def convert(  # noqa: PLR0913 - options of the command line
         with _step("converting"):
             report = convert_(found, rules, where=where, shared=shared, weights=weights)
         with _step(f"writing {out}"):
-            write_model(found, model, out, force=force)
+            write_model(found, model, out, force=force, tell=_tell)
     _print(report, as_json)
     messages.print(
         f"{out} is written. Train it before use: converted weights only approximate the originals.", soft_wrap=True
@@ -122,7 +122,7 @@ def fold(model: Model, out: Out, force: Force = False, as_json: Json = False) ->
             found = open_model(model, weights=True)
         report = fold_(found)
         with _step(f"writing {out}"):
-            write_model(found, model, out, force=force)
+            write_model(found, model, out, force=force, tell=_tell)
     _print(report, as_json)
     messages.print(f"{out} is written", soft_wrap=True)
 
