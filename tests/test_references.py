@@ -1,11 +1,13 @@
 """Layers and weights that a model holds outside its tree of modules, and what is set on them."""
 
 import functools
+import itertools
 import types
 import weakref
 from collections import OrderedDict, deque, namedtuple
 from dataclasses import dataclass
 
+import numpy
 import pytest
 import torch
 from test_convert import KINDS, Base, all_layers
@@ -58,6 +60,20 @@ HELD = {
     "partial of a method": (lambda layer: functools.partial(layer.forward), lambda held, x: held(x)),
     "partial's argument": (lambda layer: functools.partial(lambda f, x: f(x), layer), lambda held, x: held(x)),
     "weak reference": (weakref.ref, lambda held, x: held()(x)),
+    "weak proxy": (weakref.proxy, lambda held, x: held(x)),
+    "weak method": (lambda layer: weakref.WeakMethod(layer.forward), lambda held, x: held()(x)),
+    "weak values": (lambda layer: weakref.WeakValueDictionary(a=layer), lambda held, x: held["a"](x)),
+    "read-only dict": (lambda layer: types.MappingProxyType({"a": layer}), lambda held, x: held["a"](x)),
+    "view of a dict": (lambda layer: {"a": layer}.values(), lambda held, x: next(iter(held))(x)),
+    "iterator of a list": (lambda layer: [iter([layer]), Plain([layer])], lambda held, x: held[1].layer[0](x)),
+    "array of objects": (
+        lambda layer: numpy.array([None, layer], dtype=object).reshape(2, 1),
+        lambda held, x: held[1, 0](x),
+    ),
+    "dead proxy": (
+        lambda layer: [layer, weakref.proxy(nn.Linear(2, 2)), weakref.ref(nn.Linear(2, 2))],
+        lambda held, x: held[0](x),
+    ),
     "a module in a list": (lambda layer: [nn.Sequential(layer)], lambda held, x: held[0](x)),
     "method of an object": (lambda layer: Plain(layer).__repr__, lambda held, x: held.__self__.layer(x)),
 }
@@ -67,6 +83,8 @@ HIDDEN = {
     "frozen set": (lambda layer: frozenset([layer]), lambda held, x: next(iter(held))(x)),
     "key": (lambda layer: {layer: 1}, lambda held, x: next(iter(held))(x)),
     "tuple in a closure": (lambda layer: (lambda pair: lambda x: pair[0](x))((layer,)), lambda held, x: held(x)),
+    "cycle": (lambda layer: itertools.cycle((layer,)), lambda held, x: next(held)(x)),
+    "generator": (lambda layer: (each for each in itertools.repeat(layer)), lambda held, x: next(held)(x)),
     "its own method bound anew": (
         lambda layer: types.MethodType(lambda self, x: self(x), layer),
         lambda held, x: held(x),

@@ -1,10 +1,11 @@
 """Where a model holds its layers and their numbers: modules, containers, bound methods, partials, attributes.
 
-What Python hides is not found: local variables of other functions, globals, iterators, objects of other languages.
+What Python hides is not found: local variables of other functions, globals, objects of other languages.
 `nplex.check` sees by a forward whether such a one was left.
 """
 
 import functools
+import gc
 import types
 import weakref
 from collections import defaultdict, deque
@@ -21,6 +22,8 @@ ATOMS = (
 IMMUTABLE = (tuple, frozenset, functools.partial, types.MethodType, types.BuiltinMethodType, weakref.ref)
 PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 REGISTERED = ("_modules", "_parameters", "_buffers")
+OPAQUE = (types.FrameType, types.TracebackType, types.CodeType)
+HEAP_TYPE = 1 << 9  # set in the flags of classes that were written in Python
 FLAT = ("_flat_weights", "_flat_weight_refs")  # what torch's recurrent layers keep of their own parameters
 
 
@@ -97,13 +100,13 @@ def walk(roots: Iterable[Any]) -> Iterator[Slot]:
     while todo:
         slot = todo.popleft()
         value = slot.get()
-        if not isinstance(value, IMMUTABLE):
+        if type(value) not in PROXIES and not isinstance(value, IMMUTABLE):
             if id(value) in seen:
                 continue
             seen.add(id(value))
         for part in _parts(slot, value):
             content = part.get()
-            if type(content) not in PROXIES and not isinstance(content, ATOMS):
+            if _is_alive(content) if type(content) in PROXIES else not isinstance(content, ATOMS):
                 yield part
                 todo.append(part)
 
@@ -111,7 +114,9 @@ def walk(roots: Iterable[Any]) -> Iterator[Slot]:
 def _parts(slot: Slot, value: Any) -> Iterator[Slot]:
     """The places inside one object."""
     path = slot.path
-    if isinstance(value, nn.Module):
+    if type(value) in PROXIES:
+        yield from _of_proxy(slot, value)
+    elif isinstance(value, nn.Module):
         yield from _of_module(path, value)
     elif isinstance(value, dict):
         yield from _of_dict(value, lambda key: f"{path}[{key!r:.40}]")
@@ -145,11 +150,31 @@ def _parts(slot: Slot, value: Any) -> Iterator[Slot]:
     elif isinstance(value, types.BuiltinMethodType):
         yield Slot(path, lambda: value.__self__, None)
     elif isinstance(value, weakref.ref):
-        yield _inside(slot, path, lambda old: old(), lambda old, new: weakref.ref(new))
+        make = weakref.WeakMethod if isinstance(value, weakref.WeakMethod) else weakref.ref
+        yield _inside(slot, path, lambda old: old(), lambda old, new: make(new))
     elif isinstance(value, types.FunctionType):
         yield from _of_function(path, value)
-    else:
+    elif type(value).__name__ == "ndarray" and value.dtype == object:  # of numpy
+        for i in range(value.size):
+            get = functools.partial(value.flat.__getitem__, i)
+            yield Slot(f"{path}[{i}]", get, functools.partial(value.flat.__setitem__, i))
+    elif type(value).__flags__ & HEAP_TYPE or isinstance(value, OPAQUE):
         yield from _of_object(path, value)
+    else:  # iterators, views of dicts, generators
+        yield from (Slot(path, lambda part=part: part, None) for part in gc.get_referents(value))
+
+
+def _of_proxy(slot: Slot, proxy: Any) -> Iterator[Slot]:
+    """What a weak proxy stands for."""
+    target = weakref.ref(proxy.__repr__.__self__)
+    yield _inside(slot, slot.path, lambda old: target(), lambda old, new: weakref.proxy(new))
+
+
+def _is_alive(proxy: Any) -> bool:
+    try:
+        return bool(proxy.__class__)
+    except ReferenceError:
+        return False
 
 
 def _of_module(path: str, module: nn.Module) -> Iterator[Slot]:
