@@ -46,6 +46,7 @@ WRITES = [
     "w.masked_fill_(w > 0, 0)", "w.index_fill_(0, torch.tensor([0]), 0)", "torch._foreach_mul_([w], 2)",
     "w.clamp_(-1, 1)", "w.exponential_()", "w.resize_(3)", "nn.init._no_grad_normal_(w, 0, 1)",
     "nn.utils.vector_to_parameters(torch.zeros(w.numel()), [w])", "w.squeeze().transpose(0, 1).zero_()",
+    "w.grad = torch.ones_like(w)",
 ]  # fmt: skip
 
 
@@ -60,6 +61,17 @@ def test_no_write_into_any_weight_is_lost(name):
         for statement in WRITES:
             with torch.no_grad(), pytest.raises(RuntimeError, match=r"computed weight: .*nplex\.nn\.init\.like_"):
                 write(statement)(w)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_weight_can_be_assigned(name):
+    """As torch's users tie weights, head.weight = embedding.weight, or set one: the error says what to do."""
+    layer = LAYERS[name].make(4, rule=2)
+    for full in shown(layer):
+        prefix, _, leaf = full.strip(".").rpartition(".")
+        for value in (nn.Parameter(torch.zeros(2)), torch.zeros(2), None):
+            with pytest.raises(AttributeError, match=f"{leaf} is computed; change the rule or"):
+                setattr(layer.get_submodule(prefix), leaf, value)
 
 
 @pytest.mark.parametrize("statement", ["nn.init.eye_(w)", "nn.init.sparse_(w, 0.5)"])

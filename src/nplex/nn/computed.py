@@ -79,7 +79,8 @@ def _writes(name: str, attribute: str, args: tuple, kwargs: Mapping) -> bool:
     """Whether the function changes the numbers of a computed weight, which may be its second argument only read."""
     target = args[0] if args else next(iter(kwargs.values()), None)
     if name == "__set__":
-        return attribute == "data" and type(target) is Computed
+        lost = attribute == "data" or (attribute == "grad" and args[1] is not None)
+        return lost and type(target) is Computed
     in_place = name in _WRITES or (name[-1] == "_" and name[:2] != "__" and name not in _NO_WRITES)
     return _has_computed(kwargs.get("out")) or ((in_place or bool(kwargs.get("inplace"))) and _has_computed(target))
 

@@ -48,6 +48,14 @@ class Twin(Leaf, RuleUser):
         """First values for the layer's own numbers; the rule, a module of its own, has its own reset_parameters."""
         raise NotImplementedError
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and isinstance(getattr(type(self), name, None), property):
+            raise AttributeError(
+                "weight is computed; change the rule or components instead. Leave a layer dense that is tied to "
+                "another's weight: nplex.convert_(model, rule, where=nplex.all_but(NAME))"
+            )
+        super().__setattr__(name, value)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Twin":
         """As torch's, but for what `guarded` says of memory formats and types."""
         return super()._apply(guarded(fn), recurse)
