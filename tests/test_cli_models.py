@@ -132,7 +132,8 @@ def test_a_folder_keeps_what_is_not_understood(folder, tmp_path, verb):
 
 def test_a_model_may_be_written_into_its_own_folder(folder, tmp_path):
     path = shutil.copytree(folder, tmp_path / "bert")
-    (path / "link").symlink_to(path)  # a loop
+    (path / "link").symlink_to(path)
+    (path / "loop").symlink_to(path / "loop")
     for name in ("small", "more"):
         ok(call("convert", path, path / name, "--rule", 4))
         ok(call("convert", path, path / name, "--rule", 4, "--force"))
@@ -242,6 +243,13 @@ def test_a_link_as_out_leads_to_what_is_written(folder, file, tmp_path):
     for path in (tmp_path / "out").iterdir():
         (linked / path.name).symlink_to(path)
     refused(call("fold", linked, tmp_path / "out", "--force"), "holds the model itself")
+
+
+def test_a_loop_of_links_is_refused(file, tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).symlink_to(tmp_path / other)
+    refused(call("convert", file, tmp_path / "a", "--rule", 4), "is a loop of links")
+    refused(call("count", tmp_path / "a"), "no such file or folder")
 
 
 CONFIGS = {

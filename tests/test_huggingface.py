@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -588,3 +589,29 @@ def test_dense_ends_of_a_converted_model_are_resized():
     nplex.convert_(model, 2, where=nplex.all_but("lm_head"))
     model.resize_token_embeddings(44)
     assert (model.lm_head.out_features, model.model.embed_tokens.num_embeddings, model.config.vocab_size) == (44,) * 3
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertModel"])
+def test_a_config_that_forgets_layers_gives_no_random_ones(tmp_path, kind, kept):
+    converted(where=nplex.only("bert.encoder.*")).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    described = json.loads(path.read_text())
+    layers = described["quantization_config"]["conversion"]["layers"]
+    described["quantization_config"]["conversion"]["layers"] = dict(list(layers.items())[:kept])
+    path.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"the file holds hypercomplex layers .* of which this config says nothing"):
+        getattr(transformers, kind).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool])
+@pytest.mark.parametrize("rule", [2, algebra.complex_], ids=["learned", "fixed"])
+def test_rules_of_whole_numbers_are_refused(tmp_path, rule, dtype):
+    model = converted(rule=rule)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    name = next(name for name in tensors if ".rule." in name)
+    safetensors.torch.save_file(tensors | {name: tensors[name].to(dtype)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="expected floating-point numbers"):
+        type(model).from_pretrained(tmp_path)

@@ -172,6 +172,8 @@ def _fill_in(model: PreTrainedModel) -> None:
     marks = any(hasattr(parameter, "_is_hf_initialized") for parameter in model.parameters())
     for name, module in model.named_modules():
         numbers = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if isinstance(module, Rule) and (wrong := [n.dtype for n in numbers if not n.is_floating_point()]):
+            raise ValueError(f"{name}: its numbers are {wrong[0]} in the file, expected floating-point numbers")
         if (
             marks
             and (isinstance(module, Rule) or is_layer(module))
@@ -228,7 +230,9 @@ def _checked(load: Any) -> Any:
             _fresh_sizes.reset(token)
             _loads.reset(outer)
         over, lost = set(info["unexpected_keys"]), set(info["missing_keys"])
-        if not _held(model.config) and (ours := sorted(key for key in over if key.endswith(_OURS))):
+        ours = sorted(key for key in over if key.endswith(_OURS))
+        fresh = kwargs.get("ignore_mismatched_sizes") or not _same_layers(ours, lost, model.base_model_prefix)
+        if ours and not (_held(model.config) and fresh):
             raise ValueError(
                 f"the file holds hypercomplex layers ({ours[0]} and so on), of which this config says nothing; leave "
                 f"config= out, or take AutoConfig.from_pretrained of the saved folder"
@@ -242,6 +246,12 @@ def _checked(load: Any) -> Any:
         return (model, info) if output_loading_info else model
 
     return from_pretrained
+
+
+def _same_layers(ours: list[str], lost: set[str], base: str) -> bool:
+    """Whether the file holds components of a layer that the model has dense, and without weights."""
+    found = {key.removeprefix(f"{base}.").removesuffix("components") for key in ours}
+    return any(key.removeprefix(f"{base}.").removesuffix("weight") in found for key in lost)
 
 
 def _converting(make: Any) -> Any:

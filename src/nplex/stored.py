@@ -136,7 +136,7 @@ def _others(source: Path, out: Path) -> tuple[list[str], list[str]]:
     def walk(folder: Path) -> None:
         for path in sorted(folder.iterdir()):
             name = path.relative_to(source).as_posix()
-            if path in replaced or name in {"README.md", MANIFEST} or path.resolve() == out:
+            if path in replaced or name in {"README.md", MANIFEST} or Path(os.path.realpath(path)) == out:
                 continue
             if path.is_dir():
                 strange = path.is_symlink() or path.name.startswith(".") or path.name.endswith(".part")
@@ -167,6 +167,8 @@ def check_out(source: Path, out: Path, *, force: bool) -> None:
     Raises:
         ValueError: says what is there, and what to do.
     """
+    if os.path.islink(os.path.realpath(out)):
+        raise ValueError(f"{out} is a loop of links; name another path")
     files = [source, *(file for file in source.glob("*") if file.is_file())]
     if any(file.resolve().is_relative_to(out.resolve()) for file in files):
         verb = "is" if out.resolve() == source.resolve() else "holds"
