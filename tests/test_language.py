@@ -39,7 +39,7 @@ def test_a_run_learns_a_text_that_repeats(tmp_path, unit, rule):
     loss = result["scores"]["loss"]
     assert result["kind"] == "loss"
     assert low < loss < high
-    assert loss < 0.6 * experiment.baseline(recipe, data)[1]["loss"]
+    assert loss < 0.6 * recipe.baseline(data)[1]["loss"]
     assert result["history"][0]["nats"] > result["history"][-1]["nats"]
     assert result["examples"] == len(result["answers"]) == math.ceil((len(data.test) - 1) / recipe.length)
     if unit == "byte":

@@ -128,7 +128,7 @@ def test_every_part_has_its_recipe_and_its_published_rows():
 def test_the_papers_parameters_fall_by_n(table):
     """Within a tenth, and what the rules themselves take."""
     factors = {"K": 1e3, "M": 1e6}
-    size = {row.rule: float(row.parameters[:-1]) * factors[row.parameters[-1]] for row in table.rows}
+    size = {rule: float(row[0][:-1]) * factors[row[0][-1]] for rule, row in table.rows.items()}
     for rule, parameters in size.items():
         n = {"dense": 1, "quaternion": 4}.get(rule) or int(rule)
         assert size["dense"] / n * 0.98 < parameters < size["dense"] / n * 1.13

@@ -254,7 +254,7 @@ def test_what_looks_draws_no_random_numbers(tiny, tmp_path, monkeypatch):
         lambda: summarise([run.result for run in finished_runs(tmp_path / "out")], ["2"], ("", {})).markdown(),
         lambda: experiment.layer_parameters(model, recipe.converted),
         lambda: experiment.fingerprint(data),
-        lambda: experiment.baseline(recipe, data),
+        lambda: recipe.baseline(data),
         lambda: experiment.run(recipe, data, 0, tmp_path / "out" / "2-seed0"),
         lambda: rules.record(tmp_path / "out" / "2-seed0", model, 3),
         lambda: RunFolder(tmp_path / "out", force=True).open(),

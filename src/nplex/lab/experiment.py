@@ -79,16 +79,10 @@ def compare(
             for rule in rules:
                 inner = folder / f"{rule.replace(':', '-')}-seed{seed}"
                 results.append(run(replace(recipe, rule=rule), data, seed, inner, report))
-        summary = summarise(results, rules, baseline(recipe, data))
+        summary = summarise(results, rules, recipe.baseline(data))
         if main_process():
             write_sealed(folder / COMPARISON[0], _plain(asdict(summary) | {"runs": results}))
     return summary
-
-
-def baseline(recipe: Recipe, data: Data) -> tuple[str, dict[str, float]]:
-    """The name and the scores of what needs no model."""
-    found = recipe.baseline(data)
-    return found.name, found.scores
 
 
 def layer_parameters(model: nn.Module, where: Where) -> int:
@@ -117,7 +111,6 @@ def check_settings(folder: Path, kind: str, settings: dict) -> None:
 
 
 def _train_and_test(recipe: Recipe, data: Data, seed: int, folder: Path, config: dict, report: OnStep) -> None:
-    """Writes all files of a run."""
     if main_process():
         check_settings(folder, "run", config)
         write_json(folder / SETTINGS, Settings("run", config).json())
@@ -145,7 +138,6 @@ def _plain(config: dict) -> dict:
 
 
 def _measured(model: nn.Module, recipe: Recipe, data: Data, state: State, outcome: Outcome) -> dict:
-    """What is known after training."""
     with torch.device("meta"):
         dense = recipe.dense(data)
     return {

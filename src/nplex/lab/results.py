@@ -1,6 +1,5 @@
 """What result.json holds; what comes back is checked."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from nplex.lab.checked import (
@@ -35,17 +34,12 @@ MEASURED: dict[str, Kind] = {
     "testing_tokens_per_second": AMOUNT,
     "history": (
         "a list of numbers under their names",
-        lambda value: isinstance(value, list) and are_all_numbers(value),
+        lambda value: isinstance(value, list) and all(map(are_numbers, value)),
     ),
     "environment": OBJECT,
 }
 ENVIRONMENT: dict[str, Kind] = dict.fromkeys(("date", "commit", "torch", "processor"), TEXT) | {"threads": COUNT}
 PASS: dict[str, Kind] = {"epoch": COUNT, "loss": NUMBER}
-
-
-def are_all_numbers(values: Sequence[object]) -> bool:
-    """Whether each value is an object whose values are numbers."""
-    return all(map(are_numbers, values))
 
 
 def finished_result(path: Path) -> dict:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from nplex.lab.scores import wilson
 
@@ -139,13 +140,13 @@ def _line(rule: str, runs: Sequence[dict]) -> Line:
         rule=rule,
         layer_parameters=layer,
         share=layer / runs[0]["dense_layer_parameters"],
-        scores={name: _mean([run["scores"][name] for run in runs]) for name in runs[0]["scores"]},
+        scores={name: fmean([run["scores"][name] for run in runs]) for name in runs[0]["scores"]},
         low=low,
         high=high,
         seeds=tuple(next(iter(run["scores"].values())) for run in runs),
-        training_seconds=_mean([run["training_seconds"] for run in runs]),
-        training_tokens_per_second=_mean([run["training_tokens_per_second"] for run in runs]),
-        testing_tokens_per_second=_mean([run["testing_tokens_per_second"] for run in runs]),
+        training_seconds=fmean([run["training_seconds"] for run in runs]),
+        training_tokens_per_second=fmean([run["training_tokens_per_second"] for run in runs]),
+        testing_tokens_per_second=fmean([run["testing_tokens_per_second"] for run in runs]),
     )
 
 
@@ -154,8 +155,4 @@ def _interval(runs: Sequence[dict]) -> tuple[float, float]:
     if runs[0]["kind"] == "accuracy":
         low, high = wilson([run["answers"][0] for run in runs])
         return 100 * low, 100 * high
-    return _mean([run["interval"][0] for run in runs]), _mean([run["interval"][1] for run in runs])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return fmean([run["interval"][0] for run in runs]), fmean([run["interval"][1] for run in runs])

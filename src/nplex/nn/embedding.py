@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nplex.algebra import Algebra
-from nplex.nn import init
 from nplex.nn.arguments import check_widths
 from nplex.nn.computed import read_only
 from nplex.nn.nearest import nearest_
@@ -49,8 +48,8 @@ class _Rows(Twin):
         self._set_up(rule, {"components": size}, device, dtype)
 
     def reset_parameters(self) -> None:
-        """First values for components: W gets the variance of torch's layer, 1."""
-        init.normal_components_(self.components, rule_norm=self.rule.initial_norm)
+        """First values for components, `N(0, (n / rule_norm)^2)`: W gets the variance of torch's layer, 1."""
+        nn.init.normal_(self.components, std=self.rule.n / self.rule.initial_norm)
 
     def _rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d"]:
         """`W[ids]`, with max_norm and scale_grad_by_freq."""

@@ -58,18 +58,6 @@ def components_(components: Float[Tensor, "n *block"], *, rule_norm: float, boun
     torch.nn.init.uniform_(components, -limit, limit)
 
 
-@torch.no_grad()
-def normal_components_(components: Float[Tensor, "n *block"], *, rule_norm: float, std: float = 1.0) -> None:
-    """`N(0, (n std / rule_norm)^2)`: W gets the variance `std^2`, with 1 that of torch.nn.Embedding."""
-    torch.nn.init.normal_(components, std=components.shape[0] * std / rule_norm)
-
-
-@torch.no_grad()
-def bias_(bias: Float[Tensor, "d_out"], *, bound: float) -> None:
-    """`U(-bound, bound)`; torch.nn.Linear has `bound = 1 / sqrt(in_features)`."""
-    torch.nn.init.uniform_(bias, -bound, bound)
-
-
 def like_(layer: Layer, fn: Callable[[Tensor], Any]) -> Layer:
     """`W <- s P(D)`: D as `fn` fills a dense weight, P(D) the nearest W of the rule, `s = ||D|| / ||P(D)||`.
 

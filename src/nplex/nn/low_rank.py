@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nplex.algebra import Algebra
-from nplex.nn import init
 from nplex.nn.arguments import check_positive, check_widths
 from nplex.nn.computed import read_only
 from nplex.nn.rule import Rule, as_rule
@@ -91,7 +90,7 @@ class LowRankLinear(Twin):
     def reset_parameters(self) -> None:
         """First values for both factors and the bias: W gets the variance of torch.nn.Linear's.
 
-        An entry of a component is a sum of r products, so with `v` its variance (nn.init.components_) the factors
+        An entry of a component is a sum of r products, so with `v` its variance (init.components_) the factors
         need `var(left) var(right) = v / r`. Both get the same expected norm, `a var(left) = b var(right)`, so that
         neither learns faster than the other.
         """
@@ -102,7 +101,7 @@ class LowRankLinear(Twin):
         for factor, limit in zip((self.left, self.right), limits, strict=True):
             nn.init.uniform_(factor, -limit, limit)
         if self.bias is not None:
-            init.bias_(self.bias, bound=bound)
+            nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """`y = x W^T + b`."""

@@ -94,15 +94,8 @@ def additive(mask: Mask, dtype: torch.dtype) -> Float[Tensor, "..."]:
     return mask.to(dtype)
 
 
-def causal_mask(
-    length: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> Float[Tensor, "length length"]:
-    """-inf above the diagonal, 0 on and below it: position i sees positions up to i."""
-    return torch.full((length, length), -math.inf, device=device, dtype=dtype).triu(1)
-
-
 def is_causal_mask(mask: Mask | None, length: int) -> bool:
-    """Whether it is the causal mask of this length.
+    """Whether it is the causal mask of this length: -inf above the diagonal, 0 on and below it.
 
     False where numbers cannot be looked at: on the meta device, and while torch.compile, export or torch.func look
     on. The mask itself then gives the same result.
@@ -110,7 +103,7 @@ def is_causal_mask(mask: Mask | None, length: int) -> bool:
     if mask is None or mask.shape != (length, length) or mask.is_meta or not is_eager(mask):
         return False
     numbers = additive(mask, torch.float32)
-    return torch.equal(numbers, causal_mask(length, mask.device, numbers.dtype))
+    return torch.equal(numbers, torch.full_like(numbers, -math.inf).triu(1))
 
 
 def check_inputs(query: Tensor, key: Tensor, value: Tensor, widths: tuple[int, int, int], batch_first: bool) -> None:

@@ -89,5 +89,5 @@ def run(  # noqa: PLR0913 - options of the command line
     with training.interruptible(training.resuming(run_folder)), training.progress() as report:
         result = experiment.run(recipe, loaded, seed, folder, report)
     if main_process():
-        print_table(summarise([result], [rule], experiment.baseline(recipe, loaded)).table())
+        print_table(summarise([result], [rule], recipe.baseline(loaded)).table())
         messages.print(f"result and model are in {folder}", soft_wrap=True)

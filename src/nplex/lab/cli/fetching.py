@@ -31,11 +31,7 @@ def fetch(name: What, out: Out = None, copy: Copy = "") -> None:
         from nplex.lab.public_sets import fetch as fetched
 
         with messages.status(f"fetching {name}"):
-            fetched(name, folder, copy=copy, report=_report)
+            fetched(name, folder, copy=copy, report=lambda part, count: messages.print(f"{part}: {count:,} examples"))
     public = SETS[name]
     messages.print(f"licence as stated: {public.licence}", soft_wrap=True)
     print(f"nplex run {public.task} --data {folder}")
-
-
-def _report(part: str, count: int) -> None:
-    messages.print(f"{part}: {count:,} examples")

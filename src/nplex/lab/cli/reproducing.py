@@ -81,7 +81,6 @@ def _ready(part: "Part", data: Path, size: str, run_folder: RunFolder) -> "Data"
 
 
 def _done(part: "Part", loaded: "Data", size: str, runs: Path, results: Path) -> None:
-    """Runs a part and shows it."""
     from nplex.lab import reproduction as repeated
     from nplex.lab.reproduction.part import write
     from nplex.lab.train import main_process

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.lab.recipes.recipe import Baseline, Data, Outcome, Recipe
+from nplex.lab.recipes.recipe import Data, Outcome, Recipe
 from nplex.lab.scores import wilson
 from nplex.lab.text import Row, Vocabulary, batches, longest, pad_sides
 from nplex.lab.train import Loss
@@ -91,10 +91,10 @@ class Classification(Recipe[Vocabulary, Labelled]):
         scores, tokens = accuracies(right, data.test.sources), data.test.tokens(range(len(right)))
         return Outcome("accuracy", scores, (100 * low, 100 * high), [answers], tokens, seconds)
 
-    def baseline(self, data: LabelledData) -> Baseline:
+    def baseline(self, data: LabelledData) -> tuple[str, dict[str, float]]:
         """The majority class of the training part."""
         common = Counter(data.train.labels.tolist()).most_common(1)[0][0]
-        return Baseline("majority", accuracies((data.test.labels == common).tolist(), data.test.sources))
+        return "majority", accuracies((data.test.labels == common).tolist(), data.test.sources)
 
 
 @dataclass(frozen=True)

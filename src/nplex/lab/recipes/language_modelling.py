@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nplex.lab.data import builtin
 from nplex.lab.recipes.language_model import LanguageModel
-from nplex.lab.recipes.recipe import Baseline, Data, Outcome, Recipe, is_small, no_data
+from nplex.lab.recipes.recipe import Data, Outcome, Recipe, is_small, no_data
 from nplex.lab.scores import normal
 from nplex.lab.text import Vocabulary, find_file, read_lines
 from nplex.lab.train import Loss, Schedule
@@ -128,11 +128,11 @@ class Language(Recipe[Vocabulary | Bytes, Tensor]):
             sum(map(len, losses)), seconds,
         )  # fmt: skip
 
-    def baseline(self, data: LanguageData) -> Baseline:
+    def baseline(self, data: LanguageData) -> tuple[str, dict[str, float]]:
         """How common each byte or word is in the training part, one added to each count."""
         counts = torch.bincount(data.train, minlength=len(data.vocabulary)).double() + 1
         nats = -(counts / counts.sum()).log()[data.test].mean().item()
-        return Baseline("unigram", {"loss": nats} | self._other(nats))
+        return "unigram", {"loss": nats} | self._other(nats)
 
     def _other(self, nats: float) -> dict[str, float]:
         """Bits of a byte, or the perplexity of words."""

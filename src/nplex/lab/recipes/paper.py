@@ -8,53 +8,34 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Published:
-    """One model of a table.
-
-    Attributes:
-        rule: as on our command line.
-        parameters: as the paper gives them, in thousands or millions.
-        scores: for each column, in points.
-    """
-
-    rule: str
-    parameters: str
-    scores: dict[str, float]
-
-
-@dataclass(frozen=True)
 class PaperTable:
     """A table of single runs, without intervals.
 
     Attributes:
         title: what it measures.
         score: of its columns.
-        rows: dense first.
+        columns: their names.
+        rows: by the rule as on our command line, dense first: the parameters as the paper gives them, in thousands or
+            millions, and the score of each column, in points.
     """
 
     title: str
     score: str
-    rows: tuple[Published, ...]
+    columns: tuple[str, ...]
+    rows: dict[str, tuple]
 
     def score_of(self, rule: str, column: str) -> float | None:
         """The published score, if there is one."""
-        return next((row.scores.get(column) for row in self.rows if row.rule == rule), None)
+        if rule not in self.rows or column not in self.columns:
+            return None
+        return self.rows[rule][1 + self.columns.index(column)]
 
     def parameters_of(self, rule: str) -> str:
         """The published size, or nothing."""
-        return next((row.parameters for row in self.rows if row.rule == rule), "")
+        return self.rows.get(rule, ("",))[0]
 
 
-def _table(title: str, score: str, columns: tuple[str, ...], rows: dict[str, tuple]) -> PaperTable:
-    """Rows are `rule: (parameters, score, ...)`, in the order of the columns."""
-    published = (
-        Published(rule, parameters, dict(zip(columns, scores, strict=True)))
-        for rule, (parameters, *scores) in rows.items()
-    )
-    return PaperTable(title, score, tuple(published))
-
-
-INFERENCE = _table(
+INFERENCE = PaperTable(
     "Natural language inference, LSTM 300 on GloVe vectors", "accuracy %",
     ("MNLI matched", "MNLI mismatched", "Quora", "SNLI", "DNLI", "SciTail"),
     {
@@ -65,7 +46,7 @@ INFERENCE = _table(
         "10": ("81K", 71.59, 71.59, 84.25, 84.40, 86.21, 77.84),
     },
 )  # fmt: skip
-TRANSLATION = _table(
+TRANSLATION = PaperTable(
     "Machine translation, transformer of 6 + 6 layers, width 512", "BLEU",
     ("En-Vi", "En-Id", "De-En", "Ro-En", "En-Et", "En-Mk", "En-Ro"),
     {
@@ -77,7 +58,7 @@ TRANSLATION = _table(
         "16": ("2.9M", 29.04, 33.48, 33.89, 31.53, 12.15, 11.97, 19.63),
     },
 )  # fmt: skip
-STYLE = _table(
+STYLE = PaperTable(
     "Text style transfer, modern English to Shakespeare's, transformer of 6 + 6 layers, width 512", "BLEU",
     ("Shakespeare",),
     {
@@ -85,7 +66,7 @@ STYLE = _table(
         "16": ("2.9M", 10.76),
     },
 )  # fmt: skip
-AGREEMENT = _table(
+AGREEMENT = PaperTable(
     "Subject-verb agreement, transformer of 2 layers, width 128", "accuracy %", ("agreement",),
     {
         "dense": ("400K", 94.80), "quaternion": ("100K", 94.70), "2": ("200K", 95.14), "4": ("101K", 95.05),

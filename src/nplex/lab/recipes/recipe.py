@@ -48,19 +48,6 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """What needs no model.
-
-    Attributes:
-        name: as "majority" or "copy".
-        scores: under the same names as an Outcome's.
-    """
-
-    name: str
-    scores: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Data(Generic[V, P]):
     """What a recipe's `load` gives.
 
@@ -156,8 +143,8 @@ class Recipe(abc.ABC, Generic[V, P]):
         """Scores on the test part."""
 
     @abc.abstractmethod
-    def baseline(self, data: Data[V, P]) -> Baseline:
-        """The scores of what needs no model."""
+    def baseline(self, data: Data[V, P]) -> tuple[str, dict[str, float]]:
+        """What needs no model: its name, as "majority" or "copy", and its scores under the names of an Outcome's."""
 
 
 def is_small(size: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nplex.lab.generation import beam
 from nplex.lab.recipes.encoder_decoder import EncoderDecoder
-from nplex.lab.recipes.recipe import Baseline, Data, Outcome, Recipe, is_small
+from nplex.lab.recipes.recipe import Data, Outcome, Recipe, is_small
 from nplex.lab.scores import bleu
 from nplex.lab.text import (
     BEGIN,
@@ -141,11 +141,11 @@ class Seq2Seq(Recipe[Subwords, Encoded]):
                 texts[index], written = data.vocabulary.decode(numbers), written + len(numbers) + 1
         return texts, written
 
-    def baseline(self, data: ParallelData) -> Baseline:
+    def baseline(self, data: ParallelData) -> tuple[str, dict[str, float]]:
         """The source as it stands."""
         sources = [source for source, _ in data.test.pairs]
         cased, uncased = (bleu(sources, data.references, lowercase=lower, resamples=0) for lower in (False, True))
-        return Baseline("copy", {"bleu": cased.score, "bleu, uncased": uncased.score})
+        return "copy", {"bleu": cased.score, "bleu, uncased": uncased.score}
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,9 @@ def report(folder: Path, out: Path, progress: OnRule | None = None) -> Path:
         ValueError: it is not a folder of runs, or a file is damaged.
     """
     runs = finished_runs(folder)
-    text = html_page(runs, baseline(folder), progress)
-    write_text(out, text)
-    return out
-
-
-def html_page(runs: list[FinishedRun], without: tuple[str, dict[str, float]], progress: OnRule | None = None) -> str:
-    """The page as text; `without` is what needs no model, its name and its scores."""
     rules = list(dict.fromkeys(run.rule for run in runs))
     task = runs[0].result["task"]
-    summary = summarise([run.result for run in runs], rules, without)
+    summary = summarise([run.result for run in runs], rules, baseline(folder))
     rules_shown = packed(runs)
     if progress is not None:
         identify_rules(runs, rules_shown, progress)
@@ -58,7 +51,9 @@ def html_page(runs: list[FinishedRun], without: tuple[str, dict[str, float]], pr
         "data": _json(_data(runs, summary) | {"rules": rules_shown}),
     }
     template = (PARTS / "page.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)  # once: what is put in stays as it is
+    text = re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)  # once: what is put in stays as it is
+    write_text(out, text)
+    return out
 
 
 def _about(runs: list[FinishedRun], summary: Summary) -> str:
@@ -70,7 +65,6 @@ def _about(runs: list[FinishedRun], summary: Summary) -> str:
 
 
 def _table(summary: Summary) -> str:
-    """The summary as an HTML table."""
     head, *rows = summary.table()
     cells = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
     lines = []
@@ -81,7 +75,6 @@ def _table(summary: Summary) -> str:
 
 
 def _data(runs: list[FinishedRun], summary: Summary) -> dict:
-    """What the script draws."""
     return {
         "score": NAMES[summary.kind], "digits": DIGITS[summary.kind],
         "lines": [

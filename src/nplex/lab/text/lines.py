@@ -1,12 +1,12 @@
 """Lines of files: plain, .gz, or a member of a .tgz; what is damaged is named by file and line."""
 
+import codecs
 import gzip
+import io
 import tarfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BufferedIOBase
 from pathlib import Path
+from typing import IO
 
 LONGEST_LINE = 1 << 20
 DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError)
@@ -37,73 +37,35 @@ def read_lines(path: Path, member: str | None = None) -> list[str]:
         ValueError: the file is damaged or not UTF-8, or a line is longer than a million bytes; names the line.
         FileNotFoundError: there is no such file, or no such member.
     """
-    name = str(path) if member is None else f"{path}, {member}"
-    lines = []
-    with _opened(path, member) as file:
-        number = 0
-        while line := _next_line(file, name, number := number + 1):
-            lines.append(_decoded(line, name, number))
-    if lines and lines[0].startswith("\ufeff"):
-        lines[0] = lines[0][1:]
+    name, lines = str(path) if member is None else f"{path}, {member}", []
+    try:
+        with _opened(path, member) as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+                if len(line) > LONGEST_LINE:
+                    longer = f"longer than {LONGEST_LINE:,} bytes; is it a text file with a sentence a line?"
+                    raise ValueError(f"{name}, line {number}: {longer}")
+                lines.append(_decoded(line, name, number))
+    except DAMAGED as error:
+        raise ValueError(f"{name} is damaged, expected gzip: {error}") from None
     return lines
 
 
-def _next_line(file: BufferedIOBase, name: str, number: int) -> bytes:
-    """One line with its end, b"" at the end of the file; never more than the longest line is read."""
-    try:
-        line = file.readline(LONGEST_LINE + 1)
-    except DAMAGED as error:
-        raise ValueError(f"{name} is damaged, expected gzip: {error}") from None
-    if len(line) > LONGEST_LINE:
-        raise ValueError(
-            f"{name}, line {number}: longer than {LONGEST_LINE:,} bytes; is it a text file with a sentence a line?"
-        )
-    return line
-
-
 def _decoded(line: bytes, name: str, number: int) -> str:
-    """Text without the line's end: only newlines end a line."""
-    line = line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\r\n") else line.removesuffix(b"\n")
+    """Text without the line's end, and without the mark that may begin a file: only newlines end a line."""
+    text = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"")
+    text = text[:-2] if text.endswith(b"\r\n") else text.removesuffix(b"\n")
     try:
-        return line.decode("utf-8")
+        return text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}, line {number}: expected UTF-8, got byte 0x{line[error.start]:02x}") from None
+        raise ValueError(f"{name}, line {number}: expected UTF-8, got byte 0x{text[error.start]:02x}") from None
 
 
-@contextmanager
-def _opened(path: Path, member: str | None) -> Iterator[BufferedIOBase]:
-    """The bytes of the file, decompressed as they are read."""
-    if member is not None:
-        with _archive(path) as archive:
-            yield _member(archive, path, member)
-    elif path.suffix == ".gz":
-        with gzip.open(path, "rb") as file:
-            yield file
-    else:
-        with path.open("rb") as file:
-            yield file
-
-
-@contextmanager
-def _archive(path: Path) -> Iterator[tarfile.TarFile]:
-    """A .tgz, which is read to its end afterwards: only there stands the checksum of what was read."""
-    try:
-        with gzip.open(path, "rb") as packed:
-            with tarfile.open(fileobj=packed, mode="r:") as archive:
-                yield archive
-            while packed.read(LONGEST_LINE):
-                pass
-    except DAMAGED as error:
-        raise ValueError(f"{path} is damaged, expected a .tgz archive: {error}") from None
-
-
-def _member(archive: tarfile.TarFile, path: Path, member: str) -> BufferedIOBase:
-    """The archive's first file whose name ends so."""
-    for info in archive:
-        if (
-            info.isfile()
-            and info.name.endswith(member)
-            and isinstance(file := archive.extractfile(info), BufferedIOBase)
-        ):
-            return file
+def _opened(path: Path, member: str | None) -> IO[bytes]:
+    """The bytes of the file, decompressed as they are read; a member of an archive when all of that is checked."""
+    if member is None:
+        return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(path.read_bytes())), mode="r:") as archive:
+        for info in archive:
+            if info.isfile() and info.name.endswith(member) and (file := archive.extractfile(info)):
+                return io.BytesIO(file.read())
     raise FileNotFoundError(f"{path} has no file called {member}")

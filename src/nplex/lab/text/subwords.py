@@ -30,7 +30,10 @@ class Subwords:
         """
         if size < 256 + len(MARKS):
             raise ValueError(f"a vocabulary needs {256 + len(MARKS)} places or more for all bytes, got {size}")
-        library = _library()
+        try:
+            import tokenizers as library
+        except ImportError:
+            raise ImportError("subwords need tokenizers, which is not installed: pip install 'nplex[lab]'") from None
         tokenizer = library.Tokenizer(library.models.BPE())
         tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = library.decoders.ByteLevel()
@@ -55,12 +58,3 @@ class Subwords:
     def decode(self, numbers: Sequence[int]) -> str:
         """The text of numbers; marks are left out."""
         return self._tokenizer.decode([n for n in numbers if n >= len(MARKS)]).strip()
-
-
-def _library() -> Any:
-    """The tokenizers library; its absence is one error that names the command."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise ImportError("subwords need tokenizers, which is not installed: pip install 'nplex[lab]'") from None
-    return tokenizers
