@@ -140,7 +140,6 @@ def factors(algorithm: Any) -> "Figure":
 
 
 def _numbers(rule: Any) -> tuple[Float[Tensor, "n n n"], tuple[str, ...]]:
-    """The table and the names of its units."""
     found = rule() if isinstance(rule, nn.Module) else rule
     if isinstance(found, Algebra):
         return found.table, found.units
@@ -157,7 +156,6 @@ def _is_monomial(numbers: Float[Tensor, "n n n"]) -> bool:
 
 
 def _faces(numbers: Float[Tensor, "n n n"]) -> "Figure":
-    """A heat map of each face."""
     n = len(numbers)
     columns = min(n, PANELS)
     rows = -(-n // columns)

@@ -22,7 +22,6 @@ def known_algorithm(algebra: Algebra) -> BilinearAlgorithm | None:
 
 
 def _on_file(n: int) -> list[BilinearAlgorithm]:
-    """The algorithms for tables of this size."""
     eye = torch.eye(n, dtype=torch.float64)
     special = {2: [_gauss(-1), _gauss(0), _split_complex()], 4: [_quaternion(), _strassen(), _split_quaternion()]}
     return [BilinearAlgorithm(eye, eye, eye), *special.get(n, [])]

@@ -168,7 +168,6 @@ def _where(only: list[str] | None, all_but: list[str] | None, everything: bool) 
 
 
 def _tell(text: str) -> None:
-    """A line on stderr."""
     messages.print(text, soft_wrap=True)
 
 

@@ -14,16 +14,7 @@ if TYPE_CHECKING:
 
     from nplex.algebra import Algebra
 
-UNITS = (
-    "white",
-    "bright_red",
-    "bright_green",
-    "bright_blue",
-    "bright_yellow",
-    "bright_magenta",
-    "bright_cyan",
-    "red",
-)
+UNITS = ["white", "bright_red", "bright_green", "bright_blue", "bright_yellow", "bright_magenta", "bright_cyan", "red"]
 COLD, WARM = (40, 110, 220), (225, 90, 30)  # of negative and positive numbers
 ACROSS = 100  # letters that faces side by side may take
 What = Annotated[
@@ -91,7 +82,6 @@ def rules_named(rule: str, only: list[str] | None) -> dict[str, Any]:
 
 
 def _print(name: str, rule: Any) -> None:
-    """One rule on stdout."""
     from rich.console import Console
 
     from nplex.algebra import Algebra, as_table
@@ -157,7 +147,6 @@ def _check_figures(found: dict[str, Any], folder: Path) -> None:
 
 
 def _draw(found: dict[str, Any], folder: Path) -> None:
-    """Figures of one rule, in a folder."""
     from nplex.algebra import BilinearAlgorithm
     from nplex.figures import show, write_figure
 

@@ -105,7 +105,6 @@ class Bilinear(Expanded):
             return product(pairs, self.rule(), components, self.bias, features=features, method=self.method)
 
     def _check(self, x1: Tensor, x2: Tensor) -> None:
-        """Raises a ValueError that says which shapes were expected."""
         widths = self.in1_features, self.in2_features
         if x1.ndim == 0 or x1.shape[:-1] != x2.shape[:-1] or (x1.shape[-1], x2.shape[-1]) != widths:
             raise ValueError(

@@ -71,7 +71,6 @@ class _Channels(Expanded):
 
     @property
     def _channels(self) -> tuple[int, int]:
-        """Inputs and outputs of a group."""
         return self.in_channels // self.groups, self.out_channels // self.groups
 
     def _bound(self) -> float:
@@ -176,7 +175,6 @@ class Conv(_Channels):
         return y if batched else y.squeeze(0)
 
     def _convolve(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-        """With this layer's stride, padding and dilation."""
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0

@@ -143,7 +143,6 @@ def _choose(rule: Rule, gram: Float[Tensor, "pairs pairs"]) -> None:
 
 
 def _factors(rule: Rule) -> Iterable[Tensor]:
-    """The parameters of a rule held as factors."""
     return [rule.get_parameter(name) for name in BilinearAlgorithm._fields]
 
 

@@ -109,7 +109,6 @@ def cost(r: Request) -> Work:
 
 
 def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | float) -> None:
-    """Adds the gradients of all, per call and per tile."""
     n, a, b = r.n, r.a, r.b
     if not r.prepared:
         work.mix(rank, n, a * b)

@@ -98,7 +98,6 @@ def _dense(
     convolve: Convolve,
     prepared: tuple[Tensor, ...] = (),
 ) -> Float[Tensor, "batch c_out *places"]:
-    """Torch's convolution with the dense weight."""
     (weight,) = prepared or _prepare_dense(rule, components, channels)
     return convolve(x, weight, components.shape[1])
 
@@ -165,7 +164,6 @@ def _bilinear_cost(r: Request) -> Work:
 
 
 def _add_convolution(work: Work, r: Request, a: int, b: int, groups: int = 1, slower: float = 1.0) -> None:
-    """So many convolutions of b channels to a."""
     flops, numbers = 2 * r.tokens * a * b * r.kernel, r.tokens * (a + b) + a * b * r.kernel
     for _ in range(3 if r.training else 1):
         work.add(groups * flops, groups * (numbers - r.tokens * a), groups * r.tokens * a)

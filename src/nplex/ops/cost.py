@@ -103,6 +103,5 @@ class Work:
         return flops / self.machine.flops_per_second * max(1.0, self.element_size / 4)
 
     def _beyond(self, numbers: int | float) -> float:
-        """Seconds for what the cache does not hold."""
         far = self.element_size * numbers - self.machine.cache_bytes
         return max(0.0, far) / self.machine.memory_bytes_per_second

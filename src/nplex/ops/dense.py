@@ -140,7 +140,6 @@ def _rows(components: Float[Tensor, "n a b"]) -> int:
 
 
 def _buffer(components: Float[Tensor, "n a b"]) -> Tensor:
-    """Room for those rows."""
     n, _, b = components.shape
     return components.new_empty(n * n * _rows(components) * b)
 

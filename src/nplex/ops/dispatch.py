@@ -126,7 +126,6 @@ def check_method(method: str, *, factors: bool, methods: Mapping[str, Method] = 
 
 
 def _check_types(x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor) -> None:
-    """Raises an error that names what is not a tensor of the right kind."""
     if not isinstance(rule, (Tensor, BilinearAlgorithm)):
         raise TypeError(
             f"rule must be a table or factors, got {type(rule).__name__}; of a module rule(), of an algebra "
@@ -145,7 +144,6 @@ def _check(
     bias: Tensor | None,
     features: tuple[int, int],
 ) -> None:
-    """Raises a ValueError that names the size that does not fit."""
     if isinstance(rule, BilinearAlgorithm) and len({factor.shape for factor in rule}) > 1:
         shapes = ", ".join(str(tuple(factor.shape)) for factor in rule)
         raise ValueError(f"the three factors must have one shape, n x R, got {shapes}")

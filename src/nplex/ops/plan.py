@@ -160,7 +160,6 @@ def chooser(methods: Mapping[str, Method]) -> Callable[..., str]:
 
 
 def _costs(methods: tuple[Method, ...], request: Request) -> tuple[Cost, ...]:
-    """What each of the methods would cost, in their order."""
     r, costs = _as_found(request), []
     for method in methods:
         if method.cost is not None and not (method.needs_factors and r.rank is None):

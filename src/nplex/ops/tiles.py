@@ -149,7 +149,6 @@ def _backward(
     products: list[Tensor],
     wanted: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, encode_input, decode and blocks; all that are wanted."""
     s, (for_x, for_encode, for_decode, for_blocks) = _sizes(x, blocks), wanted
     x_grad = torch.empty_like(x, memory_format=torch.contiguous_format) if for_x else None
     encode_grad = _zeros(rule.encode_input) if for_encode else None
@@ -219,13 +218,11 @@ def _differentiable(
 
 
 def _sizes(x: Float[Tensor, "tokens n b"], blocks: Float[Tensor, "R a b"]) -> _Sizes:
-    """All sizes, and the tile's."""
     (tokens, n, _), (rank, a, b) = x.shape, blocks.shape
     return _Sizes(tokens, n, rank, a, b, tile_tokens(tokens, rank, a, b, x.element_size(), x.device))
 
 
 def _view(buffer: Tensor, rows: int, size: int, width: int) -> Float[Tensor, "rows size width"]:
-    """The front of a buffer."""
     return buffer[: rows * size * width].view(rows, size, width)
 
 

@@ -105,7 +105,6 @@ def find(
 
 
 def _check_numbers(rank: int | None, starts: int, steps: int, tolerance: float) -> None:
-    """Refuses what is out of its range."""
     for name, value in (("rank", 1 if rank is None else rank), ("starts", starts), ("steps", steps)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
@@ -116,7 +115,6 @@ def _check_numbers(rank: int | None, starts: int, steps: int, tolerance: float) 
 def _verdict(
     result: Result, attempts: tuple[Attempt, ...], bound: LowerBound
 ) -> tuple[Literal["exact", "impossible", "not found"], str]:
-    """The verdict and a sentence."""
     best, n = result.best, result.factors.shape[1]
     rank, proved = best.rank, f"proved is that it takes at least {bound.rank}"
     if best.ended == "exact":

@@ -78,7 +78,6 @@ def _differences(
     times: Float[Tensor, "count examples"], statistics: Tensor, base: Tensor,
     score: Callable[[Float[Tensor, "sums"]], float],
 ) -> list[float]:  # fmt: skip
-    """Of each resample."""
     ours, theirs = (
         [sum(map(score, sums)) / len(sums) for sums in torch.einsum("rn,snk->rsk", times, each.double())]
         for each in (statistics, base)

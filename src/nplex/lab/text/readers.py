@@ -69,7 +69,6 @@ def read_rows(path: Path, columns: Columns) -> list[Row]:
 
 
 def _number(path: Path, column: int | str, header: list[str]) -> int:
-    """The number of a column."""
     if isinstance(column, int):
         return column
     if column not in header:

@@ -82,8 +82,6 @@ def fit(
 
 
 class _Loop:
-    """A run: its model, data and state."""
-
     def __init__(
         self, accelerator: "Accelerator", model: nn.Module, task: Task, schedule: Schedule, seed: int, folder: Path,
         config: dict,
