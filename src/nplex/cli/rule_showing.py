@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from nplex.algebra import Algebra
 
-UNITS = ["white", "bright_red", "bright_green", "bright_blue", "bright_yellow", "bright_magenta", "bright_cyan", "red"]
+UNITS = (
+    "white", "bright_red", "bright_green", "bright_blue", "bright_yellow", "bright_magenta", "bright_cyan", "red",
+)  # fmt: skip
 COLD, WARM = (40, 110, 220), (225, 90, 30)  # of negative and positive numbers
 ACROSS = 100  # letters that faces side by side may take
 What = Annotated[
