@@ -75,7 +75,7 @@ def read_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
             if not (index.isdecimal() and int(index) < len(parameters)):
                 raise damaged(path, f"{name} belongs to no parameter")
             if tensor.shape not in (parameters[int(index)].shape, ()):
-                raise damaged(path, f"{name} has the shape {tuple(tensor.shape)}")
+                raise damaged(path, f"{name} has the shape {tuple(tensor.shape)}, or an older version wrote it")
             values.setdefault(int(index), {})[key] = tensor
     if len({frozenset(entry) for entry in values.values()}) > 1:
         raise damaged(path, "a part of the optimizer is missing")
