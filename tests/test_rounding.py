@@ -22,8 +22,10 @@ from nplex.algebra import (
 from nplex.algebra.rounding import SMALL_NUMBERS
 
 
-@pytest.mark.parametrize(("name", "rank"), [("complex", 3), ("quaternion", 8), ("matrices(2)", 7)])
-@pytest.mark.parametrize("noise", [0.0, 0.01])
+@pytest.mark.parametrize(
+    ("name", "rank", "noise"),
+    [("complex", 3, 0.0), ("quaternion", 8, 0.0), ("quaternion", 8, 0.01), ("matrices(2)", 7, 0.01)],
+)
 def test_algorithms_that_were_found_become_exact(name, rank, noise):
     algebra = named(name)
     algorithm, generator = find(algebra.table, rank, seed=1).algorithm, torch.Generator().manual_seed(0)
@@ -50,10 +52,10 @@ def test_a_seed_gives_one_result_and_the_global_random_state_is_untouched():
 
 def test_rounding_knows_when_there_is_nothing():
     table = torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert round_off(find(table).algorithm, table) is None
+    assert round_off(find(table).algorithm, table, tries=3) is None
     assert round_off(find(quaternion.table, 8).algorithm, matrices(2).table) is None
     thirds = named("cyclic(3)").table  # its algorithms of 4 products need thirds
-    assert round_off(find(thirds, 4).algorithm, thirds) is None
+    assert round_off(find(thirds, 4).algorithm, thirds, tries=3) is None
     many = torch.zeros(16, 100, dtype=torch.float64)
     assert round_off(BilinearAlgorithm(many, many, many), torch.zeros(16, 16, 16)) is None
     with pytest.raises(ValueError, match="n = 2, the table n = 4"):
