@@ -49,6 +49,12 @@ class Shareable(nn.Module):
             vars(layer)["rule"] = copied
         return copied
 
+    def _replicate_for_data_parallel(self) -> "Shareable":
+        """Torch's replica, which the replicas of layers find by its number."""
+        replica: Any = super()._replicate_for_data_parallel()
+        _replicas(self).note(self, replica)
+        return replica
+
     def reset_parameters(self) -> None:
         """First values for its own tensors."""
         raise NotImplementedError
@@ -62,7 +68,7 @@ class RuleUser(nn.Module):
     - deepcopy: where the copied part holds the rule, the copy uses the copied rule, in whatever order both are
       reached. Where it does not hold it, the copy goes on sharing this one.
     - pickle keeps both as they are, if both are in what is pickled.
-    - torch.nn.DataParallel: a replica uses the rule itself, its numbers moved to the device of the replica.
+    - torch.nn.DataParallel: the j-th replica uses the j-th replica of the rule.
     """
 
     def __deepcopy__(self, memo: dict) -> "RuleUser":
@@ -77,28 +83,59 @@ class RuleUser(nn.Module):
         return copied
 
     def _replicate_for_data_parallel(self) -> "RuleUser":
+        """Torch's replica; a shared rule is looked up when it is called, for it may be replicated after the layer."""
         replica: Any = super()._replicate_for_data_parallel()
         if (rule := _reference(self)) is not None:
-            vars(replica)["rule"] = _RuleOfReplica(rule, weakref.ref(replica))
+            vars(replica)["rule"] = _RuleOfReplica(rule, _replicas(rule).number(self), weakref.ref(replica))
         return replica
 
 
-class _RuleOfReplica:
-    """A shared rule as a replica of a layer sees it: called, it gives the rule's tensors on the device of the layer.
+class _Replicas:
+    """The latest replicas of a rule. Torch makes all replicas of one module in a row: so the j-th is known."""
 
-    All else is asked of the rule.
+    def __init__(self) -> None:
+        self.found: dict[int, weakref.ref[nn.Module]] = {}
+        self._last: tuple[weakref.ref[nn.Module], int] | None = None
+
+    def number(self, module: nn.Module) -> int:
+        """How many times in a row this module was replicated before."""
+        again = self._last is not None and self._last[0]() is module
+        j = self._last[1] + 1 if self._last is not None and again else 0
+        self._last = weakref.ref(module), j
+        return j
+
+    def note(self, rule: nn.Module, replica: nn.Module) -> None:
+        """Remembers the next replica of the rule."""
+        self.found[self.number(rule)] = weakref.ref(replica)
+
+
+class _RuleOfReplica:
+    """A shared rule as the j-th replica of a layer sees it.
+
+    Called, it is the j-th replica of the rule; where a part was replicated without its rule, the rule itself on the
+    device of the layer. All else is asked of the rule.
     """
 
-    def __init__(self, rule: Shareable, layer: weakref.ref[nn.Module]) -> None:
-        self.rule, self.layer = rule, layer
+    def __init__(self, rule: Shareable, j: int, layer: weakref.ref[nn.Module]) -> None:
+        self.rule, self.j, self.layer = rule, j, layer
 
     def __call__(self) -> Any:
+        found = _replicas(self.rule).found.get(self.j, lambda: None)()
+        if found is not None:
+            return found()
         tensors, layer = self.rule(), self.layer()
         device = next(t.device for t in vars(layer).values() if isinstance(t, Tensor))
         return tensors.to(device) if isinstance(tensors, Tensor) else type(tensors)(*(t.to(device) for t in tensors))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rule, name)
+
+
+_REPLICAS: weakref.WeakKeyDictionary[nn.Module, _Replicas] = weakref.WeakKeyDictionary()
+
+
+def _replicas(rule: Shareable) -> _Replicas:
+    return _REPLICAS.setdefault(rule, _Replicas())
 
 
 def _reference(layer: nn.Module) -> Shareable | None:
