@@ -6,7 +6,6 @@ import io
 import tarfile
 import zlib
 from pathlib import Path
-from typing import IO
 
 LONGEST_LINE = 1 << 20
 DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError)
@@ -60,7 +59,7 @@ def _decoded(line: bytes, name: str, number: int) -> str:
         raise ValueError(f"{name}, line {number}: expected UTF-8, got byte 0x{text[error.start]:02x}") from None
 
 
-def _opened(path: Path, member: str | None) -> IO[bytes]:
+def _opened(path: Path, member: str | None) -> io.BufferedIOBase:
     """The bytes of the file, decompressed as they are read; a member of an archive when all of that is checked."""
     if member is None:
         return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
