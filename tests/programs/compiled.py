@@ -45,14 +45,15 @@ def main():
     for name, model in layers():
         width = (model.up if isinstance(model, Pair) else model).in_features
         x = torch.randn(5, width, requires_grad=True)
-        if sys.argv[1] == "compile":
-            same(model, x, torch.compile(model, fullgraph=True, backend=sys.argv[2]))
-        else:
-            batch = torch.export.Dim("batch")
-            program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
-            longer = torch.randn(11, width)
-            torch.testing.assert_close(program(longer), model(longer))
-        print("ok", name, flush=True)
+        for way in sys.argv[1:]:
+            if way == "export":
+                batch = torch.export.Dim("batch")
+                program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
+                longer = torch.randn(11, width)
+                torch.testing.assert_close(program(longer), model(longer))
+            else:
+                same(model, x, torch.compile(model, fullgraph=True, backend=way))
+            print("ok", way, name, flush=True)
 
 
 if __name__ == "__main__":
