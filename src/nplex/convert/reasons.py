@@ -15,7 +15,12 @@ WRAPPERS = {
     "DeepSpeedEngine": WRAP, "OptimizedModule": "convert the model first, compile it then",
     "ScriptModule": "convert the model first, script it then",
 }  # fmt: skip
-ADAPTERS = ("PeftModel", "BaseTuner", "BaseTunerLayer", "LycorisBaseModule")
+PEFT = dict.fromkeys(
+    ("PeftModel", "BaseTuner", "BaseTunerLayer", "LycorisBaseModule"),
+    "merge or unload the adapters first (model.merge_and_unload()); afterwards nplex.adapters.add_ adds new ones to "
+    "dense and converted layers alike, peft to dense ones alone",
+)
+OURS = {"Deltas": "merge them first (nplex.adapters.merge_(model, keep=False)) or save and remove them"}
 QUANTIZED = {"bitsandbytes", "torchao", "gptqmodel", "auto_gptq", "awq", "hqq", "quanto", "optimum", "eetq", "aqlm"}
 OWN_HOOKS = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}
 HOOKS = (
@@ -36,14 +41,13 @@ def check_model(model: nn.Module) -> None:
     _refuse(model, WRAPPERS, "is wrapped")
 
 
-def check_no_adapters(model: nn.Module) -> None:
-    """Refuses a model with adapters, whose weights must stay dense to be merged.
+def check_no_adapters(model: nn.Module, *, ours: bool = False) -> None:
+    """Refuses a model with adapters, whose weights must stay as they are to be merged; of nplex's only where not `ours`.
 
     Raises:
         ValueError: names the part.
     """
-    what = "merge or unload the adapters first (model.merge_and_unload()), add new ones after the conversion"
-    _refuse(model, dict.fromkeys(ADAPTERS, what), "has adapters")
+    _refuse(model, PEFT if ours else PEFT | OURS, "has adapters")
 
 
 def special(module: nn.Module) -> str:

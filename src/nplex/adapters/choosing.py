@@ -1,0 +1,107 @@
+"""Which layers of a model get a delta, which do not, and why: a report that prints itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nplex import nn as nx
+from nplex.convert.reasons import FLOATS, QUANTIZED
+from nplex.convert.report import FoldRow, label, text_table
+from nplex.convert.survey import names_of
+from nplex.convert.twins import TWINS, is_layer, is_transposed_linear, our_class
+from nplex.convert.where import Where, output_head, unselected
+
+NO_LINEAR = "not a linear layer"
+READS = "reads the weights of its projections and does not call them, so that a delta would be skipped"
+
+
+@dataclass(frozen=True)
+class AdapterRow(FoldRow):
+    """One layer of a model.
+
+    Attributes:
+        parameters: the numbers of its delta, a shared rule not counted.
+    """
+
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What an adapter was added to.
+
+    Attributes:
+        name: of the adapter.
+        rows: one for each layer that is linear, or of another kind that nplex converts.
+        shared_rule: parameters of the rule that all its deltas share.
+        base: parameters of the model without adapters.
+        frozen: whether the base was frozen.
+    """
+
+    name: str
+    rows: tuple[AdapterRow, ...]
+    shared_rule: int
+    base: int
+    frozen: bool
+
+    @property
+    def parameters(self) -> int:
+        """The numbers of the adapter, its rules included."""
+        return self.shared_rule + sum(row.parameters for row in self.rows)
+
+    def __str__(self) -> str:
+        cells = [(r.names or "(the model itself)", r.was, r.now or "skipped", f"{r.parameters:,}", r.reason) for r in self.rows]
+        lines = text_table([("layer", "is", "delta", "parameters", ""), *cells], "<<<><")
+        rule = f", {self.shared_rule:,} of them the shared rule" * bool(self.shared_rule)
+        lines.append(
+            f"adapter {self.name!r} in {sum(r.changes for r in self.rows)} of {len(self.rows)} layers: "
+            f"{self.parameters:,} parameters{rule}; {100 * self.parameters / max(self.base, 1):.3g} % of the base"
+        )
+        return "\n".join(lines + ["the base is frozen: what else is to be trained, as a new head, requires_grad_()"] * self.frozen)
+
+
+def choose(model: nn.Module, where: Where | None) -> dict[nn.Module, tuple[AdapterRow, tuple[int, int] | None]]:
+    """A row for each layer, and the widths of those that can have a delta and are selected."""
+    names = names_of(model)
+    reading = [module for module in names if isinstance(module, nn.MultiheadAttention)]
+    parts = {part for module in reading for part in module.modules() if part is not module}
+    inside = {part for module in names if is_layer(module) for part in module.modules() if part is not module}
+    found = {}
+    for module, (first, *also) in names.items():
+        widths = _widths(module)
+        if widths is None and (not isinstance(module, tuple(TWINS)) and not is_layer(module)):
+            continue
+        if module in parts or (module in inside and widths is None):
+            continue
+        reason = widths if isinstance(widths, str) else (NO_LINEAR if widths is None else "")
+        reason = READS if module in reading else reason or _unselected(where, [first, *also], module)
+        row = AdapterRow(first, tuple(also), label(module, getattr(module, "rule", None)), None, reason)
+        found[module] = row, None if reason else widths
+    return found
+
+
+def _widths(module: Any) -> tuple[int, int] | str | None:
+    """d_in and d_out of a linear layer that calls itself, the reason why it can have no delta, or None for others."""
+    if is_transposed_linear(module):
+        return module.nx, module.nf
+    kind, package = type(module), type(module).__module__.split(".")[0]
+    linear = kind is nn.Linear or our_class(module) is not None and isinstance(module, (nx.Linear, nx.LowRankLinear))
+    quantized = package in QUANTIZED or ".quantized" in kind.__module__
+    if not linear and not isinstance(module, nn.Linear) and not (quantized and hasattr(module, "in_features")):
+        return None
+    if not linear and not quantized:
+        ours = our_class(module)
+        return f"{kind.__name__} is a subclass of {'torch' if ours is None else 'nplex'}'s Linear, which may do more"
+    number = next(module.parameters(), None)
+    if linear and number is not None and number.dtype not in FLOATS and type(number) is nn.Parameter:
+        return f"its weight is {number.dtype}"
+    return int(module.in_features), int(module.out_features)
+
+
+def _unselected(where: Where | None, names: list[str], module: nn.Module) -> str:
+    """The reason to leave a layer, or nothing: by default output heads are left."""
+    if where is not None:
+        return unselected(where, names, module)
+    return next((f"{reason}; frozen too" for name in names if (reason := output_head(name))), "")

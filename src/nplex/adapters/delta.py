@@ -1,0 +1,121 @@
+"""What an adapter adds to a layer: a delta of low rank, and the hook by which the layer adds it to its output."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nplex.nn import Rule
+from nplex.nn.arguments import check_positive, check_widths
+from nplex.nn.sharing import RuleUser, attach
+from nplex.ops.dense import expand
+from nplex.ops.low_rank import product
+from nplex.ops.tracing import autocast_type
+
+
+class Delta(RuleUser):
+    """`y = scale x V^T` with `V = sum_k kron(rule[k], left[k] right[k])`, zero at the start: left is zero.
+
+    V is never built. Trained are low_rank (d_in + d_out) numbers, and the rule. Where the input is of 16 bits and no
+    autocast is on, it is computed in the type of its own numbers.
+
+    Attributes:
+        left: n x ceil(d_out / n) x low_rank, zero at first.
+        right: n x low_rank x ceil(d_in / n), uniform at first: each `rule[k, i, j] right[k] x[j]` has the variance
+            that LoRA's first product has.
+        rule: registered here unless it is shared.
+
+    Raises:
+        ValueError: a width or rank is impossible.
+    """
+
+    rule: Rule
+
+    def __init__(
+        self, widths: tuple[int, int], rule: Rule, low_rank: int, scale: float, dropout: float,
+        device: torch.device, dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        d_in, d_out = check_widths(rule.n, in_features=widths[0], out_features=widths[1])
+        low_rank = check_positive("low_rank", low_rank)
+        n, a, b = rule.n, math.ceil(d_out / rule.n), math.ceil(d_in / rule.n)
+        if low_rank > min(a, b):
+            raise ValueError(f"low_rank = {low_rank} is larger than blocks of {a} x {b} can have: {min(a, b)} or less")
+        self.in_features, self.out_features, self.low_rank = d_in, d_out, low_rank
+        self.scale, self.dropout = scale, dropout
+        self.left = nn.Parameter(torch.empty(n, a, low_rank, device=device, dtype=dtype))
+        self.right = nn.Parameter(torch.empty(n, low_rank, b, device=device, dtype=dtype))
+        attach(self, rule)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """First values of its own numbers; the rule has its own reset_parameters."""
+        self.left.zero_()
+        bound = self.rule.n / self.rule.initial_norm / math.sqrt(self.right.shape[2])
+        nn.init.uniform_(self.right, -bound, bound)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """`scale x V^T`."""
+        x = x.to(self.left.device, x.dtype if autocast_type(x) else self.left.dtype)
+        if self.dropout:
+            x = nn.functional.dropout(x, self.dropout, self.training)
+        return product(x, self.rule(), self.scale * self.left, self.right, out_features=self.out_features)
+
+    @torch.no_grad()
+    def weight(self) -> Float[Tensor, "d_out d_in"]:
+        """`scale V` as numbers, in float32 or better."""
+        left, right = self.scale * self.left.float(), self.right.float()
+        if self.left.dtype is torch.float64:
+            left, right = self.scale * self.left, self.right
+        rule = self.rule()
+        rule = rule.to(left.dtype) if isinstance(rule, Tensor) else type(rule)(*(f.to(left.dtype) for f in rule))
+        return expand(rule, left @ right)[: self.out_features, : self.in_features]
+
+    def extra_repr(self) -> str:
+        """One line for print(model)."""
+        shared = ", rule=shared" * self.rule.is_shared
+        dropout = f", dropout={self.dropout:g}" * bool(self.dropout)
+        return (
+            f"{self.in_features}, {self.out_features}, n={self.rule.n}, low_rank={self.low_rank}, "
+            f"scale={self.scale:g}{dropout}{shared}"
+        )
+
+
+class Guests(nn.ModuleDict):
+    """Modules by name that are no part of the base: its checkpoints, which know nothing of them, load strictly."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Keeps its numbers where the state holds none of them."""
+        if not any(name.startswith(prefix) for name in state_dict):
+            state_dict |= {prefix + name: p for name, p in (*self.named_parameters(), *self.named_buffers())}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Deltas(Guests):
+    """The adapters of one layer, `layer.adapters`, by name.
+
+    Attributes:
+        active: the name of the one that is added, or None.
+        handle: of the layer's hook; kept, because torch learns from it which numbers hooks of a loaded model have.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.active: str | None = None
+        self.handle = layer.register_forward_hook(add_delta, with_kwargs=True)
+
+
+def add_delta(layer: Any, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    """The hook: the output of the layer plus that of its active delta."""
+    name = layer.adapters.active
+    if name is None:
+        return output
+    x, delta = args[0] if args else next(iter(kwargs.values())), layer.adapters[name]
+    if not x.is_nested:
+        return output + delta(x).to(output)
+    if x.layout is torch.jagged:
+        return output + torch.nested.nested_tensor_from_jagged(delta(x.values()), x.offsets(), x.lengths()).to(output)
+    return output + torch.nested.as_nested_tensor([delta(part) for part in x.unbind()]).to(output)
