@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nplex.adapters.choosing import AdapterReport, AdapterRow, choose
-from nplex.adapters.delta import Delta, Deltas, Guests
+from nplex.adapters.delta import Delta, Deltas, Guests, components
 from nplex.algebra import Algebra
 from nplex.convert.reasons import check_model, check_no_adapters
 from nplex.convert.report import rule_label
@@ -16,7 +16,6 @@ from nplex.convert.spec import Choice
 from nplex.convert.survey import base_of
 from nplex.convert.where import Where
 from nplex.nn import Rule, as_rule
-from nplex.nn.arguments import check_positive
 from nplex.nn.sharing import mark_shared
 
 RULES = "adapter_rules"
@@ -28,10 +27,10 @@ def add_(
     model: nn.Module,
     rule: int | Algebra | Rule = 4,
     *,
-    low_rank: int = 1,
+    low_rank: int | float = 1,
     shared: bool = True,
-    scale: float = 1.0,
-    dropout: float = 0.0,
+    scale: int | float = 1.0,
+    dropout: int | float = 0.0,
     where: Where | None = None,
     name: str = "default",
 ) -> AdapterReport:
@@ -49,7 +48,8 @@ def add_(
     Args:
         model: any model; it is changed. Make the optimizer afterwards, wrap and compile it afterwards.
         rule: n for learned rules, an algebra for fixed ones, or a rule that a fresh copy is made of.
-        low_rank: r; a delta has r (d_in + d_out) numbers for any n, and rank n r.
+        low_rank: r; a delta has r (d_in + d_out) numbers for any n, and a rank of n^2 r at most. Below 1, as 1/4 with
+            n = 4 or 8, there are n r components of rank 1: fewer numbers than the smallest LoRA.
         shared: one rule for all deltas, or one for each. It is registered at the base of the model, as
             `adapter_rules`, and of a Sequential in the first delta.
         scale: what the delta is multiplied by.
@@ -77,12 +77,13 @@ def add_(
         adapter 'default' in 2 of 2 layers: 648 parameters, 64 of them the shared rule; 3.46 % of the base
         the base is frozen: what else is to be trained, as a new head, requires_grad_()
     """
-    check_numbers(scale, dropout, check_positive("low_rank", low_rank))
     if where is not None and not callable(where):
         raise TypeError(f"where must be a function of name and module, as nplex.only gives, got {where!r}")
     template = as_rule(rule, power=1.0, device="meta" if not isinstance(rule, Rule) else None)
     if template.is_shared:
         raise ValueError("the rule is shared by layers of a model: give n, an algebra or a free rule, shared=True")
+    check_numbers(scale, dropout)
+    components(template.n, low_rank)
     choice = Choice("*", template, False)
     check_addable(model, [name])
     chosen = choose(model, where)
@@ -90,7 +91,7 @@ def add_(
     options: dict[str, Any] = {"low_rank": low_rank, "scale": float(scale), "dropout": float(dropout)}
     deltas, common, reasons = make_deltas(widths, choice.fresh, shared, options)
     base = sum(p.numel() for p in model.parameters())
-    label = f"rule {rule_label(template)}, low rank {low_rank}"
+    label = f"rule {rule_label(template)}, low rank {low_rank:.3g}"
     rows = tuple(_row(row, deltas.get(module), reasons.get(module), label) for module, (row, _) in chosen.items())
     extra = 0 if common is None else sum(p.numel() for p in common.parameters())
     report = AdapterReport(name, rows, extra, base, frozen=not adapted(model))
@@ -210,7 +211,7 @@ def check_addable(model: nn.Module, names: Iterable[str]) -> None:
         raise ValueError(f"{type(base).__name__} has an attribute {RULES!r} of its own, where shared rules would stand")
 
 
-def check_numbers(scale: float, dropout: float, low_rank: int) -> None:
+def check_numbers(scale: int | float, dropout: int | float) -> None:
     """Refuses what no delta can be made with.
 
     Raises:
@@ -221,7 +222,6 @@ def check_numbers(scale: float, dropout: float, low_rank: int) -> None:
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
     if not real[1] or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be a number from 0 to below 1, got {dropout!r}")
-    check_positive("low_rank", low_rank)
 
 
 def check_known(model: nn.Module, name: str | None) -> None:

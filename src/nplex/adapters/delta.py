@@ -18,12 +18,13 @@ from nplex.ops.tracing import autocast_type
 class Delta(RuleUser):
     """`y = scale x V^T` with `V = sum_k kron(rule[k], left[k] right[k])`, zero at the start: left is zero.
 
-    V is never built. Trained are low_rank (d_in + d_out) numbers, and the rule. Where the input is of 16 bits and no
-    autocast is on, it is computed in the type of its own numbers.
+    V is never built. Trained are low_rank (d_in + d_out) numbers, and the rule. A low_rank below 1 is the share m / n
+    of components that there are, each of rank 1. Where the input is of 16 bits and no autocast is on, it is computed
+    in the type of its own numbers.
 
     Attributes:
-        left: n x ceil(d_out / n) x low_rank, zero at first.
-        right: n x low_rank x ceil(d_in / n), uniform at first: each `rule[k, i, j] right[k] x[j]` has the variance
+        left: m x ceil(d_out / n) x r, zero at first; m = n and r = low_rank, or r = 1.
+        right: m x r x ceil(d_in / n), uniform at first: each `sum_j rule[k, i, j] right[k] x[j]` has the variance
             that LoRA's first product has.
         rule: registered here unless it is shared.
 
@@ -34,19 +35,18 @@ class Delta(RuleUser):
     rule: Rule
 
     def __init__(
-        self, widths: tuple[int, int], rule: Rule, low_rank: int, scale: float, dropout: float,
+        self, widths: tuple[int, int], rule: Rule, low_rank: int | float, scale: int | float, dropout: int | float,
         device: torch.device, dtype: torch.dtype,
     ) -> None:  # fmt: skip
         super().__init__()
         d_in, d_out = check_widths(rule.n, in_features=widths[0], out_features=widths[1])
-        low_rank = check_positive("low_rank", low_rank)
-        n, a, b = rule.n, math.ceil(d_out / rule.n), math.ceil(d_in / rule.n)
-        if low_rank > min(a, b):
-            raise ValueError(f"low_rank = {low_rank} is larger than blocks of {a} x {b} can have: {min(a, b)} or less")
+        (m, r), a, b = components(rule.n, low_rank), math.ceil(d_out / rule.n), math.ceil(d_in / rule.n)
+        if r > min(a, b):
+            raise ValueError(f"low_rank = {r} is larger than blocks of {a} x {b} can have: {min(a, b)} or less")
         self.in_features, self.out_features, self.low_rank = d_in, d_out, low_rank
         self.scale, self.dropout = scale, dropout
-        self.left = nn.Parameter(torch.empty(n, a, low_rank, device=device, dtype=dtype))
-        self.right = nn.Parameter(torch.empty(n, low_rank, b, device=device, dtype=dtype))
+        self.left = nn.Parameter(torch.empty(m, a, r, device=device, dtype=dtype))
+        self.right = nn.Parameter(torch.empty(m, r, b, device=device, dtype=dtype))
         attach(self, rule)
         self.reset_parameters()
 
@@ -72,7 +72,9 @@ class Delta(RuleUser):
             left, right = self.scale * self.left, self.right
         rule = self.rule()
         rule = rule.to(left.dtype) if isinstance(rule, Tensor) else type(rule)(*(f.to(left.dtype) for f in rule))
-        return expand(rule, left @ right)[: self.out_features, : self.in_features]
+        blocks = left @ right
+        blocks = torch.cat([blocks, blocks.new_zeros(self.rule.n - len(blocks), *blocks.shape[1:])])
+        return expand(rule, blocks)[: self.out_features, : self.in_features]
 
     def extra_repr(self) -> str:
         """One line for print(model)."""
@@ -82,6 +84,20 @@ class Delta(RuleUser):
             f"{self.in_features}, {self.out_features}, n={self.rule.n}, low_rank={self.low_rank}, "
             f"scale={self.scale:g}{dropout}{shared}"
         )
+
+
+def components(n: int, low_rank: int | float) -> tuple[int, int]:
+    """How many of n components there are, and their rank: all of rank `low_rank`, or of rank 1 its share of n.
+
+    Raises:
+        ValueError: it is neither a whole number nor a share of n.
+    """
+    if isinstance(low_rank, float) and 0 < low_rank < 1:
+        m = round(n * low_rank)
+        if abs(m - n * low_rank) > 1e-6 * n or not m:
+            raise ValueError(f"low_rank must be whole, or k/{n} for a rule with n = {n}; got {low_rank!r}")
+        return m, 1
+    return n, check_positive("low_rank", low_rank)
 
 
 class Guests(nn.ModuleDict):
