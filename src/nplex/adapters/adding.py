@@ -10,7 +10,7 @@ from torch import nn
 from nplex.adapters.choosing import AdapterReport, AdapterRow, choose
 from nplex.adapters.delta import Delta, Deltas, Guests, components
 from nplex.algebra import Algebra
-from nplex.convert.reasons import check_model, check_no_adapters
+from nplex.convert.reasons import check_model, check_no_adapters, check_not_merged
 from nplex.convert.report import rule_label
 from nplex.convert.spec import Choice
 from nplex.convert.survey import base_of
@@ -19,7 +19,6 @@ from nplex.nn import Rule, as_rule
 from nplex.nn.sharing import mark_shared
 
 RULES = "adapter_rules"
-MERGED = "_merged_adapters"  # where a layer, or the base, keeps what is merged
 MakeRule = Callable[[torch.device, torch.dtype], Rule]
 
 
@@ -197,7 +196,6 @@ def check_addable(model: nn.Module, names: Iterable[str]) -> None:
     """
     check_model(model)
     check_no_adapters(model, ours=True)
-    check_not_merged(model)
     present = {key for key, _ in parts(model)}
     for name in names:
         if not isinstance(name, str):
@@ -235,16 +233,6 @@ def check_known(model: nn.Module, name: str | None) -> None:
         raise ValueError(f"{type(model).__name__} has no adapters: nplex.adapters.add_ adds one")
     if name is not None and name not in present:
         raise ValueError(f"there is no adapter {name!r}; there {'is' if len(present) < 2 else 'are'} {', '.join(present)}")
-
-
-def check_not_merged(model: nn.Module) -> None:
-    """Refuses a model whose adapters are merged.
-
-    Raises:
-        ValueError: says how to go on.
-    """
-    if any(MERGED in vars(module) for module in model.modules()):
-        raise ValueError("an adapter is merged into this model: unmerge_ it first, or make a model without (keep=False)")
 
 
 def adapted(model: nn.Module) -> dict[str, Any]:

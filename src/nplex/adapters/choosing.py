@@ -82,6 +82,13 @@ def choose(model: nn.Module, where: Where | None) -> dict[nn.Module, tuple[Adapt
     return found
 
 
+def linear_layers(model: nn.Module) -> dict[str, tuple[nn.Module, tuple[int, int]]]:
+    """Every layer that can have a delta, under all its names, with its widths."""
+    rows = choose(model, lambda name, module: True)
+    found = {module: (row, widths) for module, (row, widths) in rows.items() if widths is not None}
+    return {name: (module, widths) for module, (row, widths) in found.items() for name in (row.name, *row.also)}
+
+
 def _widths(module: Any) -> tuple[int, int] | str | None:
     """d_in and d_out of a linear layer that calls itself, the reason why it can have no delta, or None for others."""
     if is_transposed_linear(module):

@@ -12,7 +12,7 @@ from nplex.nn.arguments import check_positive, check_widths
 from nplex.nn.sharing import RuleUser, attach
 from nplex.ops.dense import expand
 from nplex.ops.low_rank import product
-from nplex.ops.tracing import autocast_type
+from nplex.ops.tracing import autocast_type, forget_graphs
 
 
 class Delta(RuleUser):
@@ -92,9 +92,9 @@ def components(n: int, low_rank: int | float) -> tuple[int, int]:
     Raises:
         ValueError: it is neither a whole number nor a share of n.
     """
-    if isinstance(low_rank, float) and 0 < low_rank < 1:
-        m = round(n * low_rank)
-        if abs(m - n * low_rank) > 1e-6 * n or not m:
+    if isinstance(low_rank, float):
+        m = round(n * low_rank) if 0 < low_rank < 1 else 0
+        if not m or abs(m - n * low_rank) > 1e-6 * n:
             raise ValueError(f"low_rank must be whole, or k/{n} for a rule with n = {n}; got {low_rank!r}")
         return m, 1
     return n, check_positive("low_rank", low_rank)
@@ -121,6 +121,11 @@ class Deltas(Guests):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.active: str | None = None
+        self.hook_in(layer)
+
+    def hook_in(self, layer: nn.Module) -> None:
+        """Lets the layer add the active delta."""
+        forget_graphs()
         self.handle = layer.register_forward_hook(add_delta, with_kwargs=True)
 
 

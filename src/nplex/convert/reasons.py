@@ -20,6 +20,7 @@ PEFT = dict.fromkeys(
     "merge or unload the adapters first (model.merge_and_unload()); afterwards nplex.adapters.add_ adds new ones to "
     "dense and converted layers alike, peft to dense ones alone",
 )
+MERGED = "_merged_adapters"  # where a layer keeps what is merged
 OURS = {"Deltas": "merge them first (nplex.adapters.merge_(model, keep=False)) or save and remove them"}
 QUANTIZED = {"bitsandbytes", "torchao", "gptqmodel", "auto_gptq", "awq", "hqq", "quanto", "optimum", "eetq", "aqlm"}
 OWN_HOOKS = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}
@@ -48,6 +49,19 @@ def check_no_adapters(model: nn.Module, *, ours: bool = False) -> None:
         ValueError: names the part.
     """
     _refuse(model, PEFT if ours else PEFT | OURS, "has adapters")
+    check_not_merged(model)
+
+
+def check_not_merged(model: nn.Module) -> None:
+    """Refuses a model that keeps adapters beside weights into which one is merged.
+
+    Raises:
+        ValueError: says how to go on.
+    """
+    if any(MERGED in vars(module) for module in model.modules()):
+        raise ValueError(
+            "an adapter is merged into this model: unmerge_ it first; or merge it for good, merge_(model, keep=False)"
+        )
 
 
 def special(module: nn.Module) -> str:

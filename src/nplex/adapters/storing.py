@@ -1,0 +1,250 @@
+"""Adapters on disk, without the base: their numbers and what else is trained, and a description as JSON."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nplex.adapters.adding import adapted, check_addable, check_known, check_numbers, make_deltas, parts, put_in, use_
+from nplex.adapters.choosing import linear_layers
+from nplex.adapters.compacter import read_compacter
+from nplex.adapters.delta import Delta
+from nplex.convert.reasons import check_model, check_not_merged
+from nplex.convert.rule_record import read_rule, rule_record
+from nplex.convert.twins import is_transposed_linear
+from nplex.files import read_json, read_tensors, write_json, write_tensors
+from nplex.nn import Rule
+
+FORMAT = 1
+DESCRIPTION, NUMBERS = "adapters.json", "adapters.safetensors"
+SAMPLE, APART = 16, 0.1
+_KEYS = {"rule", "shared", "low_rank", "scale", "dropout", "layers"}
+
+
+def save(model: nn.Module, folder: str | Path, *, name: str | None = None) -> None:
+    """Writes adapters, and all else that is trained, as a new head: `adapters.json` and `adapters.safetensors`.
+
+    The description holds the rule, sizes and layers of each adapter, and a few numbers of each weight of the base,
+    by which `load` knows another base. No number of the base is in the tensors, unless it is trained.
+
+    Args:
+        model: with adapters, not merged.
+        folder: made where it is not there; the two files are replaced.
+        name: of one adapter; None for all.
+
+    Raises:
+        ValueError: there is no such adapter, one is merged, or a number is not finite; or the model is wrapped.
+        OSError: the files cannot be written.
+    """
+    check_model(model)
+    check_not_merged(model)
+    check_known(model, name)
+    layers = adapted(model)
+    names = [name] if name else list(dict.fromkeys(key for key, _ in parts(model)))
+    found = {key: {at: m.adapters[key] for at, m in layers.items() if key in m.adapters} for key in names}
+    guests = {id(p) for _, part in parts(model) for p in part.parameters()}
+    trained = {at: p for at, p in model.named_parameters() if p.requires_grad and id(p) not in guests}
+    tensors = {f"trained.{at}": p for at, p in trained.items()}
+    for key, deltas in found.items():
+        tensors |= _numbers(key, deltas)
+    _check_finite(tensors, "the model")
+    described = {key: _describe(key, deltas, model) for key, deltas in found.items()}
+    active = next((m.adapters.active for m in layers.values() if m.adapters.active in names), None)
+    write_tensors(Path(folder) / NUMBERS, tensors, {"adapters": described})
+    write_json(Path(folder) / DESCRIPTION, {"format": FORMAT, "active": active, "adapters": described})
+
+
+def load(model: nn.Module, folder: str | Path, *, name: str | None = None, same_base: bool = True) -> list[str]:
+    """Adds the adapters that `save` wrote, and puts the rest that was trained into the model.
+
+    Everything is checked before the model is changed: names, sizes, numbers, and whether the base is the one that
+    they were trained on. A safetensors file with Compacter's names is read too: `phm_rule`, and `W_left` and
+    `W_right` under the name of a linear layer; their order of factors is turned into ours.
+
+    Args:
+        model: the base, with other adapters or without.
+        folder: as written by `save`; or a file, or a folder with one file, in Compacter's names.
+        name: for the adapter, where the folder holds one; None for the names that they have.
+        same_base: whether to refuse a base whose weights are others than those that the adapter was trained on.
+
+    Returns:
+        The names of the adapters.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: it is damaged, holds numbers that are not finite, or belongs to another base; or a name is taken.
+
+    Examples:
+        >>> import tempfile
+        >>> from nplex.adapters import add_
+        >>> model, again = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
+        >>> answer = again.load_state_dict(model.state_dict())
+        >>> report = add_(model, 2, name="german")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, folder)
+        ...     load(again, folder)
+        ['german']
+    """
+    path = Path(folder)
+    if path.is_dir() and (path / DESCRIPTION).exists():
+        described, tensors, active = _read(path)
+    else:
+        described, tensors, active = *read_compacter(path), None
+    if name is not None:
+        if len(described) != 1:
+            raise ValueError(f"{path} holds {len(described)} adapters ({', '.join(described)}), name= is for one alone")
+        (old,) = described
+        tensors = {re.sub(rf"^{re.escape(old)}/", f"{name}/", at): value for at, value in tensors.items()}
+        described, active = {name: described[old]}, name if active else None
+    check_addable(model, described)
+    try:
+        made = {key: _make(model, key, data, tensors, same_base) for key, data in described.items()}
+        trained = _trained(model, tensors)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not fit this {type(model).__name__}: {error}") from None
+    for key, (deltas, common) in made.items():
+        put_in(model, key, deltas, common)
+    for parameter, values in trained.items():
+        with torch.no_grad():
+            parameter.copy_(values)
+        parameter.requires_grad_(True)
+    use_(model, active or next(reversed(described)))
+    return list(described)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
+    """The checked description and the tensors of a folder."""
+    data = read_json(path / DESCRIPTION)
+    if isinstance(data.get("format"), int) and data["format"] > FORMAT:
+        raise ValueError(f"{path} has format {data['format']}, this nplex reads {FORMAT}; pip install --upgrade nplex")
+    described = data.get("adapters")
+    if data.keys() != {"format", "active", "adapters"} or not isinstance(described, dict) or not described:
+        raise ValueError(f"{path / DESCRIPTION} is damaged: it has {sorted(data)}; save the adapters again")
+    tensors, header = read_tensors(path / NUMBERS, sealed=True)
+    if header.get("adapters") != described:
+        raise ValueError(f"{path}: {DESCRIPTION} and {NUMBERS} are not of one save; save the adapters again")
+    active = data["active"] if data["active"] in described else None
+    return described, tensors, active
+
+
+def _numbers(name: str, deltas: dict[str, Delta]) -> dict[str, Tensor]:
+    """The tensors of an adapter by their names in a file: `german/rule.table`, `german/encoder.up.left`."""
+    found = {}
+    for at, delta in deltas.items():
+        found |= {f"{name}/{at}.left": delta.left, f"{name}/{at}.right": delta.right}
+        place = "" if delta.rule.is_shared else f"{at}."
+        found |= {f"{name}/{place}rule.{key}": value for key, value in delta.rule.state_dict().items()}
+    return found
+
+
+def _describe(name: str, deltas: dict[str, Delta], model: nn.Module) -> dict[str, Any]:
+    """An adapter as JSON data."""
+    rules = [rule_record(delta.rule) for delta in deltas.values()]
+    rules = [rule | {"learned": True} if "learned" in rule else rule for rule in rules]
+    first, delta = rules[0], next(iter(deltas.values()))
+    if any(rule != first for rule in rules):
+        raise ValueError(f"the rules of adapter {name!r} are of several kinds, as after factorize_; unfactorize_ first")
+    layers = {
+        at: {"in": d.in_features, "out": d.out_features, "base": _sample(model.get_submodule(at))}
+        for at, d in deltas.items()
+    }
+    share = delta.low_rank if isinstance(delta.low_rank, int) else [len(delta.left), delta.rule.n]
+    numbers = {"low_rank": share, "scale": delta.scale, "dropout": delta.dropout}
+    return {"rule": first, "shared": delta.rule.is_shared, **numbers, "layers": layers}
+
+
+def _make(
+    model: nn.Module, name: str, data: Any, tensors: dict[str, Tensor], same_base: bool
+) -> tuple[dict[nn.Module, Delta], Rule | None]:
+    """The deltas of an adapter with their numbers, in no model yet.
+
+    Raises:
+        ValueError: it is damaged, or the model is another.
+    """
+    if not isinstance(data, dict) or data.keys() != _KEYS or not isinstance(data["layers"], dict):
+        raise ValueError(f"adapter {name!r} is damaged: expected {', '.join(sorted(_KEYS))}")
+    stored, there = read_rule(data["rule"]), linear_layers(model)
+    widths: dict[nn.Module, tuple[int, int]] = {}
+    for at, sizes in data["layers"].items():
+        if at not in there:
+            raise ValueError(f"it has a delta for {at!r}, which is no linear layer of this model")
+        module, own = there[at]
+        if own != (sizes["in"], sizes["out"]):
+            raise ValueError(f"{at} is {sizes['in']} -> {sizes['out']} in it, and {own[0]} -> {own[1]} in the model")
+        widths[module] = own
+    if same_base and (far := _distance(model, data["layers"])) > APART:
+        raise ValueError(
+            f"the weights of the base are others than those that it was trained on (relative distance {far:.2g}); "
+            f"load the right base first, or same_base=False"
+        )
+    low_rank = data["low_rank"] if isinstance(data["low_rank"], int) else data["low_rank"][0] / data["low_rank"][1]
+    check_numbers(data["scale"], data["dropout"])
+    options = {"low_rank": low_rank, "scale": data["scale"], "dropout": data["dropout"]}
+    deltas, common, reasons = make_deltas(widths, stored.make, bool(data["shared"]), options)
+    if reasons:
+        raise ValueError(next(iter(reasons.values())))
+    if any(delta.left.is_meta for delta in deltas.values()):
+        raise ValueError("the model is on the meta device, where an adapter has no numbers: load the base first")
+    own = _numbers(name, {at: deltas[there[at][0]] for at in data["layers"]})
+    given = {at: value for at, value in tensors.items() if at.startswith(f"{name}/")}
+    if own.keys() != given.keys():
+        odd = min(own.keys() ^ given.keys())
+        raise ValueError(f"{odd} is {'missing in it' if odd in own else 'over: its description does not name it'}")
+    for at, value in given.items():
+        if value.shape != own[at].shape or not value.is_floating_point():
+            raise ValueError(f"{at} is {tuple(value.shape)} in it, expected {tuple(own[at].shape)}")
+    _check_finite(given, "it")
+    with torch.no_grad():
+        for at, value in given.items():
+            if isinstance(own[at], Tensor):
+                own[at].copy_(value)
+    return deltas, common
+
+
+def _trained(model: nn.Module, tensors: dict[str, Tensor]) -> dict[nn.Parameter, Tensor]:
+    """What else was trained, for the parameters of this model."""
+    present, found = dict(model.named_parameters()), {}
+    for at, value in tensors.items():
+        if not at.startswith("trained."):
+            continue
+        at = at.removeprefix("trained.")
+        if at not in present or present[at].shape != value.shape:
+            own = tuple(present[at].shape) if at in present else "not there"
+            raise ValueError(f"{at} of shape {tuple(value.shape)} was trained too; in the model it is {own}")
+        found[present[at]] = value
+    _check_finite({at: value for at, value in tensors.items() if at.startswith("trained.")}, "it")
+    return found
+
+
+@torch.no_grad()
+def _sample(layer: Any) -> list[float] | None:
+    """A few numbers of a layer's dense weight, d_out x d_in; None where it is quantized or has none."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
+        return None
+    if isinstance(weight, nn.Parameter) and type(weight) is not nn.Parameter:
+        return None
+    weight = weight.mT if is_transposed_linear(layer) else weight
+    rows = torch.linspace(0, weight.shape[0] - 1, SAMPLE).long()
+    columns = torch.linspace(0, weight.shape[1] - 1, SAMPLE).long().flip(0)
+    return [float(f"{value:.6g}") for value in weight[rows, columns].float().tolist()]
+
+
+def _distance(model: nn.Module, layers: dict[str, Any]) -> float:
+    """How far the sampled weights are from those of the model, relative to their size."""
+    apart = size = 0.0
+    for at, data in layers.items():
+        own, other = _sample(model.get_submodule(at)), data["base"]
+        if own is not None and other is not None:
+            apart += math.dist(own, other) ** 2
+            size += math.hypot(*other) ** 2
+    return math.sqrt(apart / size) if size else 0.0 if not apart else math.inf
+
+
+def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
+    for at, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{at} of {where} has numbers that are not finite: training diverged, take an earlier state")
