@@ -48,7 +48,7 @@ def compiled():
         check(y)
         adapters.use_(model, None)
         check(base)
-        adapters.use_(model, "default")
+        adapters.use_(run, "default")
         check(y)
         adapters.merge_(model)
         check(y)
@@ -56,6 +56,18 @@ def compiled():
         check(y)
         adapters.remove_(model)
         check(base)
+
+
+def transformed():
+    """torch.func, export, trace, symbolic_trace, and replicas of DataParallel."""
+    model, x = Body(), torch.randn(4, 16)
+    adapters.add_(model)
+    y = trained(model).eval()(x)
+    torch.testing.assert_close(torch.vmap(model)(x), y)
+    torch.testing.assert_close(torch.func.functional_call(model, dict(model.named_parameters()), (x,)), y)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), y)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), y)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), y)
 
 
 def steps(model, batches, wrapped=None):
@@ -77,15 +89,23 @@ def made():
     return model, [(torch.randn(8, 16, generator=generator), torch.randn(8, 3, generator=generator)) for _ in range(3)]
 
 
+def sharded(model):
+    """FSDP2, layer by layer."""
+    for layer in (model.up, model.down):
+        torch.distributed.fsdp.fully_shard(layer)
+    return torch.distributed.fsdp.fully_shard(model)
+
+
 def worker(rank, folder, expected):
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    model, batches = made()
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    steps(model, [(x[rank::2], y[rank::2]) for x, y in batches], wrapped)
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    for wrap in (nn.parallel.DistributedDataParallel, sharded):
+        model, batches = made()
+        steps(model, [(x[rank::2], y[rank::2]) for x, y in batches], wrap(model))
+        for name, value in model.state_dict().items():
+            value = value.full_tensor() if hasattr(value, "full_tensor") else value
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
     dist.destroy_process_group()
 
 
@@ -196,6 +216,4 @@ def peft():
 if __name__ == "__main__":
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
-    {"compiled": compiled, "distributed": distributed, "accelerated": accelerated, "trainer": trainer, "peft": peft}[
-        sys.argv[1]
-    ]()
+    globals()[sys.argv[1]]()

@@ -108,6 +108,7 @@ def use_(model: nn.Module, name: str | None) -> None:
     Raises:
         ValueError: there is no such adapter, or the model is wrapped or merged.
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, which looks anew
     check_model(model)
     check_not_merged(model)
     if name is not None:

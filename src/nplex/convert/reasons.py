@@ -9,11 +9,11 @@ from torch.nn.utils import parametrize, prune
 from nplex.convert.twins import TWINS, is_layer
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-WRAP = "convert the model first, wrap it then"
+WRAP = "change the model first, wrap it then"
 WRAPPERS = {
     "DataParallel": WRAP, "DistributedDataParallel": WRAP, "FullyShardedDataParallel": WRAP, "FSDPModule": WRAP,
-    "DeepSpeedEngine": WRAP, "OptimizedModule": "convert the model first, compile it then",
-    "ScriptModule": "convert the model first, script it then",
+    "DeepSpeedEngine": WRAP, "OptimizedModule": "change the model first, compile it then",
+    "ScriptModule": "change the model first, script it then",
 }  # fmt: skip
 PEFT = dict.fromkeys(
     ("PeftModel", "BaseTuner", "BaseTunerLayer", "LycorisBaseModule"),
