@@ -1,6 +1,7 @@
 """Adapters: deltas beside frozen layers, in every place that a layer may stand in, merged, switched, and on disk."""
 
 import copy
+import itertools
 import json
 import math
 import pickle
@@ -22,7 +23,7 @@ from nplex.nn import LearnedRule
 
 
 def net(widths=(16, 32, 8)):
-    layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
     return nn.Sequential(layers[0], nn.ReLU(), *layers[1:])
 
 
@@ -58,7 +59,8 @@ def same(first, second):
 @pytest.mark.parametrize("make", [net, Body])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize(
-    ("rule", "low_rank"), [(4, 1), (2, 3), (3, 1), (4, 1 / 4), (6, 2 / 3), (quaternion, 2), (LearnedRule(4, rank=7), 1)]
+    ("rule", "low_rank"),
+    [(4, 1), (2, 3), (3, 1), (4, 1 / 4), (6, 2 / 3), (quaternion, 2), (LearnedRule(4, rank=7), 1)],
 )
 def test_starts_at_exactly_zero_and_is_the_kronecker_sum(make, shared, rule, low_rank):
     model, x = make(), torch.randn(5, 16)
@@ -102,7 +104,8 @@ def test_only_the_adapter_is_trained():
 
 def test_the_report_names_what_is_left_and_why():
     model = nn.ModuleDict({
-        "up": nn.Linear(16, 16), "conv": nn.Conv1d(8, 8, 3), "heads": nn.MultiheadAttention(16, 4), "lm_head": nn.Linear(16, 9),
+        "up": nn.Linear(16, 16), "conv": nn.Conv1d(8, 8, 3), "heads": nn.MultiheadAttention(16, 4),
+        "lm_head": nn.Linear(16, 9),
         "small": nn.Linear(2, 16), "own": type("Own", (nn.Linear,), {})(16, 16), "bag": nn.EmbeddingBag(8, 8),
     })  # fmt: skip
     report = adapters.add_(model, shared=False)
@@ -146,7 +149,9 @@ def test_a_layer_at_two_places_has_one_delta():
     x = torch.randn(3, 8)
     y = trained(model)(x)
     weight = layer.weight + layer.adapters["default"].weight()
-    torch.testing.assert_close(y, nn.functional.linear(nn.functional.linear(x, weight, layer.bias).relu(), weight, layer.bias))
+    torch.testing.assert_close(
+        y, nn.functional.linear(nn.functional.linear(x, weight, layer.bias).relu(), weight, layer.bias)
+    )
 
 
 def converted():
@@ -156,7 +161,9 @@ def converted():
 
 
 @pytest.mark.parametrize("make", [net, Body, converted])
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
 @pytest.mark.parametrize("merged", [False, True])
 def test_copies_are_independent(make, copied, merged):
     model, x = make(), torch.randn(4, 16)
@@ -222,7 +229,9 @@ def test_several_are_switched_at_run_time():
     french = model(x)
     adapters.use_(model, "german")
     assert torch.equal(model(x), german)
-    assert {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad and "adapters." in name} == {"german"}
+    assert {
+        name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad and "adapters." in name
+    } == {"german"}
     adapters.use_(model, None)
     assert torch.equal(model(x), base)
     adapters.use_(model, "french")
@@ -256,7 +265,9 @@ def test_save_and_load(make, shared, rule, tmp_path):
     adapters.save(model, tmp_path)
     assert adapters.load(base.eval(), tmp_path) == ["german"]
     assert torch.equal(base(x), y)
-    assert {n: p.requires_grad for n, p in base.named_parameters()} == {n: p.requires_grad for n, p in model.named_parameters()}
+    assert {n: p.requires_grad for n, p in base.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters.json", "adapters.safetensors"]
     assert str(base) == str(model)
 
@@ -308,7 +319,7 @@ def test_a_base_checkpoint_loads_strictly_and_so_does_one_with_adapters():
     assert same(model.state_dict(), other.state_dict())
     damaged = state(model)
     del damaged["up.adapters.default.left"]
-    with pytest.raises(RuntimeError, match="Missing key.*up.adapters.default.left"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*up.adapters.default.left"):
         other.load_state_dict(damaged)
 
 
@@ -348,7 +359,9 @@ def test_names_of_compacter(shared, factors, tmp_path):
     for name, matrix in matrices.items():
         x = torch.randn(3, matrix.shape[0])
         layer = model.get_submodule(name)
-        torch.testing.assert_close(layer(x) - nn.functional.linear(x, layer.weight, layer.bias), x @ matrix, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            layer(x) - nn.functional.linear(x, layer.weight, layer.bias), x @ matrix, rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -356,11 +369,20 @@ def test_names_of_compacter(shared, factors, tmp_path):
     [
         (lambda t: t.pop("up.W_left"), "up has W_right; a delta has W_left and W_right"),
         (lambda t: t.update({"up.b": torch.ones(24)}), "up has a bias b"),
-        (lambda t: t.update({f"adapter_{name}": value.clone() for name, value in t.items() if name[:2] == "up"}), "bottleneck"),
-        (lambda t: t.update({"odd": torch.ones(2)}), "odd is no name of Compacter's"),
+        (
+            lambda t: t.update({f"adapter_{name}": value.clone() for name, value in t.items() if name[:2] == "up"}),
+            "bottleneck",
+        ),
+        (lambda t: t.update({"odd": torch.ones(2)}), "odd is not a name of Compacter's"),
         (lambda t: t.pop("phm_rule"), "expected one shared phm_rule"),
-        (lambda t: t.update({f"left.{name[3:]}": t.pop(name) for name in [*t] if name[:2] == "up"}), "'left', which is no linear layer"),
-        (lambda t: t.update({"down.W_left": torch.ones(4, 2, 2)}), "down is 8 -> 16 in it, and 24 -> 16 in the model"),
+        (
+            lambda t: t.update({f"left.{name[3:]}": t.pop(name) for name in [*t] if name[:2] == "up"}),
+            "'left', which is not a linear layer",
+        ),
+        (
+            lambda t: t.update({"down.W_left": torch.ones(4, 2, 2)}),
+            "down is 8 -> 16 in it, and 24 -> 16 in the model",
+        ),
         (lambda t: t.update({"up.W_left": torch.full((4, 4, 2), math.nan)}), "not finite"),
     ],
 )
@@ -376,14 +398,16 @@ def test_other_files_of_compacter_are_refused(change, match, tmp_path):
     assert all(p.requires_grad for p in model.parameters())
 
 
+SCALE, DROPOUT = "scale must be a positive finite number", "dropout must be a number from 0 to below 1"
 BAD = [
-    ({"scale": 0.0}, "scale must be a positive finite number"), ({"scale": -1.0}, "scale"), ({"scale": math.nan}, "scale"),
-    ({"scale": math.inf}, "scale"), ({"dropout": 1.0}, "dropout must be a number from 0 to below 1"),
-    ({"dropout": -0.1}, "dropout"), ({"dropout": math.nan}, "dropout"), ({"low_rank": 0}, "low_rank must be a positive"),
-    ({"low_rank": 1 / 3}, "low_rank must be whole, or k/4"), ({"low_rank": 2.5}, "low_rank"), ({"low_rank": 99}, "low_rank = 99 is larger"),
-    ({"rule": 0}, "rule must be a positive integer"), ({"where": nplex.only("nothing")}, "no layer of Body can be adapted"),
-    ({"name": ""}, "cannot be the name"), ({"name": "a.b"}, "cannot be the name"), ({"name": "items"}, "cannot be the name"),
-    ({"rule": 99}, "n = 99 is larger than in_features = 16"),
+    ({"scale": 0.0}, SCALE), ({"scale": -1.0}, SCALE), ({"scale": math.nan}, SCALE), ({"scale": math.inf}, SCALE),
+    ({"dropout": 1.0}, DROPOUT), ({"dropout": -0.1}, DROPOUT), ({"dropout": math.nan}, DROPOUT),
+    ({"low_rank": 0}, "low_rank must be a positive"), ({"low_rank": 1 / 3}, "low_rank must be whole, or k/4"),
+    ({"low_rank": 2.5}, "low_rank"), ({"low_rank": 99}, "low_rank = 99 is larger"),
+    ({"rule": 0}, "rule must be a positive integer"), ({"rule": 99}, "n = 99 is larger than in_features = 16"),
+    ({"where": nplex.only("nothing")}, "no layer of Body can be adapted"),
+    ({"name": ""}, "cannot be the name"), ({"name": "a.b"}, "cannot be the name"),
+    ({"name": "items"}, "cannot be the name"),
 ]  # fmt: skip
 
 
@@ -400,8 +424,13 @@ def test_what_is_impossible_is_refused_and_nothing_is_changed(options, match):
 
 def test_wrong_order_of_calls(tmp_path):
     model = Body()
-    for call in (adapters.merge_, adapters.remove_, lambda m: adapters.use_(m, "a"), lambda m: adapters.save(m, tmp_path)):
-        with pytest.raises(ValueError, match="Body has no adapters: nplex.adapters.add_"):
+    for call in (
+        adapters.merge_,
+        adapters.remove_,
+        lambda m: adapters.use_(m, "a"),
+        lambda m: adapters.save(m, tmp_path),
+    ):
+        with pytest.raises(ValueError, match=r"Body has no adapters: nplex.adapters.add_"):
             call(model)
     with pytest.raises(ValueError, match="no adapter is merged"):
         adapters.unmerge_(model)
@@ -435,7 +464,7 @@ def test_what_happened_to_a_merged_weight_is_not_undone():
     adapters.merge_(model)
     with torch.no_grad():
         model.up.weight += 0.01
-    with pytest.raises(ValueError, match="up.weight was changed after the adapter was merged"):
+    with pytest.raises(ValueError, match=r"up.weight was changed after the adapter was merged"):
         adapters.unmerge_(model)
     with torch.no_grad():
         model.up.weight -= 0.01
@@ -443,11 +472,17 @@ def test_what_happened_to_a_merged_weight_is_not_undone():
 
 
 def test_tied_and_damaged_weights_are_not_merged():
-    model = nn.ModuleDict({"embedding": nn.Embedding(16, 16), "out": nn.Linear(16, 16, bias=False), "up": nn.Linear(16, 16)})
+    model = nn.ModuleDict({
+        "embedding": nn.Embedding(16, 16),
+        "out": nn.Linear(16, 16, bias=False),
+        "up": nn.Linear(16, 16),
+    })
     model["out"].weight = model["embedding"].weight
     adapters.add_(model, shared=False, where=nplex.only("out", "up"))
     before = state(trained(model))
-    with pytest.raises(ValueError, match=r"out cannot be merged: its weight is tied \(embedding.weight = out.weight\)"):
+    with pytest.raises(
+        ValueError, match=r"out cannot be merged: its weight is tied \(embedding.weight = out.weight\)"
+    ):
         adapters.merge_(model)
     assert same(before, model.state_dict())
     other = Body()
@@ -456,7 +491,9 @@ def test_tied_and_damaged_weights_are_not_merged():
         other.down.adapters["default"].right[0] = math.nan
         other.down.adapters["default"].left += 1
     before = state(other)
-    with pytest.raises(ValueError, match="down cannot be merged: the delta 'default' has numbers that are not finite"):
+    with pytest.raises(
+        ValueError, match="down cannot be merged: the delta 'default' has numbers that are not finite"
+    ):
         adapters.merge_(other)
     assert set(before) == set(other.state_dict())
 
@@ -469,7 +506,7 @@ def test_a_folder_of_another_base_size_or_state_is_refused(tmp_path):
     with pytest.raises(ValueError, match="weights of the base are others"):
         adapters.load(Body(), tmp_path)
     assert adapters.load(Body(), tmp_path, same_base=False) == ["default"]
-    with pytest.raises(ValueError, match="'up', which is no linear layer of this model"):
+    with pytest.raises(ValueError, match="'up', which is not a linear layer of this model"):
         adapters.load(net(), tmp_path)
     wide = Body()
     wide.up = nn.Linear(16, 48)
@@ -496,6 +533,47 @@ def test_a_folder_of_another_base_size_or_state_is_refused(tmp_path):
     json.loads(text)
 
 
+class Reads(Body):
+    def forward(self, x):
+        return self.head(x + self.down(nn.functional.linear(x, self.up.weight, self.up.bias)))
+
+
+def test_check_finds_a_forward_that_reads_a_weight_and_skips_the_delta():
+    model, x = Reads(), torch.randn(4, 16)
+    adapters.add_(model, name="resting")
+    adapters.add_(model)
+    report = nplex.check(model, x)
+    assert [row.name for row in report.rows if row.problem] == ["up.adapters.default"]
+    assert nplex.check(adapted_body(), x)
+
+
+def adapted_body():
+    model = Body()
+    adapters.add_(model)
+    return model
+
+
+def test_attention_of_nplex_gets_a_delta_at_its_output():
+    model = nn.ModuleDict({"attention": nplex.nn.MultiheadAttention(16, 4, batch_first=True, rule=2)})
+    report = adapters.add_(model, shared=False)
+    assert [row.name for row in report.rows if row.changes] == ["attention.out_proj"]
+    x = torch.randn(2, 3, 16)
+    y, _ = model["attention"](x, x, x)
+    trained(model)
+    assert not torch.allclose(model["attention"](x, x, x)[0], y)
+
+
+def test_offloaded_layers():
+    from accelerate import cpu_offload
+
+    model, x = Body(), torch.randn(4, 16)
+    y = model(x)
+    cpu_offload(model, torch.device("cpu"))
+    adapters.add_(model)
+    assert torch.equal(model(x), y)
+    assert not torch.allclose(trained(model)(x), y)
+
+
 PROGRAM = Path(__file__).parent / "programs" / "adapted.py"
 
 
@@ -517,12 +595,18 @@ def test_conversion_and_folding_know_adapters(tmp_path):
     model = Body()
     adapters.add_(model)
     for call in (lambda m: nplex.convert_(m, 2), lambda m: nplex.preview(m, 2)):
-        with pytest.raises(ValueError, match=r"up.adapters has adapters \(Deltas\); merge them first \(nplex.adapters.merge_"):
+        with pytest.raises(
+            ValueError, match=r"up.adapters has adapters \(Deltas\); merge them first \(nplex.adapters.merge_"
+        ):
             call(model)
     adapters.merge_(model, keep=False)
     nplex.convert_(model, 2)
     adapters.add_(model)
-    assert {row.name: row.changes for row in adapters.add_(model, name="b").rows} == {"up": True, "down": True, "head": False}
+    assert {row.name: row.changes for row in adapters.add_(model, name="b").rows} == {
+        "up": True,
+        "down": True,
+        "head": False,
+    }
 
 
 def test_autocast_and_sixteen_bits():

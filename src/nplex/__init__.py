@@ -23,6 +23,6 @@ from nplex.rule_names import identify
 __version__ = "0.1.0"
 
 __all__ = [
-    "adapters", "algebra", "ops", "nn", "optim", "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only",
-    "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
+    "adapters", "algebra", "ops", "nn", "optim", "preview", "convert_", "check", "fold_", "factorize_",
+    "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
 ]  # fmt: skip

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from nplex.adapters.choosing import AdapterReport, AdapterRow, choose
+from nplex.adapters.choosing import AdapterReport, Chosen, choose
 from nplex.adapters.delta import Delta, Deltas, Guests, components
 from nplex.algebra import Algebra
 from nplex.convert.reasons import check_model, check_no_adapters, check_not_merged
@@ -35,65 +36,64 @@ def add_(
 ) -> AdapterReport:
     """Adds `scale sum_k kron(rule[k], left[k] right[k])` to the weights of linear layers, in place.
 
-    The delta starts at exactly zero and is never built: a layer adds it to its output. The first adapter freezes
-    the base, all parameters of the model; train a new head by `model.classifier.requires_grad_(True)` afterwards.
-    Another call with another name adds a second adapter, which is then the active one; see `use_`.
+    The delta starts at exactly zero and is never built: a forward hook adds its output to that of the layer, so that
+    names and types of the base stay, and its checkpoints load. The first adapter freezes the base: train a new head by
+    `model.classifier.requires_grad_(True)` afterwards. A second one, of another name, is then the active one: `use_`.
 
-    Adapted are torch's Linear, transformers' Conv1D, Linear and LowRankLinear of nplex, and quantized linear layers;
-    each calls its delta by a forward hook, so names and types of the base stay, and its checkpoints load. Numbers
-    are float32 where the layer has 16 bits or fewer. What cannot be adapted stands in the report with the reason.
-    Nothing is changed when an error is raised.
+    Adapted are torch's Linear, transformers' Conv1D, Linear and LowRankLinear of nplex, and quantized linear layers.
+    Numbers are float32, or float64 where the layer's are. Nothing is changed when an error is raised.
 
     Args:
-        model: any model; it is changed. Make the optimizer afterwards, wrap and compile it afterwards.
-        rule: n for learned rules, an algebra for fixed ones, or a rule that a fresh copy is made of.
+        model: any model; it is changed. Make the optimizer, wrap and compile afterwards.
+        rule: n for learned rules, an algebra for fixed ones, or a rule that fresh ones are like.
         low_rank: r; a delta has r (d_in + d_out) numbers for any n, and a rank of n^2 r at most. Below 1, as 1/4 with
-            n = 4 or 8, there are n r components of rank 1: fewer numbers than the smallest LoRA.
-        shared: one rule for all deltas, or one for each. It is registered at the base of the model, as
-            `adapter_rules`, and of a Sequential in the first delta.
+            n = 4, it has n r components of rank 1: fewer numbers than the smallest LoRA.
+        shared: one rule for all deltas, at the base of the model as `adapter_rules`; or one for each.
         scale: what the delta is multiplied by.
-        dropout: the share of inputs of the delta that are set to zero in training.
+        dropout: the share of the delta's inputs that are set to zero in training.
         where: which layers, by name and module, as in convert_; None for all but output heads.
         name: of the adapter.
 
     Returns:
-        A report that prints itself: a row for each layer.
+        A report that prints itself: a row for each layer, with the reason where it gets no delta.
 
     Raises:
         TypeError: the model is not a module, the rule no rule, or where no function.
         ValueError: a number is impossible, the name is taken, no layer is left, or the model is wrapped, merged or
             has adapters of peft.
 
-    Source: Mahabadi et al., Compacter: Efficient Low-Rank Hypercomplex Adapter Layers (2021), section 4, for the
-    form of V; Hu et al., LoRA (2021), for a delta beside the weight.
+    Source: Mahabadi et al., Compacter (2021), section 4, for the delta; Hu et al., LoRA (2021), for its place.
 
     Examples:
-        >>> model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8))
-        >>> print(add_(model, 4))
+        >>> print(add_(nn.Sequential(nn.Linear(64, 256), nn.ReLU()), 4))
         layer  is               delta               parameters
         0      Linear(64, 256)  rule 4, low rank 1         320
-        2      Linear(256, 8)   rule 4, low rank 1         264
-        adapter 'default' in 2 of 2 layers: 648 parameters, 64 of them the shared rule; 3.47 % of the base
+        adapter 'default' in 1 of 1 layers: 384 parameters, 64 of them the shared rule; 2.31 % of the base
         the base is frozen: what else is to be trained, as a new head, requires_grad_()
     """
     if where is not None and not callable(where):
         raise TypeError(f"where must be a function of name and module, as nplex.only gives, got {where!r}")
-    template = as_rule(rule, power=1.0, device="meta" if not isinstance(rule, Rule) else None)
-    if template.is_shared:
-        raise ValueError("the rule is shared by layers of a model: give n, an algebra or a free rule, shared=True")
-    check_numbers(scale, dropout)
-    components(template.n, low_rank)
-    choice = Choice("*", template, False)
+    template = as_rule(rule, power=1.0, device=None if isinstance(rule, Rule) else "meta")
+    check_options(template, low_rank, scale, dropout)
     check_addable(model, [name])
-    chosen = choose(model, where)
-    widths = {module: sizes for module, (_, sizes) in chosen.items() if sizes is not None}
     options: dict[str, Any] = {"low_rank": low_rank, "scale": float(scale), "dropout": float(dropout)}
-    deltas, common, reasons = make_deltas(widths, choice.fresh, shared, options)
-    base = sum(p.numel() for p in model.parameters())
-    label = f"rule {rule_label(template)}, low rank {low_rank:.3g}"
-    rows = tuple(_row(row, deltas.get(module), reasons.get(module), label) for module, (row, _) in chosen.items())
-    extra = 0 if common is None else sum(p.numel() for p in common.parameters())
-    report = AdapterReport(name, rows, extra, base, frozen=not adapted(model))
+    return _add(model, name, choose(model, where), template, shared, options)
+
+
+def _add(
+    model: nn.Module, name: str, chosen: Chosen, template: Rule, shared: bool, options: dict[str, Any]
+) -> AdapterReport:
+    """Makes all deltas, then puts them in; the report."""
+    widths = {module: sizes for module, (_, sizes) in chosen.items() if sizes is not None}
+    deltas, common, reasons = make_deltas(widths, Choice("*", template, False).fresh, shared, options)
+    label = f"rule {rule_label(template)}, low rank {options['low_rank']:.3g}"
+    rows = [
+        replace(row, now=label, parameters=_size(deltas[module]))
+        if module in deltas
+        else replace(row, reason=reasons.get(module, row.reason))
+        for module, (row, _) in chosen.items()
+    ]
+    report = AdapterReport(name, tuple(rows), _size(common), _size(model), frozen=not adapted(model))
     if not deltas:
         raise ValueError(f"no layer of {type(model).__name__} can be adapted, or where selects none:\n{report}")
     put_in(model, name, deltas, common)
@@ -207,15 +207,20 @@ def check_addable(model: nn.Module, names: Iterable[str]) -> None:
             raise ValueError(f"there is an adapter {name!r} already: take another name, or remove_ it first")
     base = base_of(model)
     if hasattr(base, RULES) and not isinstance(getattr(base, RULES), Guests):
-        raise ValueError(f"{type(base).__name__} has an attribute {RULES!r} of its own, where shared rules would stand")
+        raise ValueError(
+            f"{type(base).__name__} has an attribute {RULES!r} of its own, where shared rules would stand"
+        )
 
 
-def check_numbers(scale: int | float, dropout: int | float) -> None:
+def check_options(rule: Rule, low_rank: int | float, scale: int | float, dropout: int | float) -> None:
     """Refuses what no delta can be made with.
 
     Raises:
-        ValueError: names the number.
+        ValueError: names the argument.
     """
+    if rule.is_shared:
+        raise ValueError("the rule is shared by layers of a model: give n, an algebra or a free rule, shared=True")
+    components(rule.n, low_rank)
     real = [isinstance(number, int | float) and not isinstance(number, bool) for number in (scale, dropout)]
     if not real[0] or not 0 < scale < math.inf:
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
@@ -233,7 +238,9 @@ def check_known(model: nn.Module, name: str | None) -> None:
     if not present:
         raise ValueError(f"{type(model).__name__} has no adapters: nplex.adapters.add_ adds one")
     if name is not None and name not in present:
-        raise ValueError(f"there is no adapter {name!r}; there {'is' if len(present) < 2 else 'are'} {', '.join(present)}")
+        raise ValueError(
+            f"there is no adapter {name!r}; there {'is' if len(present) < 2 else 'are'} {', '.join(present)}"
+        )
 
 
 def adapted(model: nn.Module) -> dict[str, Any]:
@@ -257,9 +264,5 @@ def number_kind(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
     return device, torch.float64 if numbers and numbers[0].dtype is torch.float64 else torch.float32
 
 
-def _row(row: AdapterRow, delta: Delta | None, reason: str | None, label: str) -> AdapterRow:
-    """The row of a layer with what became of it."""
-    if delta is None:
-        return AdapterRow(row.name, row.also, row.was, None, reason or row.reason)
-    own = 0 if delta is None else sum(p.numel() for p in delta.parameters())
-    return AdapterRow(row.name, row.also, row.was, label, "", own)
+def _size(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(p.numel() for p in module.parameters())

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nplex import nn as nx
 from nplex.convert.reasons import FLOATS, QUANTIZED
@@ -52,17 +51,25 @@ class AdapterReport:
         return self.shared_rule + sum(row.parameters for row in self.rows)
 
     def __str__(self) -> str:
-        cells = [(r.names or "(the model itself)", r.was, r.now or "skipped", f"{r.parameters:,}", r.reason) for r in self.rows]
+        cells = [
+            (r.names or "(the model itself)", r.was, r.now or "skipped", f"{r.parameters:,}", r.reason)
+            for r in self.rows
+        ]
         lines = text_table([("layer", "is", "delta", "parameters", ""), *cells], "<<<><")
         rule = f", {self.shared_rule:,} of them the shared rule" * bool(self.shared_rule)
         lines.append(
             f"adapter {self.name!r} in {sum(r.changes for r in self.rows)} of {len(self.rows)} layers: "
             f"{self.parameters:,} parameters{rule}; {100 * self.parameters / max(self.base, 1):.3g} % of the base"
         )
-        return "\n".join(lines + ["the base is frozen: what else is to be trained, as a new head, requires_grad_()"] * self.frozen)
+        return "\n".join(
+            lines + ["the base is frozen: what else is to be trained, as a new head, requires_grad_()"] * self.frozen
+        )
 
 
-def choose(model: nn.Module, where: Where | None) -> dict[nn.Module, tuple[AdapterRow, tuple[int, int] | None]]:
+Chosen = dict[nn.Module, tuple[AdapterRow, tuple[int, int] | None]]
+
+
+def choose(model: nn.Module, where: Where | None) -> Chosen:
     """A row for each layer, and the widths of those that can have a delta and are selected."""
     names = names_of(model)
     reading = [module for module in names if isinstance(module, nn.MultiheadAttention)]
@@ -94,12 +101,12 @@ def _widths(module: Any) -> tuple[int, int] | str | None:
     if is_transposed_linear(module):
         return module.nx, module.nf
     kind, package = type(module), type(module).__module__.split(".")[0]
-    linear = kind is nn.Linear or our_class(module) is not None and isinstance(module, (nx.Linear, nx.LowRankLinear))
+    ours = our_class(module)
+    linear = kind is nn.Linear or (ours is not None and isinstance(module, (nx.Linear, nx.LowRankLinear)))
     quantized = package in QUANTIZED or ".quantized" in kind.__module__
     if not linear and not isinstance(module, nn.Linear) and not (quantized and hasattr(module, "in_features")):
         return None
     if not linear and not quantized:
-        ours = our_class(module)
         return f"{kind.__name__} is a subclass of {'torch' if ours is None else 'nplex'}'s Linear, which may do more"
     number = next(module.parameters(), None)
     if linear and number is not None and number.dtype not in FLOATS and type(number) is nn.Parameter:

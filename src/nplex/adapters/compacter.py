@@ -26,12 +26,14 @@ def read_compacter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if len(files) != 1:
-        raise FileNotFoundError(f"{path}: expected adapters.json, or one safetensors file; found {len(files)} of these")
+        raise FileNotFoundError(
+            f"{path}: expected adapters.json, or one safetensors file; found {len(files)} of these"
+        )
     tensors, _ = read_tensors(files[0], foreign=True)
     layers: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if not (match := _END.fullmatch(name)):
-            raise ValueError(f"{files[0]}: {name} is no name of Compacter's (phm_rule, W_left, W_right), and none of nplex's")
+            raise ValueError(f"{files[0]}: {name} is not a name of Compacter's (phm_rule, W_left, W_right)")
         layers.setdefault(match[1] or "", {})[match[2]] = value
     rules = {at: _rule(files[0], layers[at]) for at in layers if layers[at].keys() & set(_RULES)}
     deltas = {at: own for at, own in layers.items() if own.keys() - set(_RULES)}
@@ -69,7 +71,9 @@ def _rule(path: Path, own: dict[str, Tensor]) -> Tensor:
 def _check(path: Path, at: str, own: dict[str, Tensor]) -> None:
     """Refuses what is not a delta of low rank."""
     if not {"W_left", "W_right"} <= own.keys():
-        raise ValueError(f"{path}: {at} has {', '.join(sorted(own))}; a delta has W_left and W_right (factorized_phm)")
+        raise ValueError(
+            f"{path}: {at} has {', '.join(sorted(own))}; a delta has W_left and W_right (factorized_phm)"
+        )
     if "b" in own and bool(own["b"].any()):
         raise ValueError(f"{path}: {at} has a bias b, which a delta cannot hold: add it to the layer's own bias")
     if "adapter_down" in at or "adapter_up" in at or "down_sampler" in at or "up_sampler" in at:
@@ -79,4 +83,7 @@ def _check(path: Path, at: str, own: dict[str, Tensor]) -> None:
         )
     left, right = own["W_left"], own["W_right"]
     if left.ndim != 3 or right.ndim != 3 or left.shape[0] != right.shape[0] or left.shape[2] != right.shape[1]:
-        raise ValueError(f"{path}: {at} has W_left {tuple(left.shape)} and W_right {tuple(right.shape)}, expected n x a x r and n x r x b")
+        raise ValueError(
+            f"{path}: {at} has W_left {tuple(left.shape)} and W_right {tuple(right.shape)}, "
+            f"expected n x a x r and n x r x b"
+        )

@@ -99,7 +99,7 @@ def unmerge_(model: nn.Module) -> None:
         raise ValueError("no adapter is merged into this model, so that nothing can be unmerged")
     for name, layer in layers.items():
         merged: Merged = vars(layer)[MERGED]
-        if merged.weight is not None and not _is_sum(layer, merged):
+        if merged.weight is not None and not _is_sum(layer, merged.weight, merged.deltas):
             raise ValueError(
                 f"{name or 'the model'}.weight was changed after the adapter was merged (loaded or trained); "
                 f"unmerging would put the old weight in its place. Load the merged weights first"
@@ -131,7 +131,9 @@ def _reason(layer: Any, owners: dict[int, list[str]]) -> str:
         return f"its weight is tied ({' = '.join(tied)}), and all would change; leave it unmerged, or untie them"
     delta = layer.adapters[layer.adapters.active].weight()
     if not bool(delta.isfinite().all()):
-        return f"the delta {layer.adapters.active!r} has numbers that are not finite; remove_ it, or load an earlier one"
+        return (
+            f"the delta {layer.adapters.active!r} has numbers that are not finite; remove_ it, or load an earlier one"
+        )
     return ""
 
 
@@ -153,10 +155,9 @@ def _sum(weight: Tensor, layer: Any, deltas: Deltas | None = None) -> Tensor:
     return (weight + delta).to(weight.dtype)
 
 
-def _is_sum(layer: Any, merged: Merged) -> bool:
+def _is_sum(layer: Any, old: Tensor, deltas: Deltas) -> bool:
     """Whether a weight is what it was after merging, but for rounding."""
-    assert merged.weight is not None
-    expected, now = _sum(merged.weight, layer, merged.deltas), layer.weight
+    expected, now = _sum(old, layer, deltas), layer.weight
     expected = expected.to(now.device, now.dtype).double()
     limit = 8 * torch.finfo(now.dtype).eps * expected.abs().max()
     return bool((now.double() - expected).abs().max() <= limit)

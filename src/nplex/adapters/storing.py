@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nplex.adapters.adding import adapted, check_addable, check_known, check_numbers, make_deltas, parts, put_in, use_
+from nplex.adapters.adding import adapted, check_addable, check_known, check_options, make_deltas, parts, put_in, use_
 from nplex.adapters.choosing import linear_layers
 from nplex.adapters.compacter import read_compacter
 from nplex.adapters.delta import Delta
@@ -17,6 +17,7 @@ from nplex.convert.rule_record import read_rule, rule_record
 from nplex.convert.twins import is_transposed_linear
 from nplex.files import read_json, read_tensors, write_json, write_tensors
 from nplex.nn import Rule
+from nplex.nn.computed import Computed
 
 FORMAT = 1
 DESCRIPTION, NUMBERS = "adapters.json", "adapters.safetensors"
@@ -95,7 +96,9 @@ def load(model: nn.Module, folder: str | Path, *, name: str | None = None, same_
         described, tensors, active = *read_compacter(path), None
     if name is not None:
         if len(described) != 1:
-            raise ValueError(f"{path} holds {len(described)} adapters ({', '.join(described)}), name= is for one alone")
+            raise ValueError(
+                f"{path} holds {len(described)} adapters ({', '.join(described)}), name= is for one alone"
+            )
         (old,) = described
         tensors = {re.sub(rf"^{re.escape(old)}/", f"{name}/", at): value for at, value in tensors.items()}
         described, active = {name: described[old]}, name if active else None
@@ -119,7 +122,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
     """The checked description and the tensors of a folder."""
     data = read_json(path / DESCRIPTION)
     if isinstance(data.get("format"), int) and data["format"] > FORMAT:
-        raise ValueError(f"{path} has format {data['format']}, this nplex reads {FORMAT}; pip install --upgrade nplex")
+        raise ValueError(
+            f"{path} has format {data['format']}, this nplex reads {FORMAT}; pip install --upgrade nplex"
+        )
     described = data.get("adapters")
     if data.keys() != {"format", "active", "adapters"} or not isinstance(described, dict) or not described:
         raise ValueError(f"{path / DESCRIPTION} is damaged: it has {sorted(data)}; save the adapters again")
@@ -135,8 +140,8 @@ def _numbers(name: str, deltas: dict[str, Delta]) -> dict[str, Tensor]:
     found = {}
     for at, delta in deltas.items():
         found |= {f"{name}/{at}.left": delta.left, f"{name}/{at}.right": delta.right}
-        place = "" if delta.rule.is_shared else f"{at}."
-        found |= {f"{name}/{place}rule.{key}": value for key, value in delta.rule.state_dict().items()}
+        owner = "" if delta.rule.is_shared else f"{at}."
+        found |= {f"{name}/{owner}rule.{key}": value for key, value in delta.rule.state_dict().items()}
     return found
 
 
@@ -146,13 +151,14 @@ def _describe(name: str, deltas: dict[str, Delta], model: nn.Module) -> dict[str
     rules = [rule | {"learned": True} if "learned" in rule else rule for rule in rules]
     first, delta = rules[0], next(iter(deltas.values()))
     if any(rule != first for rule in rules):
-        raise ValueError(f"the rules of adapter {name!r} are of several kinds, as after factorize_; unfactorize_ first")
+        raise ValueError(
+            f"the rules of adapter {name!r} are of several kinds, as after factorize_; unfactorize_ first"
+        )
     layers = {
-        at: {"in": d.in_features, "out": d.out_features, "base": _sample(model.get_submodule(at))}
+        at: {"in": d.in_features, "out": d.out_features, "base": _sample(model.get_submodule(at), frozen=True)}
         for at, d in deltas.items()
     }
-    share = delta.low_rank if isinstance(delta.low_rank, int) else [len(delta.left), delta.rule.n]
-    numbers = {"low_rank": share, "scale": delta.scale, "dropout": delta.dropout}
+    numbers = {"low_rank": delta.low_rank, "scale": delta.scale, "dropout": delta.dropout}
     return {"rule": first, "shared": delta.rule.is_shared, **numbers, "layers": layers}
 
 
@@ -170,7 +176,7 @@ def _make(
     widths: dict[nn.Module, tuple[int, int]] = {}
     for at, sizes in data["layers"].items():
         if at not in there:
-            raise ValueError(f"it has a delta for {at!r}, which is no linear layer of this model")
+            raise ValueError(f"it has a delta for {at!r}, which is not a linear layer of this model")
         module, own = there[at]
         if own != (sizes["in"], sizes["out"]):
             raise ValueError(f"{at} is {sizes['in']} -> {sizes['out']} in it, and {own[0]} -> {own[1]} in the model")
@@ -180,9 +186,8 @@ def _make(
             f"the weights of the base are others than those that it was trained on (relative distance {far:.2g}); "
             f"load the right base first, or same_base=False"
         )
-    low_rank = data["low_rank"] if isinstance(data["low_rank"], int) else data["low_rank"][0] / data["low_rank"][1]
-    check_numbers(data["scale"], data["dropout"])
-    options = {"low_rank": low_rank, "scale": data["scale"], "dropout": data["dropout"]}
+    options = {key: data[key] for key in ("low_rank", "scale", "dropout")}
+    check_options(stored.make(torch.device("meta"), torch.float32), **options)
     deltas, common, reasons = make_deltas(widths, stored.make, bool(data["shared"]), options)
     if reasons:
         raise ValueError(next(iter(reasons.values())))
@@ -199,8 +204,7 @@ def _make(
     _check_finite(given, "it")
     with torch.no_grad():
         for at, value in given.items():
-            if isinstance(own[at], Tensor):
-                own[at].copy_(value)
+            own[at].copy_(value)
     return deltas, common
 
 
@@ -220,12 +224,14 @@ def _trained(model: nn.Module, tensors: dict[str, Tensor]) -> dict[nn.Parameter,
 
 
 @torch.no_grad()
-def _sample(layer: Any) -> list[float] | None:
-    """A few numbers of a layer's dense weight, d_out x d_in; None where it is quantized or has none."""
-    weight = getattr(layer, "weight", None)
+def _sample(layer: Any, *, frozen: bool = False) -> list[float] | None:
+    """A few numbers of a layer's dense weight, d_out x d_in; None where it has none, is quantized, or not frozen."""
+    weight: Any = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
         return None
-    if isinstance(weight, nn.Parameter) and type(weight) is not nn.Parameter:
+    if type(weight) not in (nn.Parameter, Computed) or (
+        frozen and any(p.requires_grad for p in layer.parameters(False))
+    ):
         return None
     weight = weight.mT if is_transposed_linear(layer) else weight
     rows = torch.linspace(0, weight.shape[0] - 1, SAMPLE).long()
@@ -241,10 +247,12 @@ def _distance(model: nn.Module, layers: dict[str, Any]) -> float:
         if own is not None and other is not None:
             apart += math.dist(own, other) ** 2
             size += math.hypot(*other) ** 2
-    return math.sqrt(apart / size) if size else 0.0 if not apart else math.inf
+    return math.sqrt(apart / size) if size else 0.0
 
 
 def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
     for at, value in tensors.items():
         if not bool(value.isfinite().all()):
-            raise ValueError(f"{at} of {where} has numbers that are not finite: training diverged, take an earlier state")
+            raise ValueError(
+                f"{at} of {where} has numbers that are not finite: training diverged, take an earlier state"
+            )

@@ -43,7 +43,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_no_adapters(model: nn.Module, *, ours: bool = False) -> None:
-    """Refuses a model with adapters, whose weights must stay as they are to be merged; of nplex's only where not `ours`.
+    """Refuses a model with adapters, whose weights must stay as they are; `ours` lets those of nplex pass.
 
     Raises:
         ValueError: names the part.

@@ -78,7 +78,9 @@ def sensible(name: str, module: nn.Module) -> bool | str:
         return EMBEDDINGS
     if reason := output_head(name):
         return reason
-    if ROUTERS.intersection(name.split(".")) and 4 * getattr(module, "out_features", 4) <= getattr(module, "in_features", 0):
+    if ROUTERS.intersection(name.split(".")) and 4 * getattr(module, "out_features", 4) <= getattr(
+        module, "in_features", 0
+    ):
         return "a router by its name and its few outputs"
     weights = sum(p.numel() for p in module.parameters() if p.ndim > 1)
     if weights < TINY:

@@ -118,7 +118,7 @@ def constant_when_compiled(function: Function) -> Function:
 
 
 def forget_graphs() -> None:
-    """Lets torch.compile look anew at everything that it compiled: it does not see hooks that are added afterwards."""
+    """Lets torch.compile look anew at what it compiled: it does not see hooks that are added afterwards."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
 
