@@ -520,7 +520,7 @@ def test_a_folder_of_another_base_size_or_state_is_refused(tmp_path):
     text = (tmp_path / "adapters.json").read_text()
     for old, new, match in (
         ('"format": 1', '"format": 2', "has format 2"), ('"scale": 1.0', '"scale": 2.0', "not of one save"),
-        ("{", "[", "damaged"), ('"active"', '"actives"', "damaged"),
+        ("{", "[", "damaged"), ('"adapters"', '"adapter"', "damaged"),
     ):  # fmt: skip
         (tmp_path / "adapters.json").write_text(text.replace(old, new))
         with pytest.raises(ValueError, match=match):

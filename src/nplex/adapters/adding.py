@@ -37,8 +37,8 @@ def add_(
     """Adds `scale sum_k kron(rule[k], left[k] right[k])` to the weights of linear layers, in place.
 
     The delta starts at exactly zero and is never built: a forward hook adds its output to that of the layer, so that
-    names and types of the base stay, and its checkpoints load. The first adapter freezes the base: train a new head by
-    `model.classifier.requires_grad_(True)` afterwards. A second one, of another name, is then the active one: `use_`.
+    names and types of the base stay, and its checkpoints load. The first adapter freezes the base: afterwards, train
+    a new head by `model.classifier.requires_grad_(True)`. The adapter that is added last is the active one: `use_`.
 
     Adapted are torch's Linear, transformers' Conv1D, Linear and LowRankLinear of nplex, and quantized linear layers.
     Numbers are float32, or float64 where the layer's are. Nothing is changed when an error is raised.

@@ -103,11 +103,15 @@ def components(n: int, low_rank: int | float) -> tuple[int, int]:
 class Guests(nn.ModuleDict):
     """Modules by name that are no part of the base: its checkpoints, which know nothing of them, load strictly."""
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Keeps its numbers where the state holds none of them."""
-        if not any(name.startswith(prefix) for name in state_dict):
-            state_dict |= {prefix + name: p for name, p in (*self.named_parameters(), *self.named_buffers())}
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_keep)
+
+
+def _keep(guests: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Lets guests keep their numbers where a state that is loaded holds none of them."""
+    if not any(name.startswith(prefix) for name in state):
+        state |= {prefix + name: p for name, p in (*guests.named_parameters(), *guests.named_buffers())}
 
 
 class Deltas(Guests):

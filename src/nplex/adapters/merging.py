@@ -94,7 +94,7 @@ def unmerge_(model: nn.Module) -> None:
         ValueError: nothing is merged, or a weight was changed since: unmerging would undo that too.
     """
     check_model(model)
-    layers = {name: module for name, module in model.named_modules() if MERGED in vars(module)}
+    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if MERGED in vars(module)}
     if not layers:
         raise ValueError("no adapter is merged into this model, so that nothing can be unmerged")
     for name, layer in layers.items():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nplex.adapters.adding import adapted, check_addable, check_known, check_options, make_deltas, parts, put_in, use_
+from nplex.adapters.adding import adapted, check_addable, check_known, check_options, make_deltas, parts, put_in
 from nplex.adapters.choosing import linear_layers
 from nplex.adapters.compacter import read_compacter
 from nplex.adapters.delta import Delta
@@ -26,10 +26,11 @@ _KEYS = {"rule", "shared", "low_rank", "scale", "dropout", "layers"}
 
 
 def save(model: nn.Module, folder: str | Path, *, name: str | None = None) -> None:
-    """Writes adapters, and all else that is trained, as a new head: `adapters.json` and `adapters.safetensors`.
+    """Writes adapters, the active one last, and all else that is trained, as a new head.
 
-    The description holds the rule, sizes and layers of each adapter, and a few numbers of each weight of the base,
-    by which `load` knows another base. No number of the base is in the tensors, unless it is trained.
+    The files are `adapters.json` and `adapters.safetensors`. The first holds the rule, sizes and layers of each
+    adapter, and a few numbers of each weight of the base, by which `load` knows another base. The second holds no
+    number of the base that was not trained.
 
     Args:
         model: with adapters, not merged.
@@ -44,22 +45,22 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None) -> No
     check_not_merged(model)
     check_known(model, name)
     layers = adapted(model)
-    names = [name] if name else list(dict.fromkeys(key for key, _ in parts(model)))
+    active = {m.adapters.active for m in layers.values()}
+    names = [name] if name else sorted(dict.fromkeys(key for key, _ in parts(model)), key=active.__contains__)
     found = {key: {at: m.adapters[key] for at, m in layers.items() if key in m.adapters} for key in names}
     guests = {id(p) for _, part in parts(model) for p in part.parameters()}
     trained = {at: p for at, p in model.named_parameters() if p.requires_grad and id(p) not in guests}
-    tensors = {f"trained.{at}": p for at, p in trained.items()}
+    tensors: dict[str, Tensor] = {f"trained.{at}": p for at, p in trained.items()}
     for key, deltas in found.items():
         tensors |= _numbers(key, deltas)
     _check_finite(tensors, "the model")
     described = {key: _describe(key, deltas, model) for key, deltas in found.items()}
-    active = next((m.adapters.active for m in layers.values() if m.adapters.active in names), None)
     write_tensors(Path(folder) / NUMBERS, tensors, {"adapters": described})
-    write_json(Path(folder) / DESCRIPTION, {"format": FORMAT, "active": active, "adapters": described})
+    write_json(Path(folder) / DESCRIPTION, {"format": FORMAT, "adapters": described})
 
 
 def load(model: nn.Module, folder: str | Path, *, name: str | None = None, same_base: bool = True) -> list[str]:
-    """Adds the adapters that `save` wrote, and puts the rest that was trained into the model.
+    """Adds the adapters that `save` wrote, the last one active, and what else was trained.
 
     Everything is checked before the model is changed: names, sizes, numbers, and whether the base is the one that
     they were trained on. A safetensors file with Compacter's names is read too: `phm_rule`, and `W_left` and
@@ -90,10 +91,7 @@ def load(model: nn.Module, folder: str | Path, *, name: str | None = None, same_
         ['german']
     """
     path = Path(folder)
-    if path.is_dir() and (path / DESCRIPTION).exists():
-        described, tensors, active = _read(path)
-    else:
-        described, tensors, active = *read_compacter(path), None
+    described, tensors = _read(path) if (path / DESCRIPTION).exists() else read_compacter(path)
     if name is not None:
         if len(described) != 1:
             raise ValueError(
@@ -101,7 +99,7 @@ def load(model: nn.Module, folder: str | Path, *, name: str | None = None, same_
             )
         (old,) = described
         tensors = {re.sub(rf"^{re.escape(old)}/", f"{name}/", at): value for at, value in tensors.items()}
-        described, active = {name: described[old]}, name if active else None
+        described = {name: described[old]}
     check_addable(model, described)
     try:
         made = {key: _make(model, key, data, tensors, same_base) for key, data in described.items()}
@@ -114,25 +112,21 @@ def load(model: nn.Module, folder: str | Path, *, name: str | None = None, same_
         with torch.no_grad():
             parameter.copy_(values)
         parameter.requires_grad_(True)
-    use_(model, active or next(reversed(described)))
     return list(described)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The checked description and the tensors of a folder."""
     data = read_json(path / DESCRIPTION)
-    if isinstance(data.get("format"), int) and data["format"] > FORMAT:
-        raise ValueError(
-            f"{path} has format {data['format']}, this nplex reads {FORMAT}; pip install --upgrade nplex"
-        )
-    described = data.get("adapters")
-    if data.keys() != {"format", "active", "adapters"} or not isinstance(described, dict) or not described:
+    number, described = data.get("format"), data.get("adapters")
+    if isinstance(number, int) and number > FORMAT:
+        raise ValueError(f"{path} has format {number}, this nplex reads {FORMAT}; pip install --upgrade nplex")
+    if data.keys() != {"format", "adapters"} or not isinstance(described, dict) or not described:
         raise ValueError(f"{path / DESCRIPTION} is damaged: it has {sorted(data)}; save the adapters again")
     tensors, header = read_tensors(path / NUMBERS, sealed=True)
     if header.get("adapters") != described:
         raise ValueError(f"{path}: {DESCRIPTION} and {NUMBERS} are not of one save; save the adapters again")
-    active = data["active"] if data["active"] in described else None
-    return described, tensors, active
+    return described, tensors
 
 
 def _numbers(name: str, deltas: dict[str, Delta]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ WRAPPERS = {
     "DeepSpeedEngine": WRAP, "OptimizedModule": "change the model first, compile it then",
     "ScriptModule": "change the model first, script it then",
 }  # fmt: skip
-PEFT = dict.fromkeys(
+PEFT: dict[str, str] = dict.fromkeys(
     ("PeftModel", "BaseTuner", "BaseTunerLayer", "LycorisBaseModule"),
     "merge or unload the adapters first (model.merge_and_unload()); afterwards nplex.adapters.add_ adds new ones to "
     "dense and converted layers alike, peft to dense ones alone",
