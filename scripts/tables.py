@@ -131,8 +131,8 @@ def adapters() -> str:
     return table(["adapter", "numbers", "rate", "accuracy %", f"{found[0]['seeds']} seeds"], rows)
 
 
-TABLES = {"adapters": adapters, "agreement": agreement, "agreement-short": agreement_short, "speed": speed, "speed-short": speed_short,
-          "methods": methods}  # fmt: skip
+TABLES = {"adapters": adapters, "agreement": agreement, "agreement-short": agreement_short, "speed": speed,
+          "speed-short": speed_short, "methods": methods}  # fmt: skip
 
 
 def filled(text: str) -> str:

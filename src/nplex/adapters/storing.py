@@ -21,6 +21,7 @@ from nplex.nn.computed import Computed
 
 FORMAT = 1
 DESCRIPTION, NUMBERS = "adapters.json", "adapters.safetensors"
+TRAINED = "trained."  # begins the names of what else was trained
 SAMPLE, APART = 16, 0.1
 _KEYS = {"rule", "shared", "low_rank", "scale", "dropout", "layers"}
 
@@ -50,10 +51,10 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None) -> No
     found = {key: {at: m.adapters[key] for at, m in layers.items() if key in m.adapters} for key in names}
     guests = {id(p) for _, part in parts(model) for p in part.parameters()}
     trained = {at: p for at, p in model.named_parameters() if p.requires_grad and id(p) not in guests}
-    tensors: dict[str, Tensor] = {f"trained.{at}": p for at, p in trained.items()}
+    tensors: dict[str, Tensor] = {TRAINED + at: p for at, p in trained.items()}
     for key, deltas in found.items():
         tensors |= _numbers(key, deltas)
-    _check_finite(tensors, "the model")
+    _check_finite(tensors)
     described = {key: _describe(key, deltas, model) for key, deltas in found.items()}
     write_tensors(Path(folder) / NUMBERS, tensors, {"adapters": described})
     write_json(Path(folder) / DESCRIPTION, {"format": FORMAT, "adapters": described})
@@ -102,16 +103,18 @@ def load(model: nn.Module, folder: str | Path, *, name: str | None = None, same_
         described = {name: described[old]}
     check_addable(model, described)
     try:
-        made = {key: _make(model, key, data, tensors, same_base) for key, data in described.items()}
-        trained = _trained(model, tensors)
+        made = {key: _make(model, data) for key, data in described.items()}
+        _check_base(model, described, same_base)
+        numbers = _checked(model, made, tensors)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not fit this {type(model).__name__}: {error}") from None
     for key, (deltas, common) in made.items():
-        put_in(model, key, deltas, common)
-    for parameter, values in trained.items():
-        with torch.no_grad():
-            parameter.copy_(values)
-        parameter.requires_grad_(True)
+        put_in(model, key, {model.get_submodule(at): delta for at, delta in deltas.items()}, common)
+    with torch.no_grad():
+        for at, own in numbers.items():
+            own.copy_(tensors[at])
+            if at.startswith(TRAINED):
+                own.requires_grad_(True)
     return list(described)
 
 
@@ -156,65 +159,65 @@ def _describe(name: str, deltas: dict[str, Delta], model: nn.Module) -> dict[str
     return {"rule": first, "shared": delta.rule.is_shared, **numbers, "layers": layers}
 
 
-def _make(
-    model: nn.Module, name: str, data: Any, tensors: dict[str, Tensor], same_base: bool
-) -> tuple[dict[nn.Module, Delta], Rule | None]:
-    """The deltas of an adapter with their numbers, in no model yet.
+def _make(model: nn.Module, data: Any) -> tuple[dict[str, Delta], Rule | None]:
+    """The deltas of an adapter by their layers, and its shared rule; in no model yet, without their numbers.
 
     Raises:
-        ValueError: it is damaged, or the model is another.
+        ValueError: it is damaged, or the model has other layers.
     """
     if not isinstance(data, dict) or data.keys() != _KEYS or not isinstance(data["layers"], dict):
-        raise ValueError(f"adapter {name!r} is damaged: expected {', '.join(sorted(_KEYS))}")
+        raise ValueError(f"an adapter is damaged: it has {data!r:.80}, expected {', '.join(sorted(_KEYS))}")
     stored, there = read_rule(data["rule"]), linear_layers(model)
-    widths: dict[nn.Module, tuple[int, int]] = {}
     for at, sizes in data["layers"].items():
         if at not in there:
             raise ValueError(f"it has a delta for {at!r}, which is not a linear layer of this model")
-        module, own = there[at]
-        if own != (sizes["in"], sizes["out"]):
+        if (own := there[at][1]) != (sizes["in"], sizes["out"]):
             raise ValueError(f"{at} is {sizes['in']} -> {sizes['out']} in it, and {own[0]} -> {own[1]} in the model")
-        widths[module] = own
-    if same_base and (far := _distance(model, data["layers"])) > APART:
-        raise ValueError(
-            f"the weights of the base are others than those that it was trained on (relative distance {far:.2g}); "
-            f"load the right base first, or same_base=False"
-        )
     options = {key: data[key] for key in ("low_rank", "scale", "dropout")}
     check_options(stored.make(torch.device("meta"), torch.float32), **options)
+    widths = dict(there[at] for at in data["layers"])
     deltas, common, reasons = make_deltas(widths, stored.make, bool(data["shared"]), options)
     if reasons:
         raise ValueError(next(iter(reasons.values())))
     if any(delta.left.is_meta for delta in deltas.values()):
         raise ValueError("the model is on the meta device, where an adapter has no numbers: load the base first")
-    own = _numbers(name, {at: deltas[there[at][0]] for at in data["layers"]})
-    given = {at: value for at, value in tensors.items() if at.startswith(f"{name}/")}
-    if own.keys() != given.keys():
-        odd = min(own.keys() ^ given.keys())
-        raise ValueError(f"{odd} is {'missing in it' if odd in own else 'over: its description does not name it'}")
-    for at, value in given.items():
-        if value.shape != own[at].shape or not value.is_floating_point():
-            raise ValueError(f"{at} is {tuple(value.shape)} in it, expected {tuple(own[at].shape)}")
-    _check_finite(given, "it")
-    with torch.no_grad():
-        for at, value in given.items():
-            own[at].copy_(value)
-    return deltas, common
+    return {at: deltas[there[at][0]] for at in data["layers"]}, common
 
 
-def _trained(model: nn.Module, tensors: dict[str, Tensor]) -> dict[nn.Parameter, Tensor]:
-    """What else was trained, for the parameters of this model."""
-    present, found = dict(model.named_parameters()), {}
-    for at, value in tensors.items():
-        if not at.startswith("trained."):
-            continue
-        at = at.removeprefix("trained.")
-        if at not in present or present[at].shape != value.shape:
-            own = tuple(present[at].shape) if at in present else "not there"
-            raise ValueError(f"{at} of shape {tuple(value.shape)} was trained too; in the model it is {own}")
-        found[present[at]] = value
-    _check_finite({at: value for at, value in tensors.items() if at.startswith("trained.")}, "it")
-    return found
+def _checked(model: nn.Module, made: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the tensors of a file are to be copied into, by their names there.
+
+    Raises:
+        ValueError: one is missing, over, of another shape, or not finite.
+    """
+    numbers: dict[str, Tensor] = {TRAINED + at: p for at, p in model.named_parameters() if TRAINED + at in tensors}
+    for key, (deltas, _) in made.items():
+        numbers |= _numbers(key, deltas)
+    if odd := numbers.keys() ^ tensors.keys():
+        raise ValueError(f"{min(odd)} is {'missing in it' if min(odd) in numbers else 'not in the model'}")
+    for at, own in numbers.items():
+        if tensors[at].shape != own.shape or not tensors[at].is_floating_point():
+            raise ValueError(f"{at} is {tuple(tensors[at].shape)} in it, expected {tuple(own.shape)}")
+    _check_finite(tensors)
+    return numbers
+
+
+def _check_base(model: nn.Module, described: dict[str, Any], same: bool) -> None:
+    """Compares sampled weights with those of the model, relative to their size.
+
+    Raises:
+        ValueError: they are apart.
+    """
+    layers = [(at, data["base"]) for adapter in described.values() for at, data in adapter["layers"].items()]
+    pairs = [(_sample(model.get_submodule(at)), other) for at, other in layers if same and other is not None]
+    pairs = [(own, other) for own, other in pairs if own is not None]
+    apart = math.hypot(*(math.dist(own, other) for own, other in pairs))
+    size = math.hypot(*(number for _, other in pairs for number in other))
+    if apart > APART * size:
+        raise ValueError(
+            f"the weights of the base are others than those that it was trained on (relative distance "
+            f"{apart / size:.2g}); load the right base first, or same_base=False"
+        )
 
 
 @torch.no_grad()
@@ -233,20 +236,7 @@ def _sample(layer: Any, *, frozen: bool = False) -> list[float] | None:
     return [float(f"{value:.6g}") for value in weight[rows, columns].float().tolist()]
 
 
-def _distance(model: nn.Module, layers: dict[str, Any]) -> float:
-    """How far the sampled weights are from those of the model, relative to their size."""
-    apart = size = 0.0
-    for at, data in layers.items():
-        own, other = _sample(model.get_submodule(at)), data["base"]
-        if own is not None and other is not None:
-            apart += math.dist(own, other) ** 2
-            size += math.hypot(*other) ** 2
-    return math.sqrt(apart / size) if size else 0.0
-
-
-def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
+def _check_finite(tensors: dict[str, Tensor]) -> None:
     for at, value in tensors.items():
         if not bool(value.isfinite().all()):
-            raise ValueError(
-                f"{at} of {where} has numbers that are not finite: training diverged, take an earlier state"
-            )
+            raise ValueError(f"{at} has numbers that are not finite: training diverged, take an earlier state")
