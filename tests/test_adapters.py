@@ -107,6 +107,7 @@ def test_the_report_names_what_is_left_and_why():
         "up": nn.Linear(16, 16), "conv": nn.Conv1d(8, 8, 3), "heads": nn.MultiheadAttention(16, 4),
         "lm_head": nn.Linear(16, 9),
         "small": nn.Linear(2, 16), "own": type("Own", (nn.Linear,), {})(16, 16), "bag": nn.EmbeddingBag(8, 8),
+        "norm": nn.LayerNorm(16), "ours": type("Ours", (nplex.nn.Linear,), {})(16, 16, rule=2),
     })  # fmt: skip
     report = adapters.add_(model, shared=False)
     reasons = {row.name: row.reason for row in report.rows}
@@ -118,8 +119,10 @@ def test_the_report_names_what_is_left_and_why():
         "small": "n = 4 is larger than in_features = 2: take a rule with n of 2 or less",
         "own": "Own is a subclass of torch's Linear, which may do more",
         "bag": "not a linear layer",
+        "ours": "Ours is a subclass of nplex's Linear, which may do more",
     }
-    assert "adapter 'default' in 1 of 7 layers" in str(report)
+    assert "adapter 'default' in 1 of 8 layers" in str(report)
+    assert "other modules with parameters, skipped: 1 LayerNorm" in str(report)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nplex.adapters.choosing import AdapterReport, Chosen, choose
+from nplex.adapters.choosing import AdapterReport, Chosen, choose, others
 from nplex.adapters.delta import Delta, Deltas, Guests, components
 from nplex.algebra import Algebra
 from nplex.convert.reasons import check_model, check_no_adapters, check_not_merged
@@ -93,7 +93,7 @@ def _add(
         else replace(row, reason=reasons.get(module, row.reason))
         for module, (row, _) in chosen.items()
     ]
-    report = AdapterReport(name, tuple(rows), _size(common), _size(model), frozen=not adapted(model))
+    report = AdapterReport(name, tuple(rows), _size(common), _size(model), others(model, chosen), not adapted(model))
     if not deltas:
         raise ValueError(f"no layer of {type(model).__name__} can be adapted, or where selects none:\n{report}")
     put_in(model, name, deltas, common)

@@ -1,5 +1,6 @@
 """Which layers of a model get a delta, which do not, and why: a report that prints itself."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ class AdapterReport:
         rows: one for each layer that is linear, or of another kind that nplex converts.
         shared_rule: parameters of the rule that all its deltas share.
         base: parameters of the model without adapters.
+        others: other kinds of modules with parameters of their own, and how many there are.
         frozen: whether the base was frozen.
     """
 
@@ -43,6 +45,7 @@ class AdapterReport:
     rows: tuple[AdapterRow, ...]
     shared_rule: int
     base: int
+    others: dict[str, int]
     frozen: bool
 
     @property
@@ -61,9 +64,11 @@ class AdapterReport:
             f"adapter {self.name!r} in {sum(r.changes for r in self.rows)} of {len(self.rows)} layers: "
             f"{self.parameters:,} parameters{rule}; {100 * self.parameters / max(self.base, 1):.3g} % of the base"
         )
-        return "\n".join(
-            lines + ["the base is frozen: what else is to be trained, as a new head, requires_grad_()"] * self.frozen
-        )
+        if self.others:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.others.items())
+            lines.append(f"other modules with parameters, skipped: {kinds}")
+        last = "the base is frozen: what else is to be trained, as a new head, requires_grad_()"
+        return "\n".join(lines + [last] * self.frozen)
 
 
 Chosen = dict[nn.Module, tuple[AdapterRow, tuple[int, int] | None]]
@@ -89,6 +94,15 @@ def choose(model: nn.Module, where: Where | None) -> Chosen:
     return found
 
 
+def others(model: nn.Module, chosen: Chosen) -> dict[str, int]:
+    """Kinds of modules that have parameters and no row, and how many there are."""
+    listed = {part for module in chosen for part in module.modules()}
+    rest = [module for module in model.modules() if module not in listed and module._parameters]
+    return dict(
+        Counter(type(module).__name__ for module in rest if any(p is not None for p in module._parameters.values()))
+    )
+
+
 def linear_layers(model: nn.Module) -> dict[str, tuple[nn.Module, tuple[int, int]]]:
     """Every layer that can have a delta, under all its names, with its widths."""
     rows = choose(model, lambda name, module: True)
@@ -101,15 +115,15 @@ def _widths(module: Any) -> tuple[int, int] | str | None:
     if is_transposed_linear(module):
         return module.nx, module.nf
     kind, package = type(module), type(module).__module__.split(".")[0]
-    ours = our_class(module)
-    linear = kind is nn.Linear or (ours is not None and isinstance(module, (nx.Linear, nx.LowRankLinear)))
-    quantized = package in QUANTIZED or ".quantized" in kind.__module__
-    if not linear and not isinstance(module, nn.Linear) and not (quantized and hasattr(module, "in_features")):
+    ours, quantized = our_class(module), package in QUANTIZED or ".quantized" in kind.__module__
+    if quantized and hasattr(module, "in_features"):
+        return int(module.in_features), int(module.out_features)
+    if not isinstance(module, (nn.Linear, nx.Linear, nx.LowRankLinear)):
         return None
-    if not linear and not quantized:
+    if kind not in (nn.Linear, ours):
         return f"{kind.__name__} is a subclass of {'torch' if ours is None else 'nplex'}'s Linear, which may do more"
     number = next(module.parameters(), None)
-    if linear and number is not None and number.dtype not in FLOATS and type(number) is nn.Parameter:
+    if number is not None and number.dtype not in FLOATS and type(number) is nn.Parameter:
         return f"its weight is {number.dtype}"
     return int(module.in_features), int(module.out_features)
 
