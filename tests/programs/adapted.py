@@ -160,7 +160,7 @@ def trainer():
             model = kind(config)
             if converted:
                 nplex.convert_(model, 2, where=nplex.only("*dense", "*c_fc"))
-            report = adapters.add_(model)
+            report = adapters.add_(model, shared=not converted)
             assert all(row.reason for row in report.rows if not row.changes)
             head = model.classifier if hasattr(model, "classifier") else model.score
             head.requires_grad_(True)
@@ -186,7 +186,10 @@ def trainer():
                 transformers.Trainer(model, arguments, train_dataset=data).train(resume_from_checkpoint=True)
                 adapters.save(model, f"{folder}/adapter")
                 y = model.eval()(tokens).logits
+                model.save_pretrained(f"{folder}/both")
+                alone = kind.from_pretrained(f"{folder}/both").eval()  # the base: the rest is listed as unexpected
                 adapters.remove_(model)
+                torch.testing.assert_close(alone(tokens).logits, model(tokens).logits)
                 model.save_pretrained(f"{folder}/base")
                 again = kind.from_pretrained(f"{folder}/base")
                 adapters.load(again, f"{folder}/adapter")
