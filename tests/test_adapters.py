@@ -495,7 +495,7 @@ def test_tied_and_damaged_weights_are_not_merged():
         other.down.adapters["default"].left += 1
     before = state(other)
     with pytest.raises(
-        ValueError, match="down cannot be merged: the delta 'default' has numbers that are not finite"
+        ValueError, match="down cannot be merged: weight and delta 'default' have a sum that is not finite"
     ):
         adapters.merge_(other)
     assert set(before) == set(other.state_dict())
@@ -677,11 +677,3 @@ def test_quantized_layers():
     assert quantized[0].adapters["default"].left.grad is not None
     with pytest.raises(ValueError, match="0 cannot be merged: its weight is quantized"):
         adapters.merge_(quantized)
-
-
-def test_torch_still_has_the_hooks_that_we_look_at():
-    layer = nn.Linear(4, 4)
-    handle = layer.register_forward_hook(lambda *given: None, with_kwargs=True)
-    assert len(layer._forward_hooks) == 1
-    handle.remove()
-    assert len(layer._forward_hooks) == 0

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nplex.algebra.bilinear import as_table
 from nplex.nn import Rule
 from nplex.nn.arguments import check_positive, check_widths
 from nplex.nn.sharing import RuleUser, attach
@@ -62,19 +63,17 @@ class Delta(RuleUser):
         x = x.to(self.left.device, x.dtype if autocast_type(x) else self.left.dtype)
         if self.dropout:
             x = nn.functional.dropout(x, self.dropout, self.training)
-        return product(x, self.rule(), self.scale * self.left, self.right, out_features=self.out_features)
+        table = as_table(self.rule()).to(x.device)  # where the layers of a model are on several
+        return product(x, table, self.scale * self.left, self.right, out_features=self.out_features)
 
     @torch.no_grad()
     def weight(self) -> Float[Tensor, "d_out d_in"]:
         """`scale V` as numbers, in float32 or better."""
-        left, right = self.scale * self.left.float(), self.right.float()
-        if self.left.dtype is torch.float64:
-            left, right = self.scale * self.left, self.right
-        rule = self.rule()
-        rule = rule.to(left.dtype) if isinstance(rule, Tensor) else type(rule)(*(f.to(left.dtype) for f in rule))
-        blocks = left @ right
+        kind = torch.promote_types(self.left.dtype, torch.float32)
+        left, right, table = (t.to(kind) for t in (self.left, self.right, as_table(self.rule())))
+        blocks = self.scale * left @ right
         blocks = torch.cat([blocks, blocks.new_zeros(self.rule.n - len(blocks), *blocks.shape[1:])])
-        return expand(rule, blocks)[: self.out_features, : self.in_features]
+        return expand(table.to(left.device), blocks)[: self.out_features, : self.in_features]
 
     def extra_repr(self) -> str:
         """One line for print(model)."""

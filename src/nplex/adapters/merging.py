@@ -129,11 +129,8 @@ def _reason(layer: Any, owners: dict[int, list[str]]) -> str:
         return "its weight is on the meta device"
     if len(tied := owners[weight.untyped_storage().data_ptr()]) > 1:
         return f"its weight is tied ({' = '.join(tied)}), and all would change; leave it unmerged, or untie them"
-    delta = layer.adapters[layer.adapters.active].weight()
-    if not bool(delta.isfinite().all()):
-        return (
-            f"the delta {layer.adapters.active!r} has numbers that are not finite; remove_ it, or load an earlier one"
-        )
+    if not bool(_sum(weight, layer).isfinite().all()):
+        return f"weight and delta {layer.adapters.active!r} have a sum that is not finite; load an earlier adapter"
     return ""
 
 
