@@ -326,6 +326,18 @@ def test_a_base_checkpoint_loads_strictly_and_so_does_one_with_adapters():
         other.load_state_dict(damaged)
 
 
+def test_a_layer_of_the_base_that_was_trained_too_is_saved_with_the_adapter(tmp_path):
+    model, x = Body(), torch.randn(4, 16)
+    base, size = copy.deepcopy(model), sum(p.numel() for p in model.parameters())
+    assert adapters.add_(model).base == adapters.add_(model, name="second").base == size
+    model.up.requires_grad_(True)
+    nn.init.normal_(model.up.weight)
+    y = trained(model)(x)
+    adapters.save(model, tmp_path, name="second")
+    adapters.load(base, tmp_path)
+    assert torch.equal(base(x), y)
+
+
 COMPACTER = [
     pytest.param(True, False, id="shared rule"), pytest.param(False, False, id="own rules"),
     pytest.param(True, True, id="factors of the rule"),

@@ -93,7 +93,8 @@ def _add(
         else replace(row, reason=reasons.get(module, row.reason))
         for module, (row, _) in chosen.items()
     ]
-    report = AdapterReport(name, tuple(rows), _size(common), _size(model), others(model, chosen), not adapted(model))
+    base = _size(model) - sum(_size(part) for _, part in parts(model))
+    report = AdapterReport(name, tuple(rows), _size(common), base, others(model, chosen), not adapted(model))
     if not deltas:
         raise ValueError(f"no layer of {type(model).__name__} can be adapted, or where selects none:\n{report}")
     put_in(model, name, deltas, common)
