@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from nplex.adapters.choosing import AdapterReport, Chosen, choose, others
 from nplex.adapters.delta import Delta, Deltas, Guests, components
@@ -266,4 +267,4 @@ def number_kind(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def _size(module: nn.Module | None) -> int:
-    return 0 if module is None else sum(p.numel() for p in module.parameters())
+    return 0 if module is None else sum(p.numel() for p in module.parameters() if not is_lazy(p))
