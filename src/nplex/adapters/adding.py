@@ -199,6 +199,8 @@ def check_addable(model: nn.Module, names: Iterable[str]) -> None:
     """
     check_model(model)
     check_no_adapters(model, ours=True)
+    if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
+        raise ValueError(f"{lazy[0]} is not initialised yet: run one batch first")
     present = {key for key, _ in parts(model)}
     for name in names:
         if not isinstance(name, str):
@@ -267,4 +269,4 @@ def number_kind(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def _size(module: nn.Module | None) -> int:
-    return 0 if module is None else sum(p.numel() for p in module.parameters() if not is_lazy(p))
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
