@@ -5,11 +5,11 @@
 
 The data are SICK's files (SICK_train.txt.gz and so on): does the first sentence entail the second, contradict it, or
 neither. Sentences are embedded by the mean of MiniLM's last hidden states; a linear head reads [u, v, |u - v|, u v].
-Adapters stand in the last block, whose inputs are computed once, or in all six. Rates are tried in steps of 3
-with seed 0, on SICK's trial part, until the best is not at an end of those tried; then three seeds with it, and
-afterwards with its two neighbours, because 500 pairs tell little. Of the rates that have three seeds, the one with the
-best mean on the trial part is reported, tested on all 4,927 pairs. Each run is kept in --out; a table can be made at
-any time (--table). Writes benchmarks/results/adapters.*.
+Adapters stand in the last block, whose inputs are computed once, or in all six. Rates are tried in steps of 3 with
+seed 0, on SICK's trial part, until the best is not at an end of those tried; then three seeds with it, and afterwards
+with its two neighbours, because 500 pairs tell little. Of the rates that have three seeds, the one with the best mean
+on the trial part is reported, tested on all 4,927 pairs. Each run is kept in --out; a table can be made at any time
+(--table). Writes benchmarks/results/adapters.*.
 """
 
 import gzip
