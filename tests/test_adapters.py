@@ -592,7 +592,9 @@ def test_offloaded_layers():
 PROGRAM = Path(__file__).parent / "programs" / "adapted.py"
 
 
-@pytest.mark.parametrize("case", ["compiled", "transformed", "distributed", "accelerated", "trainer", "peft"])
+@pytest.mark.parametrize(
+    "case", ["compiled", "transformed", "distributed", "accelerated", "trainer", "families", "peft"]
+)
 def test_in_a_process_of_its_own(case):
     done = subprocess.run([sys.executable, PROGRAM, case], capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -201,6 +201,34 @@ def trainer():
                     torch.testing.assert_close(merged(tokens).logits, y, atol=1e-5, rtol=1e-4)
 
 
+def families():
+    """Models of transformers: every layer that calls its weight gets a delta, which is used, merged and taken out."""
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSeq2SeqLM
+
+    transformers.utils.logging.set_verbosity_error()
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    words = small | {"vocab_size": 60, "num_key_value_heads": 2}
+    tokens, image = torch.randint(3, 60, (2, 5)), torch.randn(1, 3, 16, 16)
+    t5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 60}
+    for config, kind, inputs in (
+        (transformers.LlamaConfig(**words, tie_word_embeddings=True), AutoModelForCausalLM, {"input_ids": tokens}),
+        (transformers.MixtralConfig(**words, num_local_experts=2), AutoModelForCausalLM, {"input_ids": tokens}),
+        (transformers.T5Config(**t5), AutoModelForSeq2SeqLM, {"input_ids": tokens, "decoder_input_ids": tokens}),
+        (transformers.ViTConfig(**small, image_size=16), AutoModelForImageClassification, {"pixel_values": image}),
+    ):
+        model = kind.from_config(config).eval().requires_grad_(False)
+        base = model(**inputs).logits
+        adapters.add_(model)
+        assert torch.equal(model(**inputs).logits, base)
+        y = trained(model)(**inputs).logits
+        assert nplex.check(model, inputs), nplex.check(model, inputs)
+        adapters.merge_(model)
+        torch.testing.assert_close(model(**inputs).logits, y, atol=1e-4, rtol=1e-4)
+        adapters.unmerge_(model)
+        assert torch.equal(model(**inputs).logits, y)
+
+
 def peft():
     """LoRA of peft on a model that has our adapters: both are added; ours refuse a model that peft has."""
     try:
