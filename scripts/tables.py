@@ -119,8 +119,21 @@ def methods() -> str:
     return table(["rule", *cases], rows)
 
 
-TABLES = {"agreement": agreement, "agreement-short": agreement_short, "speed": speed, "speed-short": speed_short,
-          "methods": methods}  # fmt: skip
+def adapters() -> str:
+    """Adapters at equal numbers: those of the last block, best first within a size."""
+    sizes = ("0", "1,800", "7,000", "28,000")
+    every = read("benchmarks/results/adapters.json")["rows"]
+    found = [row for row in every if row["blocks"] == "last" and row["seeds"] == 3]
+    rows = [
+        [row["adapter"], f"{row['numbers']:,}", f"{row['rate']:g}", f"{row['test']:.1f}",
+         f"{min(row['scores']):.1f} to {max(row['scores']):.1f}"]
+        for row in sorted(found, key=lambda row: (sizes.index(row["budget"]), -row["test"]))
+    ]  # fmt: skip
+    return table(["adapter", "numbers", "rate", "accuracy %", "3 seeds"], rows)
+
+
+TABLES = {"adapters": adapters, "agreement": agreement, "agreement-short": agreement_short, "speed": speed,
+          "speed-short": speed_short, "methods": methods}  # fmt: skip
 
 
 def filled(text: str) -> str:

@@ -232,7 +232,7 @@ def test_a_rule_shared_already_is_used_itself():
 
 def test_wrapped_models_are_refused():
     compiled = torch.compile(Own())
-    with pytest.raises(ValueError, match="the model is wrapped \\(OptimizedModule\\); convert the model first"):
+    with pytest.raises(ValueError, match="the model is wrapped \\(OptimizedModule\\); change the model first"):
         nplex.convert_(compiled, 4)
 
 
@@ -538,8 +538,8 @@ def wrapped(name, module):
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        (torch.compile, r"the model is wrapped \(OptimizedModule\); convert the model first, compile it then"),
-        (nn.DataParallel, r"the model is wrapped \(DataParallel\); convert the model first, wrap it then"),
+        (torch.compile, r"the model is wrapped \(OptimizedModule\); change the model first, compile it then"),
+        (nn.DataParallel, r"the model is wrapped \(DataParallel\); change the model first, wrap it then"),
         (lambda m: nn.Sequential(wrapped("FSDPModule", m)), r"0 is wrapped \(FSDPModule\)"),
         (
             lambda m: wrapped("PeftModel", m),

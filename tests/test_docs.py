@@ -33,7 +33,11 @@ def test_builds_and_loads_nothing_from_elsewhere(site):
     assert {url for page in pages for url in LOADED.findall(page.read_text("utf-8"))} == set()
 
 
-@pytest.mark.parametrize("package", [nplex, nplex.nn, nplex.algebra, nplex.ops], ids=lambda package: package.__name__)
+@pytest.mark.parametrize(
+    "package",
+    [nplex, nplex.nn, nplex.algebra, nplex.ops, nplex.adapters],
+    ids=lambda package: package.__name__,
+)
 def test_every_public_name_is_in_the_reference(site, package):
     page = (site / "api" / f"{package.__name__.rpartition('.')[2]}.html").read_text("utf-8")
     callables = [name for name in package.__all__ if callable(getattr(package, name))]

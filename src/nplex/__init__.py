@@ -2,7 +2,7 @@
 
 import nplex.on_start as _on_start  # isort: skip # noqa: F401 - first: Ctrl-C while the command line loads torch
 import nplex.on_import as _on_import  # noqa: F401 - waits for transformers, and registers
-from nplex import algebra, nn, ops, optim
+from nplex import adapters, algebra, nn, ops, optim
 from nplex.convert import (
     all_but,
     all_of,
@@ -23,6 +23,6 @@ from nplex.rule_names import identify
 __version__ = "0.1.0"
 
 __all__ = [
-    "algebra", "ops", "nn", "optim", "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only",
-    "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
+    "adapters", "algebra", "ops", "nn", "optim", "preview", "convert_", "check", "fold_", "factorize_",
+    "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
 ]  # fmt: skip

@@ -230,7 +230,7 @@ def _checked(load: Any) -> Any:
             _fresh_sizes.reset(token)
             _loads.reset(outer)
         over, lost = set(info["unexpected_keys"]), set(info["missing_keys"])
-        ours = sorted(key for key in over if key.endswith(_OURS))
+        ours = sorted(key for key in over if key.endswith(_OURS) and ".adapters." not in key)
         fresh = kwargs.get("ignore_mismatched_sizes") or not _same_layers(ours, lost, model.base_model_prefix)
         if ours and not (_held(model.config) and fresh):
             raise ValueError(

@@ -14,6 +14,7 @@ from nplex.convert.references import walk
 from nplex.convert.report import label, text_table
 from nplex.convert.twins import is_layer
 from nplex.nn import missing_rules
+from nplex.nn.sharing import RuleUser
 from nplex.ops.tracing import OperandWatch
 
 
@@ -75,7 +76,7 @@ class CheckReport:
 
 
 def check(model: nn.Module, example: Any) -> CheckReport:
-    """Runs one forward and says which converted layers it does not use or train.
+    """Runs one forward and says which converted layers, and deltas of the active adapter, it does not use or train.
 
     For models that hold their layers where a conversion cannot look: in local variables of functions, globals,
     iterators. The forward runs with gradients, in the modes the model is in. Numbers, gradients, buffers and the
@@ -98,7 +99,7 @@ def check(model: nn.Module, example: Any) -> CheckReport:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
-    layers = {name: module for name, module in model.named_modules() if is_layer(module)}
+    layers = {name: module for name, module in model.named_modules() if is_layer(module) or _is_trained_delta(module)}
     if not layers:
         raise ValueError(f"nothing to check in {type(model).__name__}: it has no layer of nplex; see nplex.convert_")
     numbers = {name: _numbers(layer) for name, layer in layers.items()}
@@ -122,6 +123,11 @@ def check(model: nn.Module, example: Any) -> CheckReport:
     known = {id(p) for p in (*model.parameters(), *(p for own in numbers.values() for p in own.values()))}
     outside = [tuple(t.shape) for key, t in seen.items() if key not in known]
     return CheckReport(tuple(rows), tuple(outside))
+
+
+def _is_trained_delta(module: nn.Module) -> bool:
+    """Whether it is what the active adapter adds to a layer, which a forward that reads weights would skip."""
+    return isinstance(module, RuleUser) and any(p.requires_grad for p in module.parameters(recurse=False))
 
 
 def _numbers(layer: Any) -> dict[str, nn.Parameter]:

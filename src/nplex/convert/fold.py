@@ -73,6 +73,8 @@ def _reason(layer: nn.Module) -> str:
     ours = our_class(layer)
     if ours is not None and type(layer) is not ours and not parametrize.is_parametrized(layer):
         return f"{type(layer).__name__} is a subclass of nplex's {ours.__name__}, which may do more"
+    if "adapters" in layer._modules:
+        return "has adapters: save and remove_ them first, nplex.adapters.load them afterwards"
     # a layer that shares its rule has a hook for its state, which warns
     kinds = tuple(name for name in HOOKS if name != "_state_dict_pre_hooks")
     parts = layer.modules() if is_layer(layer) else [layer]

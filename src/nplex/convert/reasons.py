@@ -9,13 +9,19 @@ from torch.nn.utils import parametrize, prune
 from nplex.convert.twins import TWINS, is_layer
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-WRAP = "convert the model first, wrap it then"
+WRAP = "change the model first, wrap it then"
 WRAPPERS = {
     "DataParallel": WRAP, "DistributedDataParallel": WRAP, "FullyShardedDataParallel": WRAP, "FSDPModule": WRAP,
-    "DeepSpeedEngine": WRAP, "OptimizedModule": "convert the model first, compile it then",
-    "ScriptModule": "convert the model first, script it then",
+    "DeepSpeedEngine": WRAP, "OptimizedModule": "change the model first, compile it then",
+    "ScriptModule": "change the model first, script it then",
 }  # fmt: skip
-ADAPTERS = ("PeftModel", "BaseTuner", "BaseTunerLayer", "LycorisBaseModule")
+PEFT: dict[str, str] = dict.fromkeys(
+    ("PeftModel", "BaseTuner", "BaseTunerLayer", "LycorisBaseModule"),
+    "merge or unload the adapters first (model.merge_and_unload()); afterwards nplex.adapters.add_ adds new ones to "
+    "dense and converted layers alike, peft to dense ones alone",
+)
+MERGED = "_merged_adapters"  # where a layer keeps what is merged
+OURS = {"Deltas": "merge them first (nplex.adapters.merge_(model, keep=False)) or save and remove them"}
 QUANTIZED = {"bitsandbytes", "torchao", "gptqmodel", "auto_gptq", "awq", "hqq", "quanto", "optimum", "eetq", "aqlm"}
 OWN_HOOKS = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}
 HOOKS = (
@@ -36,14 +42,26 @@ def check_model(model: nn.Module) -> None:
     _refuse(model, WRAPPERS, "is wrapped")
 
 
-def check_no_adapters(model: nn.Module) -> None:
-    """Refuses a model with adapters, whose weights must stay dense to be merged.
+def check_no_adapters(model: nn.Module, *, ours: bool = False) -> None:
+    """Refuses a model with adapters, whose weights must stay as they are; `ours` lets those of nplex pass.
 
     Raises:
         ValueError: names the part.
     """
-    what = "merge or unload the adapters first (model.merge_and_unload()), add new ones after the conversion"
-    _refuse(model, dict.fromkeys(ADAPTERS, what), "has adapters")
+    _refuse(model, PEFT if ours else PEFT | OURS, "has adapters")
+    check_not_merged(model)
+
+
+def check_not_merged(model: nn.Module) -> None:
+    """Refuses a model that keeps adapters beside weights into which one is merged.
+
+    Raises:
+        ValueError: says how to go on.
+    """
+    if any(MERGED in vars(module) for module in model.modules()):
+        raise ValueError(
+            "an adapter is merged into this model: unmerge_ it first; or merge it for good, merge_(model, keep=False)"
+        )
 
 
 def special(module: nn.Module) -> str:

@@ -76,11 +76,11 @@ def sensible(name: str, module: nn.Module) -> bool | str:
     """
     if is_embedding(module):
         return EMBEDDINGS
-    parts = name.split(".")
-    head = name if name in OUTERMOST_HEADS else next((part for part in parts if HEADS.fullmatch(part)), None)
-    if head is not None:
-        return f"an output head by its name ({head})"
-    if ROUTERS.intersection(parts) and 4 * getattr(module, "out_features", 4) <= getattr(module, "in_features", 0):
+    if reason := output_head(name):
+        return reason
+    if ROUTERS.intersection(name.split(".")) and 4 * getattr(module, "out_features", 4) <= getattr(
+        module, "in_features", 0
+    ):
         return "a router by its name and its few outputs"
     weights = sum(p.numel() for p in module.parameters() if p.ndim > 1)
     if weights < TINY:
@@ -93,6 +93,12 @@ def sensible(name: str, module: nn.Module) -> bool | str:
     if getattr(module, "groups", 1) == inputs:
         return "a depthwise convolution"
     return True
+
+
+def output_head(name: str) -> str:
+    """Why a layer of this name is taken for an output head, or nothing."""
+    found = name if name in OUTERMOST_HEADS else next(filter(HEADS.fullmatch, name.split(".")), None)
+    return "" if found is None else f"an output head by its name ({found})"
 
 
 def unselected(where: Where | None, names: list[str], module: nn.Module) -> str:

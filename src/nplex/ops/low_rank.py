@@ -11,8 +11,8 @@ from nplex.algebra.bilinear import BilinearAlgorithm, as_table
 def product(
     x: Float[Tensor, "*batch d_in"],
     rule: Float[Tensor, "n n n"] | BilinearAlgorithm,
-    left: Float[Tensor, "n a r"],
-    right: Float[Tensor, "n r b"],
+    left: Float[Tensor, "m a r"],
+    right: Float[Tensor, "m r b"],
     bias: Float[Tensor, "d_out"] | None = None,
     *,
     out_features: int,
@@ -25,7 +25,7 @@ def product(
     Args:
         x: the input; any batch dimensions, none and empty ones too.
         rule: the table `[k, i, j]`, or its factors.
-        left: the tall factors of the components.
+        left: the tall factors of the components; of the first m, where the others are zero.
         right: their wide factors.
         bias: added to the output.
         out_features: outputs, at most n a.
@@ -33,17 +33,18 @@ def product(
     Raises:
         ValueError: x does not fit into n b inputs.
     """
-    (n, a, r), b = left.shape, right.shape[2]
+    (m, a, r), b, table = left.shape, right.shape[2], as_table(rule)
+    n = table.shape[1]
     if x.ndim == 0 or not n * (b - 1) < x.shape[-1] <= n * b:
         raise ValueError(f"x must have at most {n * b} numbers in its last dimension, got shape {tuple(x.shape)}")
     if x.shape[-1] < n * b:
         x = F.pad(x, (0, n * b - x.shape[-1]))
     rows = x.reshape(-1, n, b)
     tokens = rows.shape[0]
-    t = F.linear(rows, right.reshape(n * r, b))  # token, j, (k, r)
-    t = t.reshape(tokens, n, n, r).permute(2, 1, 0, 3).reshape(n, n, tokens * r)  # k, j, (token, r)
-    u = torch.bmm(as_table(rule), t)  # k, i, (token, r)
-    u = u.reshape(n, n, tokens, r).permute(2, 1, 0, 3).reshape(tokens, n, n * r)  # token, i, (k, r)
-    y = F.linear(u, left.transpose(0, 1).reshape(a, n * r)).reshape(*x.shape[:-1], n * a)
+    t = F.linear(rows, right.reshape(m * r, b))  # token, j, (k, r)
+    t = t.reshape(tokens, n, m, r).permute(2, 1, 0, 3).reshape(m, n, tokens * r)  # k, j, (token, r)
+    u = torch.bmm(table[:m], t)  # k, i, (token, r)
+    u = u.reshape(m, n, tokens, r).permute(2, 1, 0, 3).reshape(tokens, n, m * r)  # token, i, (k, r)
+    y = F.linear(u, left.transpose(0, 1).reshape(a, m * r)).reshape(*x.shape[:-1], n * a)
     y = y if out_features == n * a else y[..., :out_features].contiguous()
     return y if bias is None else y + bias.to(y.dtype)

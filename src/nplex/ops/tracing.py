@@ -6,6 +6,7 @@ A test looks whether each private name still exists.
 import contextlib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -117,6 +118,12 @@ def constant_when_compiled(function: Function) -> Function:
     """
     setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
     return function
+
+
+def forget_graphs() -> None:
+    """Lets torch.compile look anew at what it compiled: it does not see hooks that are added afterwards."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def outside_graphs(function: Callable) -> Callable:
