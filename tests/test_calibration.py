@@ -8,13 +8,10 @@ from cases import RULES
 from torch import nn
 
 import nplex
-from nplex import algebra
 from nplex import nn as nx
 from nplex.convert.calibration import observe
-from nplex.nn import FixedRule, LearnedRule
 from nplex.nn.moments import Moments
 from nplex.nn.nearest import nearest_
-from nplex.nn.truncated import spectrum, truncate_
 
 LAYERS = {
     "Linear": lambda: nn.Linear(12, 20),

@@ -87,8 +87,8 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 
 PUBLIC = {
     "nplex": [
-        "algebra", "ops", "nn", "optim", "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_",
-        "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
+        "algebra", "ops", "nn", "optim", "preview", "convert_", "compress_", "check", "fold_", "factorize_",
+        "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
     ],
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",
@@ -111,6 +111,7 @@ PUBLIC = {
         "sensible", "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow",
         "FactorReport", "FactorRow", "CheckReport", "CheckRow",
     ],
+    "nplex.pretrained": ["compress_"],
     "nplex.optim": ["param_groups", "explain", "factor", "Explanation", "Step"],
     "nplex.files": [
         "save", "load", "replace_file", "write_text", "write_json", "read_json", "write_tensors", "read_tensors",
@@ -217,7 +218,7 @@ def test_the_house_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("part", "most"), [(lambda name: not in_lab(name), 13_500), (in_lab, 6_470)], ids=["library", "laboratory"]
+    ("part", "most"), [(lambda name: not in_lab(name), 14_100), (in_lab, 6_470)], ids=["library", "laboratory"]
 )
 def test_lines_in_all(part, most):
     """A new capability moves the limit; nothing else does."""

@@ -1,3 +1,5 @@
 """Pretrained models made smaller: sizes chosen by measured errors, and healing."""
 
-__all__: list[str] = []
+from nplex.pretrained.compression import compress_
+
+__all__ = ["compress_"]
