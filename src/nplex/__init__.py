@@ -24,6 +24,6 @@ from nplex.rule_names import identify
 __version__ = "0.1.0"
 
 __all__ = [
-    "algebra", "ops", "nn", "optim", "preview", "convert_", "compress_", "check", "fold_", "factorize_", "unfactorize_", "only",
-    "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
+    "algebra", "ops", "nn", "optim", "preview", "convert_", "compress_", "check", "fold_", "factorize_",
+    "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
 ]  # fmt: skip

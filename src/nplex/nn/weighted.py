@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra import BilinearAlgorithm, as_table
+from nplex.algebra import BilinearAlgorithm
 from nplex.nn.moments import Moments
 from nplex.nn.rule import Rule
 
@@ -107,7 +107,7 @@ def fit_(rule: Rule, targets: Sequence[Target], *, chosen: bool) -> None:
         target.prepare(rule.n)
     if chosen:
         _choose(rule, targets)
-    table = _table(rule)
+    table = table_of(rule)
     for target in targets:
         target.solve(table)
         target.write(table)
@@ -129,7 +129,7 @@ def _choose(rule: Rule, targets: Sequence[Target]) -> None:
     def loss() -> Tensor:
         nonlocal best, found
         optimizer.zero_grad()
-        table = as_table(numbers[0] if isinstance(made, Tensor) else BilinearAlgorithm(*numbers))
+        table = astable_of(numbers[0] if isinstance(made, Tensor) else BilinearAlgorithm(*numbers))
         with torch.no_grad():
             missed, slope = _slope(table, targets)
             if missed < best:
@@ -139,7 +139,7 @@ def _choose(rule: Rule, targets: Sequence[Target]) -> None:
 
     with torch.enable_grad():
         optimizer.step(loss)  # pyright: ignore - torch says float, its own examples give a tensor
-    _store(rule, found)
+    store_(rule, found)
 
 
 def _slope(table: Table, targets: Sequence[Target]) -> tuple[float, Table]:
@@ -180,7 +180,7 @@ def factor_of(matrix: Float[Tensor, "width width"]) -> Float[Tensor, "width widt
     raise ValueError("the second moment of the inputs is not finite")
 
 
-def _store(rule: Rule, found: list[Tensor]) -> None:
+def store_(rule: Rule, found: Sequence[Tensor]) -> None:
     """Writes a rule in the size it is made with: faces that are orthogonal, or factors of one size."""
     if len(found) == 1:
         faces = torch.linalg.qr(found[0].flatten(1).mT).Q.mT
@@ -194,8 +194,8 @@ def _store(rule: Rule, found: list[Tensor]) -> None:
         rule.get_parameter(name).copy_(scale * factor)
 
 
-def _table(rule: Rule) -> Table:
+def table_of(rule: Rule) -> Table:
     """`rule[k, i, j]` in float64."""
     made = rule()
     numbers = made if isinstance(made, Tensor) else BilinearAlgorithm(*(factor.double() for factor in made))
-    return as_table(numbers).detach().double().cpu()
+    return astable_of(numbers).detach().double().cpu()

@@ -1,21 +1,11 @@
-"""Low rank with a budget: the rank of each layer of a model by the error of its outputs."""
+"""A pretrained model made smaller in one call."""
 
-import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn, optim
 
-from nplex.convert.calibration import observe
-from nplex.convert.exchange import check_optimizer
-from nplex.convert.report import Report
-from nplex.convert.spec import LOW_RANK, Conversion
-from nplex.convert.survey import survey
-from nplex.convert.swap import changing, prepare, put_in
-from nplex.convert.twins import untransposed
-from nplex.convert.where import Where, sensible
-from nplex.nn.nearest import Inputs
-from nplex.nn.truncated import spectrum
+from nplex.convert import Report, Where, convert_, sensible
 
 
 def compress_(
@@ -26,11 +16,14 @@ def compress_(
     where: Where | None = sensible,
     optimizer: optim.Optimizer | None = None,
 ) -> Report:
-    """Replaces linear layers by two factors each, in place, with ranks that lose least of all outputs together.
+    """Replaces linear layers by two factors each, with the nearest outputs on calibration data, in place.
 
-    Without training no rule of the same size came nearer on average than low rank (docs: Shrink a pretrained model),
-    so that all layers get it. Each next rank goes to the layer whose relative squared error of outputs falls most for
-    its parameters, until the budget is spent. A layer that calibration did not run gets its share, `keep`.
+    Every layer keeps the same share of its weights: `convert_(model, "low-rank:0.5", weights="nearest", ...)` with
+    other defaults. Low rank, as without training no rule of the same size came nearer in the whole model; the same
+    share, as ranks chosen by the errors of outputs, greedily under one budget, made whole models worse: on MiniLM
+    the mean cosine to the original embeddings was .82 with chosen ranks and .89 with equal shares, although the sum
+    of all layers' squared errors was less than half. `preview(model, rule, calibration=...)` compares rules with low
+    rank for each layer.
 
     Args:
         model: it is changed; nothing is when an error is raised.
@@ -40,7 +33,8 @@ def compress_(
         optimizer: as in convert_.
 
     Raises:
-        TypeError: the model is not a module, the batches are none, or the optimizer cannot be changed.
+        TypeError: the model is not a module, calibration is not an iterable of what it takes, or the optimizer
+            cannot be changed.
         ValueError: keep is not between 0 and 1, no layer can be replaced, or calibration fails as in convert_.
 
     Examples:
@@ -52,41 +46,5 @@ def compress_(
     """
     if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep < 1:
         raise ValueError(f"keep is the share of the weights that is kept, between 0 and 1; got {keep!r}")
-    check_optimizer(optimizer)
-    found = survey(model, Conversion(f"{LOW_RANK}1", where, weights="nearest"))
-    if not found.choices:
-        raise ValueError(f"nothing to compress in {type(model).__name__}:\n{found.report}")
-    layers = changing(model, found)
-    inputs = observe(model, layers, calibration)
-    ranks = _ranks({name: untransposed(layer) for name, layer in layers.items()}, inputs, keep)
-    rules: dict[str, str | None] = {_escaped(name): f"{LOW_RANK}{rank}" for name, rank in ranks.items()}
-    found = survey(model, Conversion(rules, where, weights="nearest"))
-    return put_in(model, found, prepare(model, found, "nearest", inputs), optimizer)
-
-
-def _ranks(layers: Mapping[str, Any], inputs: Mapping[str, Inputs], keep: float) -> dict[str, int]:
-    """The rank of each layer, 1 at least and below that of a weight's size."""
-    each = {name: sum(layer.weight.shape) for name, layer in layers.items()}
-    most = {name: (layer.weight.numel() - 1) // each[name] for name, layer in layers.items()}
-    ranks = {name: 1 if name in inputs else max(1, int(keep * most[name])) for name in layers}
-    left = sum(keep * layer.weight.numel() - each[name] * ranks[name] for name, layer in layers.items())
-    gains = {}
-    for name in inputs:
-        squares = spectrum(layers[name], *inputs[name]["weight"])
-        gains[name] = (squares / squares.sum().clamp_min(1e-300) / each[name]).tolist()
-    heap = [(-own[1], name) for name, own in gains.items() if most[name] > 1]
-    heapq.heapify(heap)
-    while heap:
-        _, name = heapq.heappop(heap)
-        if each[name] > left:
-            continue
-        ranks[name] += 1
-        left -= each[name]
-        if ranks[name] < most[name]:
-            heapq.heappush(heap, (-gains[name][ranks[name]], name))
-    return ranks
-
-
-def _escaped(name: str) -> str:
-    """A pattern that matches this name alone."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+    rule = f"low-rank:{keep:.6f}"
+    return convert_(model, rule, where=where, weights="nearest", calibration=calibration, optimizer=optimizer)
