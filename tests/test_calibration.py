@@ -393,7 +393,7 @@ def test_a_preview_says_which_structure_is_nearer():
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
 
 
-def test_compress_keeps_the_share():
+def test_compress_keeps_the_share(unchecked):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64))
     report = nplex.compress_(model, keep=0.25, calibration=[torch.randn(400, 64)])
@@ -518,7 +518,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("rule", [2, "low-rank:0.5"])
-def test_bad_calibration_is_one_clear_error_and_changes_nothing(name, rule):
+def test_bad_calibration_is_one_clear_error_and_changes_nothing(name, rule, unchecked):
     batches, kind, message = BAD[name]
     model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 64))
     layers, before = list(model), copy.deepcopy(model.state_dict())

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra import BilinearAlgorithm
+from nplex.algebra import BilinearAlgorithm, as_table
 from nplex.nn.moments import Moments
 from nplex.nn.rule import Rule
 
@@ -91,6 +91,7 @@ class Target:
             bias += ((self.weights[i].to(made) - made) @ self.moments.mean.to(made)).to(bias)
 
 
+@torch.no_grad()
 def fit_(rule: Rule, targets: Sequence[Target], *, chosen: bool) -> None:
     """Fills components of one rule, and the rule where it is chosen, from where that stands.
 
@@ -129,7 +130,7 @@ def _choose(rule: Rule, targets: Sequence[Target]) -> None:
     def loss() -> Tensor:
         nonlocal best, found
         optimizer.zero_grad()
-        table = astable_of(numbers[0] if isinstance(made, Tensor) else BilinearAlgorithm(*numbers))
+        table = as_table(numbers[0] if isinstance(made, Tensor) else BilinearAlgorithm(*numbers))
         with torch.no_grad():
             missed, slope = _slope(table, targets)
             if missed < best:
@@ -198,4 +199,4 @@ def table_of(rule: Rule) -> Table:
     """`rule[k, i, j]` in float64."""
     made = rule()
     numbers = made if isinstance(made, Tensor) else BilinearAlgorithm(*(factor.double() for factor in made))
-    return astable_of(numbers).detach().double().cpu()
+    return as_table(numbers).detach().double().cpu()
