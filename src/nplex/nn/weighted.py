@@ -62,9 +62,11 @@ class Target:
         right = torch.einsum("kij,piajb->pakb", table, self.product)
         self.found = torch.empty_like(right)
         for rows, real in self.strips:
-            system = _system(table[:, :real], self.blocks)
-            wanted = right[:, rows].flatten(2)
-            found = torch.cholesky_solve(wanted.flatten(0, 1).mT, factor_of(system)).mT
+            root = factor_of(_system(table[:, :real], self.blocks))
+            half = torch.linalg.solve_triangular(
+                root.mT, right[:, rows].flatten(2).flatten(0, 1), upper=True, left=False
+            )
+            found = torch.linalg.solve_triangular(root, half, upper=False, left=False)
             self.found[:, rows] = found.reshape(right[:, rows].shape)
         gained = torch.linalg.vecdot(self.found.flatten(1), right.flatten(1)).double().sum()
         self.missed = max(self.energy - float(gained), 0.0)
