@@ -305,3 +305,14 @@ def test_bad_texts_are_one_line(with_tokenizer, folder, file, tmp_path):
     refused(call("convert", file, out, "--rule", 2, "--calibrate", texts), "has no tokenizer")
     refused(call("convert", path, out, "--rule", 2, "--weights", "fresh", "--calibrate", texts), "--weights nearest")
     assert not out.exists()
+
+
+def test_a_file_of_low_rank_opens_counts_and_folds(file, tmp_path):
+    out, back = tmp_path / "small.safetensors", tmp_path / "dense.safetensors"
+    ok(call("convert", file, out, "--rule", "low-rank:0.5"))
+    model = nplex.load(out, weights())
+    assert model[0].low_rank == int(0.5 * 64 * 96 / 160)
+    assert json.loads(ok(call("count", out, "--json")).stdout)["total"] == nplex.count(model).total
+    ok(call("fold", out, back))
+    folded, x = nplex.load(back, weights()), torch.randn(3, 64)
+    torch.testing.assert_close(folded[0](x), model[0](x))

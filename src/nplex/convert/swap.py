@@ -151,7 +151,7 @@ def _prepare(
         errors = nearest_(pairs, common_rules, known)
         rows = [replace(row, error=error) for row, error in zip(rows, errors, strict=True)]
         if calibration is not None:
-            rows = [judged(row, *each, compare=compare) for row, *each in zip(rows, known, pairs, strict=True)]
+            rows = [judged(row, known[i], pairs[i], compare=compare) for i, row in enumerate(rows)]
         by_name = dict(zip(names, rows, strict=True))
         report = replace(report, rows=tuple(by_name.get(row.name, row) for row in report.rows))
     return _Prepared(old, twins, common, report)

@@ -88,7 +88,7 @@ def _fill_all(rule: Rule, weights: list[_Weight], *, chosen: bool) -> Iterator[t
     others = [weight for weight in weights if not weight.inputs]
     if targets:
         if chosen:
-            _choose(rule, sum(m @ m.mT for m in (_rows(w.dense, w, rule.n) for w in weights)))
+            _choose(rule, torch.stack([m @ m.mT for m in (_rows(w.dense, w, rule.n) for w in weights)]).sum(0))
         fit_(rule, targets, chosen=chosen)
         yield from ((target.layer, target.missed, target.energy) for target in targets)
     errors = _fill(rule, others, chosen=chosen and not targets) if others else []

@@ -49,9 +49,11 @@ class Target:
         for own, weight in zip(w, self.weights, strict=True):
             own[:rows, :columns] = weight
         w = w.unflatten(2, (n, b))
-        self.product = torch.stack(
-            [sum(w[:, :, j] @ self.blocks[j, m] for j in range(n)) for m in range(n)], 2
-        ).unflatten(1, (n, a))  # part, i, a, j, b
+        product = torch.zeros_like(w)
+        for j in range(n):
+            for m in range(n):
+                product[:, :, m] += w[:, :, j] @ self.blocks[j, m]
+        self.product = product.unflatten(1, (n, a))  # part, i, a, j, b
         self.energy = float((w.unflatten(1, (n, a)) * self.product).sum())
         whole, left = divmod(rows, a)
         self.strips = [(slice(0, left), whole + 1)] * (left > 0) + [(slice(left, a), whole)]
