@@ -93,19 +93,17 @@ def convert_(
         weights: "fresh" first values, or those "nearest" to the old weights, with the old biases; the report tells
             how near. An error of .8 is usual for n = 4: a start for training, no replacement for it.
         calibration: batches of what the model takes (tensors, tuples of arguments, or mappings as of tokenizers):
-            nearest are then the outputs on them, not the weights, and biases take up the mean error. The model runs
-            once on each, see convert.calibration.observe; memory is width^2 numbers for each different input, and
-            three times that for the layer being fitted. Linear layers, convolutions and attention are calibrated;
-            others, and layers that no batch ran, get the nearest weights, and the report names them.
+            nearest are then the outputs on them, and biases take up the mean error. The model runs once on each;
+            memory is width^2 numbers for each different input, and three times that for the layer being fitted.
+            Layers that no batch ran, and recurrent and transposed ones, get the nearest weights; the report says so.
         optimizer: one that holds the old weights; it is changed too. Components and biases stand where weights and
             biases stood, with fresh state; rules beside them, or in the first group without weight decay if they
             have one. Rates are not changed: right for Adam and learned rules, see nplex.optim for others.
 
     Raises:
         TypeError: the model is not a module, the rule no rule, or the optimizer none that can be changed.
-        ValueError: no layer can be converted (the reasons are named), or the model is itself such a layer, is
-            wrapped already, has adapters, or cannot hold a shared rule; or of calibration there is no batch, the
-            model takes none, or a layer gets numbers that are not finite.
+        ValueError: no layer can be converted (the reasons are named), or the model is itself such a layer, wrapped,
+            has adapters, or cannot hold a shared rule; calibration is empty, not taken, or not finite in a layer.
 
     Examples:
         >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 256, batch_first=True), 2)
