@@ -87,8 +87,8 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 
 PUBLIC = {
     "nplex": [
-        "adapters", "algebra", "ops", "nn", "optim", "preview", "convert_", "check", "fold_", "factorize_",
-        "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
+        "adapters", "algebra", "ops", "nn", "optim", "preview", "convert_", "compress_", "check", "fold_",
+        "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
     ],
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",
@@ -114,6 +114,7 @@ PUBLIC = {
     "nplex.adapters": [
         "add_", "use_", "remove_", "merge_", "unmerge_", "save", "load", "AdapterReport", "AdapterRow",
     ],
+    "nplex.pretrained": ["compress_"],
     "nplex.optim": ["param_groups", "explain", "factor", "Explanation", "Step"],
     "nplex.files": [
         "save", "load", "replace_file", "write_text", "write_json", "read_json", "write_tensors", "read_tensors",
@@ -220,7 +221,7 @@ def test_the_house_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("part", "most"), [(lambda name: not in_lab(name), 14_730), (in_lab, 6_360)], ids=["library", "laboratory"]
+    ("part", "most"), [(lambda name: not in_lab(name), 15_650), (in_lab, 6_360)], ids=["library", "laboratory"]
 )
 def test_lines_in_all(part, most):
     """A new capability moves the limit; nothing else does."""

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.progress import track
 
 from nplex.terminal import TWIN, messages, refuse, refusing
 
@@ -22,7 +23,8 @@ RuleOption = Annotated[
     list[str],
     typer.Option(
         "--rule", metavar="RULE...",
-        help=f"{TWIN}. Or several for parts of the model: 'encoder.*=4' 'decoder.*=quaternion' '*=dense'.",
+        help=f"{TWIN}, low-rank:128, low-rank:0.5. Or several for parts of the model: 'encoder.*=4' "
+        "'decoder.*=quaternion' '*=dense'.",
     ),
 ]  # fmt: skip
 Only = Annotated[
@@ -77,6 +79,14 @@ def convert(  # noqa: PLR0913 - options of the command line
         Literal["nearest", "fresh"],
         typer.Option(help="Start from the nearest to the model's own weights, or from fresh ones; then train."),
     ] = "nearest",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TEXTS",
+            help="A file of texts, one a line, some hundred: nearest are then the outputs on them. For a folder with "
+            "a tokenizer.",
+        ),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -85,19 +95,27 @@ def convert(  # noqa: PLR0913 - options of the command line
     Examples:
       nplex convert my/bert my/bert-4 --rule 4
 
+      nplex convert my/bert my/bert-half --rule low-rank:0.5 --calibrate texts.txt
+
       nplex convert model.safetensors smaller.safetensors --rule 4 --only 'layers.*'
     """
     with refusing():
         from nplex.convert import convert_
+        from nplex.model_folder import read_texts
         from nplex.stored import check_out, open_model, write_model
 
         where, rules = _where(only, all_but, everything), _rules(rule)
         check_out(model, out, force=force)
         convert_(open_model(model, weights=False, tell=_tell), rules, where=where, shared=shared)  # refuses at once
+        if calibrate is not None and weights == "fresh":
+            refuse("--calibrate is for --weights nearest: fresh weights know nothing of texts")
+        batches = None if calibrate is None else read_texts(model, calibrate)
         with _step(f"reading {model}"):
             found = open_model(model, weights=True)
-        with _step("converting"):
-            report = convert_(found, rules, where=where, shared=shared, weights=weights)
+        if batches is not None:
+            batches = track(batches, "calibrating", console=messages)
+        with _step("converting") if batches is None else nullcontext():
+            report = convert_(found, rules, where=where, shared=shared, weights=weights, calibration=batches)
         with _step(f"writing {out}"):
             write_model(found, model, out, force=force, tell=_tell)
     _print(report, as_json)
@@ -143,16 +161,21 @@ def count(model: Model, as_json: Json = False) -> None:
 
 def _rules(texts: list[str]) -> Any:
     """One rule, or a mapping from patterns to rules."""
-    from nplex.convert import parse_rule
-
     pairs = [text.rpartition("=") for text in texts]
     if len(texts) == 1 and not pairs[0][1]:
-        if (rule := parse_rule(texts[0])) is None:
+        if (rule := _rule(texts[0])) is None:
             refuse("dense converts nothing; give a rule, as --rule 4")
         return rule
     if bare := [text for text, (_, equals, _) in zip(texts, pairs, strict=True) if not equals]:
         refuse(f"several rules need patterns, as --rule 'encoder.*=4' '*=2'; {bare[0]} has none")
-    return {pattern: parse_rule(rule) for pattern, _, rule in pairs}
+    return {pattern: _rule(rule) for pattern, _, rule in pairs}
+
+
+def _rule(text: str) -> Any:
+    """One rule, or a low rank as convert_ takes it."""
+    from nplex.convert import parse_rule
+
+    return text if text.startswith("low-rank:") else parse_rule(text)
 
 
 def _where(only: list[str] | None, all_but: list[str] | None, everything: bool) -> "Where | None":

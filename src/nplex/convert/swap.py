@@ -1,13 +1,16 @@
 """One walk over a model: replace layers by their twins, keep tied modules tied, report what was kept and why."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn, optim
 
+from nplex.convert.calibration import judged, observe
 from nplex.convert.exchange import check_optimizer, exchange_layers
 from nplex.convert.references import exchange_modules
-from nplex.convert.report import Report, Row
+from nplex.convert.report import Report
 from nplex.convert.spec import Choice, Conversion, Rules
 from nplex.convert.survey import Survey, base_of, survey, zeros
 from nplex.convert.twins import is_layer, make_twin, untransposed
@@ -18,16 +21,30 @@ from nplex.nn.sharing import mark_shared, register
 
 
 def preview(
-    model: nn.Module, rule: Rules, *, where: Where | None = None, shared: bool = False, weights: str = "fresh"
+    model: nn.Module,
+    rule: Rules,
+    *,
+    where: Where | None = None,
+    shared: bool = False,
+    weights: str = "fresh",
+    calibration: Iterable[Any] | None = None,
 ) -> Report:
     """Reports what `convert_` would change, and why it skips a layer; changes nothing, takes no memory.
 
+    With calibration it makes the new layers, says how near their outputs come, and how near two factors of the same
+    size would (rule="low-rank:..."), and throws all of them away.
+
     Args:
-        model: any model; on the meta device too.
-        rule: n, an algebra, or a rule; or a mapping from patterns of names to these, see convert_.
+        model: any model; on the meta device too, without calibration.
+        rule: n, an algebra, a rule, or a low rank; or a mapping from patterns of names to these, see convert_.
         where: which layers, by name and module; see `only`, `all_but` and `sensible`. None for all but embeddings.
         shared: whether all converted layers of a rule use one.
         weights: as in convert_; the nearest ones need numbers that are finite.
+        calibration: as in convert_; the weights are the nearest then.
+
+    Raises:
+        TypeError: as convert_.
+        ValueError: as convert_ for the model, the rule and the calibration.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8))
@@ -37,7 +54,10 @@ def preview(
         2      Linear(256, 8)            2,056  skipped                           2,056  not selected by where
         1 of 2 layers change: 18,696 -> 6,472 parameters in all (34.6 %)
     """
-    return survey(model, Conversion(rule, where, shared, weights)).report
+    if calibration is None:
+        return survey(model, Conversion(rule, where, shared, weights)).report
+    found = survey(model, Conversion(rule, where, shared, "nearest"))
+    return replace(_prepare(model, found, "nearest", calibration, compare=True).report, done=False)
 
 
 def convert_(
@@ -47,6 +67,7 @@ def convert_(
     where: Where | None = None,
     shared: bool = False,
     weights: str = "fresh",
+    calibration: Iterable[Any] | None = None,
     optimizer: optim.Optimizer | None = None,
 ) -> Report:
     """Replaces torch's layers by their twins with 1/n of the parameters, in place.
@@ -61,23 +82,28 @@ def convert_(
     Args:
         model: any model that contains such layers; it is changed.
         rule: n, an algebra, or a rule; each layer gets a fresh one of its own like it. A rule that is shared
-            already (`nplex.nn.share`) is used itself. Or a mapping from patterns of full names to these,
-            `{"encoder.*": 4, "decoder.*": quaternion}`: the first that matches counts, None skips a layer,
-            and so does no match.
+            already (`nplex.nn.share`) is used itself. Or "low-rank:128" for two factors of that rank in the place of
+            a linear layer's weight (nplex.nn.LowRankLinear of n = 1), "low-rank:0.5" for half its size. Or a mapping
+            from patterns of full names to these, `{"encoder.*": 4, "decoder.*": quaternion}`: the first that matches
+            counts, None skips a layer, and so does no match.
         where: which layers, by name and module; see `only`, `all_but` and `sensible`. It answers True, False, or a
             text, the reason to skip. None for all but embeddings. A layer with several names is taken if all are.
         shared: one rule for all converted layers, registered as `model.rule` (of transformers' models with a head
             as `model.base_model.rule`); with a mapping one for each of its rules: `rule`, `rule_1`, ...
         weights: "fresh" first values, or those "nearest" to the old weights, with the old biases; the report tells
             how near. An error of .8 is usual for n = 4: a start for training, no replacement for it.
+        calibration: batches of what the model takes (tensors, tuples of arguments, or mappings as of tokenizers):
+            nearest are then the outputs on them, and biases take up the mean error. The model runs once on each;
+            memory is width^2 numbers for each different input, and three times that for the layer being fitted.
+            Layers that no batch ran, and recurrent and transposed ones, get the nearest weights; the report says so.
         optimizer: one that holds the old weights; it is changed too. Components and biases stand where weights and
             biases stood, with fresh state; rules beside them, or in the first group without weight decay if they
             have one. Rates are not changed: right for Adam and learned rules, see nplex.optim for others.
 
     Raises:
         TypeError: the model is not a module, the rule no rule, or the optimizer none that can be changed.
-        ValueError: no layer can be converted (the reasons are named), or the model is itself such a layer, is
-            wrapped already, has adapters, or cannot hold a shared rule.
+        ValueError: no layer can be converted (the reasons are named), or the model is itself such a layer, wrapped,
+            has adapters, or cannot hold a shared rule; calibration is empty, not taken, or not finite in a layer.
 
     Examples:
         >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 256, batch_first=True), 2)
@@ -86,32 +112,57 @@ def convert_(
         ('MultiheadAttention(64, heads=4)', LearnedRule(n=4))
     """
     check_optimizer(optimizer)
+    if calibration is not None and weights != "nearest":
+        raise ValueError(f'calibration is for weights="nearest", got weights={weights!r}')
     found = survey(model, Conversion(rule, where, shared, weights))
-    changed = [row for row in found.report.rows if row.changes]
-    if not changed:
+    if not found.choices:
         if any(map(is_layer, model.modules())):
             return found.report
         raise ValueError(f"nothing to convert in {type(model).__name__}:\n{found.report}")
-    return _exchange(model, found, changed, weights, optimizer)
+    return _put_in(model, found, _prepare(model, found, weights, calibration), optimizer)
 
 
-def _exchange(
-    model: nn.Module, found: Survey, changed: list[Row], weights: str, optimizer: optim.Optimizer | None
-) -> Report:
-    """Makes all new layers, then puts them in."""
+class _Prepared(NamedTuple):
+    """New layers that are not yet put in: the old ones, theirs, the shared rules, and the report."""
+
+    old: list[nn.Module]
+    twins: list[nn.Module]
+    common: dict[Choice, Rule]
+    report: Report
+
+
+def _prepare(
+    model: nn.Module, found: Survey, weights: str, calibration: Iterable[Any] | None, *, compare: bool = False
+) -> _Prepared:
+    """Makes all new layers, after a calibration; on demand with the error of low rank beside theirs."""
+    rows = [row for row in found.report.rows if row.changes]
+    old = [model.get_submodule(row.name) for row in rows]
+    names = [row.name for row in rows]
+    inputs = {} if calibration is None else observe(model, dict(zip(names, old, strict=True)), calibration)
     common: dict[Choice, Rule] = {}
-    old = [model.get_submodule(row.name) for row in changed]
-    twins = [_twin(layer, found.choices[row.name], common) for layer, row in zip(old, changed, strict=True)]
+    twins = [_twin(layer, found.choices[name], common) for layer, name in zip(old, names, strict=True)]
     report = replace(found.report, done=True)
     if weights == "nearest":
         common_rules = [common[choice] for choice in common if not choice.registers]
-        errors = nearest_([(twin, untransposed(layer)) for twin, layer in zip(twins, old, strict=True)], common_rules)
-        report = report.with_errors(dict(zip((row.name for row in changed), errors, strict=True)))
+        pairs = [(twin, untransposed(layer)) for twin, layer in zip(twins, old, strict=True)]
+        known = [inputs.get(name, {}) for name in names]
+        errors = nearest_(pairs, common_rules, known)
+        rows = [replace(row, error=error) for row, error in zip(rows, errors, strict=True)]
+        if calibration is not None:
+            rows = [judged(row, known[i], pairs[i], compare=compare) for i, row in enumerate(rows)]
+        by_name = dict(zip(names, rows, strict=True))
+        report = replace(report, rows=tuple(by_name.get(row.name, row) for row in report.rows))
+    return _Prepared(old, twins, common, report)
+
+
+def _put_in(model: nn.Module, found: Survey, new: _Prepared, optimizer: optim.Optimizer | None) -> Report:
+    """Puts new layers in; gives their report."""
+    report = new.report
     for name, choice in found.shared:
-        register(base_of(model), common[choice].train(model.training), name)
-    exchange_modules(model, dict(zip(old, twins, strict=True)))
+        register(base_of(model), new.common[choice].train(model.training), name)
+    exchange_modules(model, dict(zip(new.old, new.twins, strict=True)))
     if optimizer is not None:
-        swaps = zip(old, twins, (row.name for row in changed), strict=True)
+        swaps = zip(new.old, new.twins, (row.name for row in report.rows if row.changes), strict=True)
         report = replace(report, optimizer=exchange_layers(model, optimizer, [*swaps]))
     keep_padded(model)
     return report
@@ -131,11 +182,12 @@ def _twin(old: nn.Module, choice: Choice, common: dict[Choice, Rule]) -> nn.Modu
     number = next(old.parameters())
     if not choice.shares:
         own = choice.rule if isinstance(choice.rule, int) else choice.fresh(number.device, number.dtype)
-        return _keep_zeros(make_twin(old, own), old)
-    if choice not in common:
-        common[choice] = choice.fresh(number.device, number.dtype) if choice.registers else choice.template
-        mark_shared(common[choice])
-    return _keep_zeros(make_twin(old, common[choice]), old)
+    elif choice in common:
+        own = common[choice]
+    else:
+        own = common[choice] = choice.fresh(number.device, number.dtype) if choice.registers else choice.template
+        mark_shared(own)
+    return _keep_zeros(make_twin(old, own, choice.low_rank(untransposed(old))), old)
 
 
 @torch.no_grad()
@@ -143,7 +195,8 @@ def _keep_zeros(twin: nn.Module, old: nn.Module) -> nn.Module:
     """Sets components to zero where the old weight was, with the bias beside it: an initialiser chose these."""
     own, before = dict(twin.named_parameters()), dict(old.named_parameters())
     for name in zeros(old):
-        own[name.replace("weight", "components")].zero_()
+        components = name.replace("weight", "components")
+        own[components if components in own else "left"].zero_()
         bias = name.replace("weight", "bias")
         if bias in before:
             own[bias].copy_(before[bias])
