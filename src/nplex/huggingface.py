@@ -21,11 +21,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nplex.convert.apply import apply_
 from nplex.convert.record import record
+from nplex.convert.transfer import base_name, moved, resized
 from nplex.convert.twins import is_layer
 from nplex.model_card import model_card
 from nplex.nn import FixedRule, LearnedRule, Rule
 from nplex.nn.computed import Computed
-from nplex.pretrained import base_name, moved, resized
 
 METHOD = "nplex"
 FORMAT = 1
