@@ -88,7 +88,7 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 PUBLIC = {
     "nplex": [
         "algebra", "ops", "nn", "optim", "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_",
-        "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
+        "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load", "heal",
     ],
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",

@@ -1,3 +1,6 @@
-"""Pretrained models made smaller: sizes chosen by measured errors, and healing."""
+"""Pretrained models: healing after a conversion."""
 
-__all__: list[str] = []
+from nplex.pretrained.healing import heal
+from nplex.pretrained.healing_report import Healing, HealingReport, HealingRow
+
+__all__ = ["heal", "Healing", "HealingReport", "HealingRow"]
