@@ -231,4 +231,4 @@ def _close(own: list[float], other: Any) -> bool:
     """Whether two teachers give the same but for rounding."""
     if not isinstance(other, list) or len(other) != len(own):
         return False
-    return relative_error(torch.tensor(other), torch.tensor(own)) < 1e-4
+    return float(relative_error(torch.tensor(other), torch.tensor(own))) < 1e-4
