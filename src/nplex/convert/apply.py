@@ -105,8 +105,8 @@ class _Change:
         if not name:
             raise ValueError("the model is itself a dense layer and cannot be replaced in place")
         kind: Any = getattr(nx, layer.kind)
-        low_rank = layer.kind == "LowRankLinear" and type(module) is nn.Linear
-        if twin_class(module) is not kind and not low_rank:
+        has_low_rank = kind is nx.LowRankLinear and twin_class(module) is nx.Linear
+        if twin_class(module) is not kind and not has_low_rank:
             raise ValueError(f"{name} was recorded as a {layer.kind}, the model has {_found(module)} there")
         try:
             number = next(module.parameters())
@@ -114,12 +114,7 @@ class _Change:
             if layer.rule.n > widest:  # before memory for its table is asked for
                 raise ValueError(f"n = {layer.rule.n} is larger than its widths")
             rule = self._rule(layer, number.device, number.dtype)
-            if low_rank:
-                twin = kind.like(module, rule=rule, low_rank=layer.sizes.get("low_rank"))
-                for parameter in twin.parameters(recurse=False):
-                    parameter.requires_grad_(number.requires_grad)
-            else:
-                twin = make_twin(module, rule)
+            twin = make_twin(module, rule, layer.sizes.get("low_rank", 0) if has_low_rank else None)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name} was recorded as {layer.summary}: {error}") from None
         _freeze(rule, layer.rule)

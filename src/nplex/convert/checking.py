@@ -103,9 +103,9 @@ def check(model: nn.Module, example: Any) -> CheckReport:
         raise ValueError(f"nothing to check in {type(model).__name__}: it has no layer of nplex; see nplex.convert_")
     numbers = {name: _numbers(layer) for name, layer in layers.items()}
     seen: dict[int, Tensor] = {}
-    with _as_before(model), torch.inference_mode(False), torch.enable_grad():
+    with as_before(model), torch.inference_mode(False), torch.enable_grad():
         with OperandWatch(lambda tensor: isinstance(tensor, nn.Parameter) and seen.setdefault(id(tensor), tensor)):
-            outputs = _call(model, example)
+            outputs = call(model, example)
         trained = {id(p): p for own in numbers.values() for p in own.values() if p.requires_grad}
         reached = _reached(outputs, list(trained.values()))
     unregistered = set(missing_rules(model))
@@ -130,7 +130,7 @@ def _numbers(layer: Any) -> dict[str, nn.Parameter]:
     return dict(layer.named_parameters(recurse=False)) | rule
 
 
-def _call(model: nn.Module, example: Any) -> Any:
+def call(model: nn.Module, example: Any) -> Any:
     """The forward of an example."""
     if isinstance(example, Mapping):
         return model(**example)
@@ -148,7 +148,7 @@ def _reached(outputs: Any, parameters: list[nn.Parameter]) -> set[int]:
 
 
 @contextlib.contextmanager
-def _as_before(model: nn.Module) -> Iterator[None]:
+def as_before(model: nn.Module) -> Iterator[None]:
     """Gives buffers and the states of random numbers back as they were."""
     buffers = [
         (m, name, b, None if b is None else b.clone()) for m in model.modules() for name, b in m._buffers.items()

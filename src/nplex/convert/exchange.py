@@ -66,7 +66,8 @@ def exchange_layers(
         inside = [(key, p) for key, p in old.named_parameters() if p in groups]
         for key, p in inside:
             ours = key.replace("weight", "components")
-            places[p] = [(ours, fresh[ours])]
+            names = ("left", "right") if ours == "components" and "left" in fresh else (ours,)
+            places[p] = [(name, fresh[name]) for name in names]
         if not inside:
             missing.append(name)
             continue

@@ -1,7 +1,7 @@
 """Reports of conversion, folding and factorization: values that print themselves."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -12,8 +12,9 @@ SIZES = (
     ("in_channels", "out_channels"), ("input_size", "hidden_size"), ("num_embeddings", "embedding_dim"),
     ("embed_dim",), ("nx", "nf"),
 )  # fmt: skip
-PLAIN = {"groups": 1, "num_layers": 1, "bidirectional": False, "proj_size": 0, "num_heads": None}
+PLAIN = {"groups": 1, "num_layers": 1, "bidirectional": False, "proj_size": 0, "num_heads": None, "low_rank": None}
 FROZEN = "frozen: its new numbers are random and stay so"
+FEW = "few tokens: "
 OPTIMIZER = "an optimizer made before holds the old parameters: make a new one"
 PASS_IT = ", or pass it: optimizer=optimizer"
 SHORT = {"num_layers": "layers", "num_heads": "heads"}
@@ -56,13 +57,32 @@ class Row(FoldRow):
         was_parameters: its parameters before.
         now_parameters: its parameters afterwards, its own rule included.
         error: of weights nearest to the old ones, `|| W - W_old || / || W_old ||`; None where they are fresh.
-        note: what to know of its fresh numbers: that they are frozen, or zero as before.
+        output_error: of outputs nearest to the old ones on calibration data, `|| y - y_old || / || y_old ||`, about
+            the mean where there is a bias; None without calibration.
+        low_rank: the rank of two factors of the same size, in a preview with calibration; else 0.
+        low_rank_error: their error of outputs.
+        note: what to know of its numbers: that they are frozen, zero as before, or calibrated by too little.
     """
 
     was_parameters: int = 0
     now_parameters: int = 0
     error: float | None = None
+    output_error: float | None = None
+    low_rank: int = 0
+    low_rank_error: float = 0.0
     note: str = ""
+
+    @property
+    def remark(self) -> str:
+        """The last column of the report."""
+        parts = [self.reason or self.note]
+        if self.output_error is not None:
+            parts.insert(0, f"output error {self.output_error:.3f}")
+        elif self.error is not None:
+            parts.insert(0, f"error {self.error:.3f}")
+        if self.low_rank:
+            parts.insert(1, f"low rank {self.low_rank} {self.low_rank_error:.3f}")
+        return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -124,16 +144,17 @@ class Report:
         """Parameters of the whole model after the conversion."""
         return self.total_before + sum(r.now_parameters - r.was_parameters for r in self.rows) + self.shared_rule
 
-    def with_errors(self, errors: dict[str, float]) -> "Report":
-        """The same with the errors of layers by name."""
-        return replace(self, rows=tuple(replace(row, error=errors.get(row.name)) for row in self.rows))
+    @property
+    def output_error(self) -> float | None:
+        """The root mean square of all errors of outputs, None without calibration."""
+        errors = [row.output_error for row in self.rows if row.output_error is not None]
+        return (sum(error**2 for error in errors) / len(errors)) ** 0.5 if errors else None
 
     def __str__(self) -> str:
         table = [("layer", "was", "was_parameters", "now", "now_parameters", "")]
         for row in self.rows:
             numbers = (f"{row.was_parameters:,}", row.now or "skipped", f"{row.now_parameters:,}")
-            last = row.reason or row.note if row.error is None else f"error {row.error:.3f}"
-            table.append((row.names, row.was, *numbers, last))
+            table.append((row.names, row.was, *numbers, row.remark))
         lines = text_table(table, "<<><><")
         if self.others:
             kinds = ", ".join(f"{count} {kind} ({numbers:,})" for kind, count, numbers in self.others)
@@ -147,8 +168,23 @@ class Report:
         )
         if frozen := sum(row.note == FROZEN for row in self.rows):
             lines.append(f'{frozen} frozen: take weights="nearest", or train them (requires_grad_)')
+        if (error := self.output_error) is not None:
+            lines += self._calibrated(error)
         last = [self.optimizer or OPTIMIZER + PASS_IT] * (self.done and any(row.changes for row in self.rows))
         return "\n".join(lines + last)
+
+    def _calibrated(self, error: float) -> Iterator[str]:
+        """What a calibration says of all layers."""
+        rows = [row for row in self.rows if row.changes]
+        known = [row for row in rows if row.output_error is not None]
+        yield f"error of outputs {error:.3f} (root mean square of {len(known)} layers)"
+        if other := [row.name for row in rows if row.output_error is None]:
+            yield f"not calibrated, with the nearest weights instead: {', '.join(other)}"
+        if few := [row.name for row in known if row.note.startswith(FEW)]:
+            yield f"too little calibration for {len(few)} layers, {few[0]} first: give more batches"
+        if any(row.low_rank for row in known):
+            better = sum(row.low_rank_error < (row.output_error or 0) for row in known if row.low_rank)
+            yield f'without training low rank of the same size is nearer in {better} layers: rule="low-rank:..."'
 
 
 @dataclass(frozen=True)

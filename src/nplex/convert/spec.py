@@ -2,6 +2,8 @@
 
 import copy
 import fnmatch
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,11 +11,27 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from nplex.algebra import Algebra, named
+from nplex.algebra import Algebra, named, real
 from nplex.convert.where import Where, unselected
 from nplex.nn import FixedRule, LearnedRule, Rule, as_rule
 
-Rules = int | Algebra | Rule | Mapping[str, int | Algebra | Rule | None]
+Rules = int | str | Algebra | Rule | Mapping[str, int | str | Algebra | Rule | None]
+LOW_RANK = "low-rank:"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Two factors in the place of a weight, `W = left right`: a LowRankLinear whose rule is that of the real numbers.
+
+    Attributes:
+        size: the rank, or below 1 the share of the weight's numbers that the factors have.
+    """
+
+    size: int | float
+
+    def of(self, rows: int, columns: int) -> int:
+        """The rank for a weight."""
+        return self.size if isinstance(self.size, int) else max(1, int(self.size * rows * columns / (rows + columns)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +40,12 @@ class Choice:
 
     Attributes:
         pattern: of full names, as fnmatch reads it.
-        rule: n, an algebra, or a rule; None for layers that are skipped.
+        rule: n, an algebra, a rule, or a low rank; None for layers that are skipped.
         shared: whether all its layers use one rule.
     """
 
     pattern: str
-    rule: int | Algebra | Rule | None
+    rule: int | Algebra | Rule | LowRank | None
     shared: bool
 
     @property
@@ -47,7 +65,15 @@ class Choice:
     @cached_property
     def template(self) -> Rule:
         """The rule that each layer's own is like."""
-        return as_rule(self.rule, device="meta")  # pyright: ignore - None is refused there
+        rule = real if isinstance(self.rule, LowRank) else self.rule
+        return as_rule(rule, device="meta")  # pyright: ignore - None is refused there
+
+    def low_rank(self, module: nn.Module) -> int | None:
+        """The rank of the factors for a layer, None where it gets components."""
+        if not isinstance(self.rule, LowRank):
+            return None
+        rows, *columns = getattr(module, "weight", torch.empty(1, 1, device="meta")).shape
+        return self.rule.of(rows, math.prod(columns))
 
     def fresh(self, device: torch.device, dtype: torch.dtype) -> Rule:
         """A free rule with first values, on a device."""
@@ -63,8 +89,9 @@ class Conversion:
     """Which layers get which rule.
 
     Attributes:
-        rule: n, an algebra, or a rule; each converted layer gets a fresh rule of its own like it. Or a mapping from
-            patterns of full names to these, in which the first that matches counts and None means: skip.
+        rule: n, an algebra, a rule, or a text (see rule_of_text); each converted layer gets a fresh rule of its own
+            like it. Or a mapping from patterns of full names to these, in which the first that matches counts and
+            None means: skip.
         where: which layers, by name and module; None for all but embeddings.
         shared: whether all layers of a rule use one, registered at the base of the model as `rule`, `rule_1`, ...
         weights: "fresh" or "nearest".
@@ -96,7 +123,8 @@ class Conversion:
     def choices(self) -> tuple[Choice, ...]:
         """All rules, in the order in which they are tried."""
         rules = self.rule if isinstance(self.rule, Mapping) else {"*": self.rule}
-        return tuple(Choice(pattern, rule, self.shared) for pattern, rule in rules.items())
+        read = {pattern: rule_of_text(rule) if isinstance(rule, str) else rule for pattern, rule in rules.items()}
+        return tuple(Choice(p, rule, self.shared and not isinstance(rule, LowRank)) for p, rule in read.items())
 
     def choose(self, names: list[str], module: nn.Module) -> Choice | str:
         """The rule for a module, or the reason to skip it."""
@@ -113,6 +141,28 @@ class Conversion:
     def first(self, name: str) -> Choice | None:
         """The first rule whose pattern the name matches."""
         return next((choice for choice in self.choices if fnmatch.fnmatchcase(name, choice.pattern)), None)
+
+
+def rule_of_text(text: str) -> Rule | LowRank | None:
+    """As parse_rule, and "low-rank:128" for two factors of that rank, "low-rank:0.5" for half of a layer's weights.
+
+    Raises:
+        ValueError: the text names none of these.
+
+    Examples:
+        >>> rule_of_text("low-rank:0.5")
+        LowRank(size=0.5)
+    """
+    if not text.startswith(LOW_RANK):
+        return parse_rule(text)
+    size = text.removeprefix(LOW_RANK)
+    if size.isdecimal() and int(size):
+        return LowRank(int(size))
+    if re.fullmatch(r"0?\.\d+", size) and float(size):
+        return LowRank(float(size))
+    raise ValueError(
+        f"low-rank needs a rank, as low-rank:128, or a share of the weights, as low-rank:0.5; got {text!r}"
+    )
 
 
 def parse_rule(text: str) -> Rule | None:

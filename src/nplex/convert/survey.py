@@ -85,14 +85,14 @@ def _row(module: Any, places: list[str], spec: Conversion, references: Reference
     reason = choice if isinstance(choice, str) else lost(module) or references.reason(module)
     if isinstance(choice, str) or reason:
         return replace(row, reason=reason), None
-    now, reason = _twin_size(module, choice)
+    twin = _shadow_twin(module, choice)
+    now, reason = (0, twin) if isinstance(twin, str) else (_numel(twin), "")
     if reason or now >= row.was_parameters:
         return replace(row, reason=reason or f"would have {now:,} parameters, not fewer"), None
     if spec.weights == "nearest" and (wrong := _not_finite(module)):
         return replace(row, reason=f"its {wrong} is not finite, so that nothing is near to it"), None
     note = "" if spec.weights == "nearest" else _note(module)
-    now_label = label(untransposed(shadow(module)), choice.template)
-    return replace(row, now=now_label, now_parameters=now, note=note), choice
+    return replace(row, now=label(twin, choice.template), now_parameters=now, note=note), choice
 
 
 def _own_kind(module: nn.Module) -> str:
@@ -107,27 +107,27 @@ def _own_kind(module: nn.Module) -> str:
     return ""
 
 
-def _twin_size(module: nn.Module, choice: Choice) -> tuple[int, str]:
-    """Parameters of the layer that would take its place, its own rule included; or why there is none."""
+def _shadow_twin(module: nn.Module, choice: Choice) -> Any:
+    """The layer that would take its place, without numbers; or the reason why there is none."""
     old = untransposed(shadow(module))
     rule = choice.fresh(torch.device("meta"), next(old.parameters()).dtype)
     if choice.shares:
         mark_shared(rule)
     try:
-        twin = make_twin(shadow(module), rule)
+        twin = make_twin(shadow(module), rule, choice.low_rank(old))
     except ValueError as error:
-        return 0, str(error)
+        return str(error)
     dense = twin.to_torch()
     more = sorted(_content(module) - _content(dense))
     if more:
         what = " and ".join(dict(dense.named_parameters())) if len([*dense.parameters()]) < 3 else "its own numbers"
-        return 0, f"holds more than {what}, which would be lost: {', '.join(more)}"
+        return f"holds more than {what}, which would be lost: {', '.join(more)}"
     sizes = {name: p.shape for name, p in old.named_parameters()}
     wrong = [name for name, p in dense.named_parameters() if sizes.get(name) != p.shape]
     if wrong:
         found = ", ".join(f"{name} {tuple(sizes[name])}" if name in sizes else f"no {name}" for name in wrong)
-        return 0, f"its numbers are not of the sizes that it has by its description: {found}"
-    return _numel(twin), ""
+        return f"its numbers are not of the sizes that it has by its description: {found}"
+    return twin
 
 
 def _content(module: nn.Module) -> set[str]:

@@ -1,33 +1,50 @@
 """One walk over a model: replace layers by their twins, keep tied modules tied, report what was kept and why."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn, optim
 
+from nplex.convert.calibration import beside_low_rank, judged, observe
 from nplex.convert.exchange import check_optimizer, exchange_layers
 from nplex.convert.references import exchange_modules
-from nplex.convert.report import Report, Row
+from nplex.convert.report import Report
 from nplex.convert.spec import Choice, Conversion, Rules
 from nplex.convert.survey import Survey, base_of, survey, zeros
 from nplex.convert.twins import is_layer, make_twin, untransposed
 from nplex.convert.where import Where
 from nplex.nn import Rule
-from nplex.nn.nearest import nearest_
+from nplex.nn.nearest import Inputs, nearest_
 from nplex.nn.sharing import mark_shared, register
 
 
 def preview(
-    model: nn.Module, rule: Rules, *, where: Where | None = None, shared: bool = False, weights: str = "fresh"
+    model: nn.Module,
+    rule: Rules,
+    *,
+    where: Where | None = None,
+    shared: bool = False,
+    weights: str = "fresh",
+    calibration: Iterable[Any] | None = None,
 ) -> Report:
     """Reports what `convert_` would change, and why it skips a layer; changes nothing, takes no memory.
 
+    With calibration it makes the new layers, says how near their outputs come, and how near two factors of the same
+    size would (rule="low-rank:..."), and throws all of them away.
+
     Args:
-        model: any model; on the meta device too.
-        rule: n, an algebra, or a rule; or a mapping from patterns of names to these, see convert_.
+        model: any model; on the meta device too, without calibration.
+        rule: n, an algebra, a rule, or a text; or a mapping from patterns of names to these, see convert_.
         where: which layers, by name and module; see `only`, `all_but` and `sensible`. None for all but embeddings.
         shared: whether all converted layers of a rule use one.
         weights: as in convert_; the nearest ones need numbers that are finite.
+        calibration: as in convert_; the weights are the nearest then.
+
+    Raises:
+        TypeError: as convert_.
+        ValueError: as convert_ for the model, the rule and the calibration.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8))
@@ -37,7 +54,13 @@ def preview(
         2      Linear(256, 8)            2,056  skipped                           2,056  not selected by where
         1 of 2 layers change: 18,696 -> 6,472 parameters in all (34.6 %)
     """
-    return survey(model, Conversion(rule, where, shared, weights)).report
+    if calibration is None:
+        return survey(model, Conversion(rule, where, shared, weights)).report
+    found = survey(model, Conversion(rule, where, shared, "nearest"))
+    inputs = observe(model, changing(model, found), calibration)
+    report = prepare(model, found, "nearest", inputs).report
+    rows = [beside_low_rank(row, model, inputs.get(row.name, {})) for row in report.rows]
+    return replace(report, rows=tuple(rows), done=False)
 
 
 def convert_(
@@ -47,6 +70,7 @@ def convert_(
     where: Where | None = None,
     shared: bool = False,
     weights: str = "fresh",
+    calibration: Iterable[Any] | None = None,
     optimizer: optim.Optimizer | None = None,
 ) -> Report:
     """Replaces torch's layers by their twins with 1/n of the parameters, in place.
@@ -61,15 +85,23 @@ def convert_(
     Args:
         model: any model that contains such layers; it is changed.
         rule: n, an algebra, or a rule; each layer gets a fresh one of its own like it. A rule that is shared
-            already (`nplex.nn.share`) is used itself. Or a mapping from patterns of full names to these,
-            `{"encoder.*": 4, "decoder.*": quaternion}`: the first that matches counts, None skips a layer,
-            and so does no match.
+            already (`nplex.nn.share`) is used itself. Or a text, as the command line takes it: "4:7", "quaternion",
+            or "low-rank:128" for two factors of that rank (nplex.nn.LowRankLinear of n = 1, of linear layers alone),
+            "low-rank:0.5" for factors of half the weight's size. Or a mapping from patterns of full names to these,
+            `{"encoder.*": 4, "decoder.*": quaternion}`: the first that matches counts, None skips a layer, and so
+            does no match.
         where: which layers, by name and module; see `only`, `all_but` and `sensible`. It answers True, False, or a
             text, the reason to skip. None for all but embeddings. A layer with several names is taken if all are.
         shared: one rule for all converted layers, registered as `model.rule` (of transformers' models with a head
             as `model.base_model.rule`); with a mapping one for each of its rules: `rule`, `rule_1`, ...
         weights: "fresh" first values, or those "nearest" to the old weights, with the old biases; the report tells
             how near. An error of .8 is usual for n = 4: a start for training, no replacement for it.
+        calibration: batches of what the model takes (tensors, tuples of arguments, or mappings as tokenizers give
+            them), some hundred texts: nearest are then the outputs on them, not the weights, and biases take up the
+            mean error. The model runs once on each batch, without gradients and in the modes it is in. Memory is
+            width^2 numbers for each different input of a layer, and three times that for the layer that is being
+            fitted. Without a bias C is not centred. Linear layers, convolutions and attention are calibrated; others,
+            and layers that no batch ran, get the nearest weights, and the report names them.
         optimizer: one that holds the old weights; it is changed too. Components and biases stand where weights and
             biases stood, with fresh state; rules beside them, or in the first group without weight decay if they
             have one. Rates are not changed: right for Adam and learned rules, see nplex.optim for others.
@@ -77,7 +109,8 @@ def convert_(
     Raises:
         TypeError: the model is not a module, the rule no rule, or the optimizer none that can be changed.
         ValueError: no layer can be converted (the reasons are named), or the model is itself such a layer, is
-            wrapped already, has adapters, or cannot hold a shared rule.
+            wrapped already, has adapters, or cannot hold a shared rule. Or there is no batch of calibration, the
+            model does not take one, or a layer gets numbers from it that are not finite.
 
     Examples:
         >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 256, batch_first=True), 2)
@@ -86,35 +119,70 @@ def convert_(
         ('MultiheadAttention(64, heads=4)', LearnedRule(n=4))
     """
     check_optimizer(optimizer)
+    if calibration is not None and weights != "nearest":
+        raise ValueError(f'calibration is for weights="nearest", got weights={weights!r}')
     found = survey(model, Conversion(rule, where, shared, weights))
-    changed = [row for row in found.report.rows if row.changes]
-    if not changed:
+    if not found.choices:
         if any(map(is_layer, model.modules())):
             return found.report
         raise ValueError(f"nothing to convert in {type(model).__name__}:\n{found.report}")
-    return _exchange(model, found, changed, weights, optimizer)
+    inputs = None if calibration is None else observe(model, changing(model, found), calibration)
+    return put_in(model, found, prepare(model, found, weights, inputs), optimizer)
 
 
-def _exchange(
-    model: nn.Module, found: Survey, changed: list[Row], weights: str, optimizer: optim.Optimizer | None
-) -> Report:
-    """Makes all new layers, then puts them in."""
+class Prepared(NamedTuple):
+    """New layers that are not yet put in: the old ones, theirs, the shared rules, and the report."""
+
+    old: list[nn.Module]
+    twins: list[nn.Module]
+    common: dict[Choice, Rule]
+    report: Report
+
+
+def prepare(model: nn.Module, found: Survey, weights: str, inputs: Mapping[str, Inputs] | None = None) -> Prepared:
+    """Makes all new layers.
+
+    Args:
+        model: it is not changed.
+        found: what is to change.
+        weights: "fresh" or "nearest".
+        inputs: what a calibration knows of its layers, for the nearest outputs.
+    """
     common: dict[Choice, Rule] = {}
-    old = [model.get_submodule(row.name) for row in changed]
-    twins = [_twin(layer, found.choices[row.name], common) for layer, row in zip(old, changed, strict=True)]
+    rows = [row for row in found.report.rows if row.changes]
+    old = [model.get_submodule(row.name) for row in rows]
+    twins = [_twin(layer, found.choices[row.name], common) for layer, row in zip(old, rows, strict=True)]
     report = replace(found.report, done=True)
     if weights == "nearest":
         common_rules = [common[choice] for choice in common if not choice.registers]
-        errors = nearest_([(twin, untransposed(layer)) for twin, layer in zip(twins, old, strict=True)], common_rules)
-        report = report.with_errors(dict(zip((row.name for row in changed), errors, strict=True)))
+        pairs = [(twin, untransposed(layer)) for twin, layer in zip(twins, old, strict=True)]
+        known = [(inputs or {}).get(row.name, {}) for row in rows]
+        errors = nearest_(pairs, common_rules, known)
+        if inputs is None:
+            done = [replace(row, error=error) for row, error in zip(rows, errors, strict=True)]
+        else:
+            done = [judged(*each) for each in zip(rows, errors, known, strict=True)]
+        by_name = {row.name: row for row in done}
+        report = replace(report, rows=tuple(by_name.get(row.name, row) for row in report.rows))
+    return Prepared(old, twins, common, report)
+
+
+def put_in(model: nn.Module, found: Survey, new: Prepared, optimizer: optim.Optimizer | None) -> Report:
+    """Puts new layers in; gives their report."""
+    report = new.report
     for name, choice in found.shared:
-        register(base_of(model), common[choice].train(model.training), name)
-    exchange_modules(model, dict(zip(old, twins, strict=True)))
+        register(base_of(model), new.common[choice].train(model.training), name)
+    exchange_modules(model, dict(zip(new.old, new.twins, strict=True)))
     if optimizer is not None:
-        swaps = zip(old, twins, (row.name for row in changed), strict=True)
+        swaps = zip(new.old, new.twins, (row.name for row in report.rows if row.changes), strict=True)
         report = replace(report, optimizer=exchange_layers(model, optimizer, [*swaps]))
     keep_padded(model)
     return report
+
+
+def changing(model: nn.Module, found: Survey) -> dict[str, nn.Module]:
+    """The layers that change, by name."""
+    return {name: model.get_submodule(name) for name in found.choices}
 
 
 def keep_padded(model: nn.Module) -> list[nn.TransformerEncoder]:
@@ -131,11 +199,12 @@ def _twin(old: nn.Module, choice: Choice, common: dict[Choice, Rule]) -> nn.Modu
     number = next(old.parameters())
     if not choice.shares:
         own = choice.rule if isinstance(choice.rule, int) else choice.fresh(number.device, number.dtype)
-        return _keep_zeros(make_twin(old, own), old)
-    if choice not in common:
-        common[choice] = choice.fresh(number.device, number.dtype) if choice.registers else choice.template
-        mark_shared(common[choice])
-    return _keep_zeros(make_twin(old, common[choice]), old)
+    elif choice in common:
+        own = common[choice]
+    else:
+        own = common[choice] = choice.fresh(number.device, number.dtype) if choice.registers else choice.template
+        mark_shared(own)
+    return _keep_zeros(make_twin(old, own, choice.low_rank(untransposed(old))), old)
 
 
 @torch.no_grad()
@@ -143,7 +212,8 @@ def _keep_zeros(twin: nn.Module, old: nn.Module) -> nn.Module:
     """Sets components to zero where the old weight was, with the bias beside it: an initialiser chose these."""
     own, before = dict(twin.named_parameters()), dict(old.named_parameters())
     for name in zeros(old):
-        own[name.replace("weight", "components")].zero_()
+        components = name.replace("weight", "components")
+        own[components if components in own else "left"].zero_()
         bias = name.replace("weight", "bias")
         if bias in before:
             own[bias].copy_(before[bias])

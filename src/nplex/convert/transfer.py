@@ -73,7 +73,8 @@ def resized(data: dict[str, Any], model: nn.Module, *, fresh: bool) -> tuple[dic
             )
         layers[name] = layers[name] | {"sizes": layer.sizes | other}
         try:
-            make_twin(shadow(module), layer.rule.make(torch.device("meta"), torch.get_default_dtype()))
+            rule = layer.rule.make(torch.device("meta"), torch.get_default_dtype())
+            make_twin(shadow(module), rule, layer.sizes.get("low_rank"))
             names.append(name)
         except ValueError:
             del layers[name]

@@ -29,10 +29,11 @@ def twin_class(module: nn.Module) -> Any:
     return nx.Linear if is_transposed_linear(module) else TWINS.get(type(module))
 
 
-def make_twin(module: nn.Module, rule: int | Rule) -> Any:
+def make_twin(module: nn.Module, rule: int | Rule, low_rank: int | None = None) -> Any:
     """A fresh layer in the place of a torch layer: same sizes, device, type, mode; trained if the old one was.
 
-    Biases are trained if they were, components if their weight was, the rule if one of the weights was.
+    Biases are trained if they were, components if their weight was, the rule if one of the weights was. With a
+    low_rank it is a LowRankLinear.
 
     Attributes that were set on it and its parameters are carried over.
 
@@ -40,7 +41,13 @@ def make_twin(module: nn.Module, rule: int | Rule) -> Any:
         ValueError: there is no such layer, because n is larger than a width, or for an option, or an attribute
             cannot be carried over; says why.
     """
-    twin = twin_class(module).like(untransposed(module), rule=rule)
+    kind = twin_class(module)
+    if low_rank is None:
+        twin = kind.like(untransposed(module), rule=rule)
+    elif kind is nx.Linear:
+        twin = nx.LowRankLinear.like(untransposed(module), rule=rule, low_rank=low_rank)
+    else:
+        raise ValueError(f"low rank is for linear layers, not for {type(module).__name__}")
     _train_as(twin, {name: parameter.requires_grad for name, parameter in module.named_parameters()})
     if is_transposed_linear(module):
         twin.transposed_class = type(module)  # what make_dense gives back, so that a folded GPT-2 is one

@@ -7,9 +7,11 @@ value decomposition (Van Loan and Pitsianis, Approximation with Kronecker produc
 the least squares solution, and factors are moved until the error is the least nearby. Where n does not divide a width
 some of M is nobody's, and so is the row of an embedding's padding, which is zero whatever the components are: it is
 filled in with what the components give there, and the nearest taken again, some times.
+
+Where the inputs are known, nplex.nn.weighted goes on from there to the nearest outputs.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,48 +19,92 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nplex.algebra import BilinearAlgorithm
+from nplex.nn.low_rank import LowRankLinear
+from nplex.nn.moments import Moments
 from nplex.nn.rule import Rule
+from nplex.nn.truncated import truncate_
+from nplex.nn.weighted import Target, fit_
 
 STEPS = 200  # of L-BFGS, for the factors of a rule with a rank
 PASSES = 20  # where n does not divide a width
+Inputs = Mapping[str, Sequence[Moments]]  # by the name of a weight: of all its parts, or of each
 
 
 class _Weight(NamedTuple):
-    """Components, the weight that they are to give, its layer's number, whether both are input first, padding."""
+    """Components, the weight that they are to give, its layer's number, whether both are input first, padding.
+
+    And the bias beside it, and what is known of its inputs.
+    """
 
     layer: int
     components: nn.Parameter
     dense: Tensor
     transposed: bool
     padding: int | None
+    bias: Tensor | None
+    inputs: Sequence[Moments]
 
 
 @torch.no_grad()
-def nearest_(layers: Sequence[tuple[nn.Module, nn.Module]], keep: Collection[Rule] = ()) -> list[float]:
-    """Fills layers with the numbers nearest to those of their torch twins; biases are copied.
+def nearest_(
+    layers: Sequence[tuple[nn.Module, nn.Module]], keep: Collection[Rule] = (), inputs: Sequence[Inputs] = ()
+) -> list[float]:
+    """Fills layers with the numbers nearest to those of their torch twins.
 
-    Rules are chosen with the components, one that several of the layers share for all of them; fixed and frozen ones
-    stay as they are.
+    Nearest are the weights, with the old biases; or, of layers whose inputs are known, the outputs, with biases that
+    take up the mean error. Rules are chosen with the components, one that several of the layers share for all of
+    them; fixed and frozen ones stay as they are. So does the rank of two factors, LowRankLinear of n = 1.
 
     Args:
         layers: each one of nplex.nn, made by `like(dense, rule=...)` and changed here, with that torch layer.
         keep: rules that stay too, as ones that other layers use.
+        inputs: what is known of each layer's inputs; nothing, or of each of its weights.
 
     Returns:
-        the error `|| W - W_dense || / || W_dense ||` of each layer, over all its weights.
+        the error `|| W - W_dense || / || W_dense ||` of each layer, over all its weights; or of its outputs,
+        `|| (W - W_dense) C^(1/2) || / || W_dense C^(1/2) ||` with C the second moment of the inputs, centred where
+        there is a bias.
     """
+    inputs = inputs or [{}] * len(layers)
     groups: dict[Rule, list[_Weight]] = {}
-    for index, (layer, dense) in enumerate(layers):
-        for ours, theirs in _pairs(layer, dense):
-            groups.setdefault(ours.rule, []).extend(_weights(index, ours, theirs))
+    missed = [(0.0, 0.0)] * len(layers)
+    for index, ((layer, dense), known) in enumerate(zip(layers, inputs, strict=True)):
+        if isinstance(layer, LowRankLinear) and isinstance(dense, nn.Linear):
+            missed[index] = truncate_(layer, dense, *known.get("weight", ()))
+            continue
         _copy_rest(layer, dense)
-    wrong, whole = [0.0] * len(layers), [0.0] * len(layers)
+        for name, ours, theirs in _pairs(layer, dense):
+            groups.setdefault(ours.rule, []).extend(_weights(index, ours, theirs, known, name))
     for rule, weights in groups.items():
         chosen = rule not in keep and any(p.requires_grad for p in rule.parameters())
-        for weight, (missed, size) in zip(weights, _fill(rule, weights, chosen=chosen), strict=True):
-            wrong[weight.layer] += missed
-            whole[weight.layer] += size
-    return [(missed / size) ** 0.5 if size else 0.0 for missed, size in zip(wrong, whole, strict=True)]
+        for layer, wrong, size in _fill_all(rule, weights, chosen=chosen):
+            missed[layer] = missed[layer][0] + wrong, missed[layer][1] + size
+    return [(wrong / size) ** 0.5 if size else 0.0 for wrong, size in missed]
+
+
+def _fill_all(rule: Rule, weights: list[_Weight], *, chosen: bool) -> Iterator[tuple[int, float, float]]:
+    """Fills all weights under one rule, chosen by those with known inputs; layer, error and size, both squared."""
+    targets = [target for weight in weights for target in _targets(weight)]
+    others = [weight for weight in weights if not weight.inputs] if targets else weights
+    errors = _fill(rule, weights, chosen=chosen)
+    if targets:
+        fit_(rule, targets, chosen=chosen)
+        errors = _fill(rule, others, chosen=False)
+    yield from ((target.layer, target.missed, target.energy) for target in targets)
+    yield from ((weight.layer, *error) for weight, error in zip(others, errors, strict=True))
+
+
+def _targets(weight: _Weight) -> Iterator[Target]:
+    """The parts of a weight, those of one input together."""
+    shape = weight.components.shape
+    parts, own = (1, weight.components[:, None]) if len(shape) == 3 else (shape[1], weight.components)
+    dense = weight.dense.reshape(parts, weight.dense.shape[0] // parts, -1)
+    bias = () if weight.bias is None else weight.bias.reshape(parts, -1)
+    moments = [*weight.inputs] * (parts if len(weight.inputs) == 1 else 1)
+    for known in dict.fromkeys(moments):
+        mine = [part for part in range(parts) if moments[part] is known]
+        views = [own.detach()[:, part].view(*own[:, part].shape[:2], -1) for part in mine]
+        yield Target(weight.layer, views, [dense[p] for p in mine], [bias[p] for p in mine if len(bias)], known)
 
 
 def _fill(rule: Rule, weights: list[_Weight], *, chosen: bool) -> list[tuple[float, float]]:
@@ -79,20 +125,25 @@ def _fill(rule: Rule, weights: list[_Weight], *, chosen: bool) -> list[tuple[flo
     return [(wrong, float(m.square().sum())) for wrong, m in zip(missed, rows, strict=True)]
 
 
-def _pairs(layer: nn.Module, dense: nn.Module) -> Iterator[tuple[Any, nn.Module]]:
+def _pairs(layer: nn.Module, dense: nn.Module) -> Iterator[tuple[str, Any, nn.Module]]:
     """The parts of the layer that hold components, each with the part of the same name of torch's layer."""
     for name, module in layer.named_modules():
         if any("components" in key for key in module._parameters):
-            yield module, dense.get_submodule(name)
+            yield name, module, dense.get_submodule(name)
 
 
-def _weights(layer: int, ours: nn.Module, theirs: nn.Module) -> Iterator[_Weight]:
+def _weights(layer: int, ours: nn.Module, theirs: nn.Module, inputs: Inputs, name: str) -> Iterator[_Weight]:
     """Every components parameter with the weight of torch's name for it."""
     transposed = isinstance(theirs, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
     for key, parameter in ours._parameters.items():
         if parameter is not None and "components" in key:
-            dense = getattr(theirs, key.replace("components", "weight")).detach()
-            yield _Weight(layer, parameter, dense, transposed, getattr(theirs, "padding_idx", None))
+            weight = key.replace("components", "weight")
+            dense, bias = getattr(theirs, weight).detach(), ours._parameters.get(key.replace("components", "bias"))
+            known = inputs.get(f"{name}.{weight}".removeprefix("."), ())
+            padding = getattr(theirs, "padding_idx", None)
+            yield _Weight(
+                layer, parameter, dense, transposed, padding, None if bias is None else bias.detach(), known
+            )
 
 
 def _rows(dense: Tensor, weight: _Weight, n: int) -> Float[Tensor, "pairs numbers"]:
