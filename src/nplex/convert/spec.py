@@ -89,8 +89,8 @@ class Conversion:
     """Which layers get which rule.
 
     Attributes:
-        rule: n, an algebra, a rule, or a text (see rule_of_text); each converted layer gets a fresh rule of its own
-            like it. Or a mapping from patterns of full names to these, in which the first that matches counts and
+        rule: n, an algebra, a rule, or a low rank as text; each converted layer gets a fresh rule of its own like it.
+            Or a mapping from patterns of full names to these, in which the first that matches counts and
             None means: skip.
         where: which layers, by name and module; None for all but embeddings.
         shared: whether all layers of a rule use one, registered at the base of the model as `rule`, `rule_1`, ...
@@ -123,8 +123,13 @@ class Conversion:
     def choices(self) -> tuple[Choice, ...]:
         """All rules, in the order in which they are tried."""
         rules = self.rule if isinstance(self.rule, Mapping) else {"*": self.rule}
-        read = {pattern: rule_of_text(rule) if isinstance(rule, str) else rule for pattern, rule in rules.items()}
-        return tuple(Choice(p, rule, self.shared and not isinstance(rule, LowRank)) for p, rule in read.items())
+        choices = []
+        for pattern, rule in rules.items():
+            if isinstance(rule, str) and rule.startswith(LOW_RANK):
+                choices.append(Choice(pattern, _low_rank(rule), shared=False))
+            else:
+                choices.append(Choice(pattern, rule, self.shared))  # pyright: ignore - other texts are refused above
+        return tuple(choices)
 
     def choose(self, names: list[str], module: nn.Module) -> Choice | str:
         """The rule for a module, or the reason to skip it."""
@@ -143,25 +148,15 @@ class Conversion:
         return next((choice for choice in self.choices if fnmatch.fnmatchcase(name, choice.pattern)), None)
 
 
-def rule_of_text(text: str) -> Rule | LowRank | None:
-    """As parse_rule, and "low-rank:128" for two factors of that rank, "low-rank:0.5" for half of a layer's weights.
-
-    Raises:
-        ValueError: the text names none of these.
-
-    Examples:
-        >>> rule_of_text("low-rank:0.5")
-        LowRank(size=0.5)
-    """
-    if not text.startswith(LOW_RANK):
-        return parse_rule(text)
-    size = text.removeprefix(LOW_RANK)
+def _low_rank(rule: str) -> LowRank:
+    """What "low-rank:128" and "low-rank:0.5" name."""
+    size = rule.removeprefix(LOW_RANK)
     if size.isdecimal() and int(size):
         return LowRank(int(size))
     if re.fullmatch(r"0?\.\d+", size) and float(size):
         return LowRank(float(size))
     raise ValueError(
-        f"low-rank needs a rank, as low-rank:128, or a share of the weights, as low-rank:0.5; got {text!r}"
+        f"low-rank needs a rank, as low-rank:128, or a share of the weights, as low-rank:0.5; got {rule!r}"
     )
 
 

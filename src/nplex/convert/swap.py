@@ -36,7 +36,7 @@ def preview(
 
     Args:
         model: any model; on the meta device too, without calibration.
-        rule: n, an algebra, a rule, or a text; or a mapping from patterns of names to these, see convert_.
+        rule: n, an algebra, a rule, or a low rank; or a mapping from patterns of names to these, see convert_.
         where: which layers, by name and module; see `only`, `all_but` and `sensible`. None for all but embeddings.
         shared: whether all converted layers of a rule use one.
         weights: as in convert_; the nearest ones need numbers that are finite.
@@ -85,9 +85,9 @@ def convert_(
     Args:
         model: any model that contains such layers; it is changed.
         rule: n, an algebra, or a rule; each layer gets a fresh one of its own like it. A rule that is shared
-            already (`nplex.nn.share`) is used itself. Or a text, as the command line takes it: "4:7", "quaternion",
-            or "low-rank:128" for two factors of that rank (nplex.nn.LowRankLinear of n = 1, of linear layers alone),
-            "low-rank:0.5" for factors of half the weight's size. Or a mapping from patterns of full names to these,
+            already (`nplex.nn.share`) is used itself. Or "low-rank:128" for two factors of that rank in
+            the place of a linear layer's weight (nplex.nn.LowRankLinear of n = 1), "low-rank:0.5" for factors of half
+            its size. Or a mapping from patterns of full names to these,
             `{"encoder.*": 4, "decoder.*": quaternion}`: the first that matches counts, None skips a layer, and so
             does no match.
         where: which layers, by name and module; see `only`, `all_but` and `sensible`. It answers True, False, or a

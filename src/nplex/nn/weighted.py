@@ -18,7 +18,7 @@ from nplex.algebra import BilinearAlgorithm, as_table
 from nplex.nn.moments import Moments
 from nplex.nn.rule import Rule
 
-FEWEST, MOST, WORK = 5, 200, 2**15  # solutions for one rule: WORK / width, between these
+FEWEST, MOST, WORK = 5, 100, 2**15  # solutions for one rule: WORK / width, between these
 Table = Float[Tensor, "n n n"]
 
 
