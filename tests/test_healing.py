@@ -13,7 +13,13 @@ from nplex.pretrained import Healing
 from nplex.pretrained.blocks import find_blocks
 
 SHORT = Healing(group_steps=12, steps=8, checkpoint_every=5)
-SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 40,
+}
 
 
 def stack(blocks=4, width=16):
@@ -189,7 +195,9 @@ def test_a_plain_loop_reaches_the_same_numbers():
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("settings", [SHORT, Healing(group_steps=12, steps=8, fade=0.5), Healing(group=3, everything=True, cache=0)])
+@pytest.mark.parametrize(
+    "settings", [SHORT, Healing(group_steps=12, steps=8, fade=0.5), Healing(group=3, everything=True, cache=0)]
+)
 def test_the_same_call_gives_the_same_bits(settings):
     teacher = stack()
     first, second = converted(teacher), converted(teacher)
@@ -292,7 +300,10 @@ def test_outputs_of_the_users_own():
 
     def outputs(own, other, batch):
         seen.append((type(own), batch["input_ids"].shape))
-        return 0 * own.last_hidden_state.sum() + (other.last_hidden_state[:, 0] - own.last_hidden_state[:, 0]).square().mean()
+        return (
+            0 * own.last_hidden_state.sum()
+            + (other.last_hidden_state[:, 0] - own.last_hidden_state[:, 0]).square().mean()
+        )
 
     teacher = bert()
     report = nplex.heal(converted(teacher), teacher, words(), SHORT, outputs=outputs)
@@ -378,6 +389,7 @@ BAD = {
     "nothing converted": (lambda: (stack(), stack(), numbers()), {}, "nothing to heal"),
     "not a model": (lambda: (converted(stack()), None, numbers()), {}, "teacher must be a torch.nn.Module"),
     "no batches": (lambda: (converted(stack()), stack(), []), {}, "no batches"),
+    "a batch alone": (lambda: (converted(stack()), stack(), numbers()[0]), {}, "put it in a list"),
     "an empty iterator": (lambda: (converted(stack()), stack(), iter(())), {}, "no batches"),
     "itself": (lambda: (lambda m: (m, m, numbers()))(converted(stack())), {}, "nothing to heal"),
     "teacher of another width": (lambda: (converted(stack()), stack(width=12), numbers()), {}, "before its conversion"),

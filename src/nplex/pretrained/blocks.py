@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from nplex.ops.tracing import version
+
 
 class Call(NamedTuple):
     """One call of a block.
@@ -73,13 +75,6 @@ def find_blocks(model: nn.Module, names: Iterable[str] | None, changed: Iterable
     return found
 
 
-def run(model: nn.Module, batch: Any) -> Any:
-    """A model's output for a batch: a mapping of names, a tuple or list of arguments, or the only argument."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
-
-
 @contextmanager
 def watched(model: nn.Module, names: Iterable[str]) -> Iterator[list[Call]]:
     """A list that gets every call of the named blocks while the block of `with` runs.
@@ -92,14 +87,14 @@ def watched(model: nn.Module, names: Iterable[str]) -> Iterator[list[Call]]:
     versions: list[list[tuple[Tensor, int]]] = []
 
     def before(_module: nn.Module, positional: tuple, named: dict[str, Any]) -> None:
-        versions.append([(tensor, tensor._version) for tensor in tensors_of((positional, named))])
+        versions.append([(tensor, version(tensor)) for tensor in tensors_of((positional, named))])
 
     def after(name: str) -> Callable:
         def hook(_module: nn.Module, positional: tuple, named: dict[str, Any], output: Any) -> None:
             seen, outputs = versions.pop(), tensors_of(output)
             if not any(tensor.is_floating_point() for tensor in outputs):
                 raise ValueError(f"block {name} gives no tensor of floating point; name others by blocks=[...]")
-            if any(tensor._version != version for tensor, version in seen):
+            if any(version(tensor) != number for tensor, number in seen):
                 raise ValueError(f"block {name} changes its input in place; set inplace=False or name other blocks")
             links = {i: sources[id(tensor)] for i, (tensor, _) in enumerate(seen) if id(tensor) in sources}
             sources.update({id(tensor): (len(calls), i) for i, tensor in enumerate(outputs)})

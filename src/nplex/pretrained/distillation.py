@@ -59,7 +59,9 @@ def output_loss(student: Any, teacher: Any, batch: Any) -> Tensor:
 
 def divergence(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """`sum_v p_v log(p_v / q_v)` with p the teacher's softmax and q the student's: a mean over positions."""
-    each = F.kl_div(student.float().log_softmax(-1), teacher.float().log_softmax(-1), reduction="none", log_target=True)
+    each = F.kl_div(
+        student.float().log_softmax(-1), teacher.float().log_softmax(-1), reduction="none", log_target=True
+    )
     each = each.sum(-1)
     if mask is None or mask.shape != each.shape:
         return each.mean()
@@ -78,6 +80,8 @@ def mean(hidden: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def mask_of(batch: Any, hidden: Tensor, *, decoder: bool) -> Tensor | None:
     """The mask of a batch's positions, where it has one of the hidden states' first two sizes."""
-    mask = batch.get("decoder_attention_mask" if decoder else "attention_mask") if isinstance(batch, Mapping) else None
+    mask = (
+        batch.get("decoder_attention_mask" if decoder else "attention_mask") if isinstance(batch, Mapping) else None
+    )
     fits = isinstance(mask, Tensor) and mask.ndim == 2 and hidden.shape[:2] == mask.shape
     return mask.to(hidden.device, torch.float32) if fits else None

@@ -1,6 +1,6 @@
 """Healing: a converted model learns from its original what the conversion lost."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nplex.convert.calibration import WANTED
 from nplex.pretrained.blocks import find_blocks
 from nplex.pretrained.distillation import Outputs
 from nplex.pretrained.healing_loop import Run
@@ -54,7 +55,7 @@ def heal(
         The losses of each phase before and after it, and the errors of blocks; a value that prints itself.
 
     Raises:
-        TypeError: model or teacher is not a module.
+        TypeError: model or teacher is not a module, or batches is a single one.
         ValueError: nothing in the model is converted or can be trained, the teacher has another shape or shares
             trained parameters with the model, there are no batches, a block is unknown or never runs, a number is
             not finite, or the folder belongs to another model, teacher or call.
@@ -77,9 +78,13 @@ def heal(
             raise TypeError(f"the {name} must be a torch.nn.Module, got {type(module).__name__}")
     if accelerator is not None and accelerator.num_processes > 1:
         raise ValueError(f"healing runs in one process, got {accelerator.num_processes}; start it without torchrun")
+    if isinstance(batches, torch.Tensor | Mapping | str) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be {WANTED}; got one {type(batches).__name__}, put it in a list")
     batches = batches if isinstance(batches, list | tuple) else list(batches)
     if not batches:
-        raise ValueError("there are no batches; give what the model takes, as [tokenizer(texts, return_tensors='pt')]")
+        raise ValueError(
+            "there are no batches; give what the model takes, as [tokenizer(texts, return_tensors='pt')]"
+        )
     settings = settings or Healing()
     changed = _changed(model, teacher)
     names = find_blocks(model, blocks, changed)
@@ -141,7 +146,9 @@ def _trained(
         if parameter.requires_grad and (everything or name in changed or parameter.ndim < 2)
     }
     if not any(name in changed for name in chosen):
-        raise ValueError(f"{changed[0]} and all that is converted requires no gradient; requires_grad_(True) trains it")
+        raise ValueError(
+            f"{changed[0]} and all that is converted requires no gradient; requires_grad_(True) trains it"
+        )
     theirs = {id(parameter) for parameter in teacher.parameters()}
     memory = {parameter.data_ptr() for parameter in teacher.parameters() if parameter.device.type != "meta"}
     for name, parameter in chosen.items():
@@ -173,8 +180,9 @@ def _prepared(model: nn.Module, teacher: nn.Module, trained: dict[str, nn.Parame
         if any(hasattr(module, "proj_size") for module in model.modules()):  # cuDNN's has no gradient in eval mode
             stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
             torch.backends.cudnn.enabled = False
-        devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        stack.enter_context(torch.random.fork_rng(sorted(devices, key=str)))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)  # it passes by the modules inside
+        stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
         yield
         for parameter in trained.values():
             parameter.grad = None

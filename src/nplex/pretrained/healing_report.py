@@ -37,7 +37,14 @@ class Healing:
     checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
-        for name, least in {"group": 1, "group_steps": 0, "steps": 0, "seed": 0, "cache": 0, "checkpoint_every": 1}.items():
+        for name, least in {
+            "group": 1,
+            "group_steps": 0,
+            "steps": 0,
+            "seed": 0,
+            "cache": 0,
+            "checkpoint_every": 1,
+        }.items():
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
@@ -94,8 +101,13 @@ class HealingReport:
         for row in self.rows:
             numbers = (f"{row.rate:g}", f"{row.before:.4f}", f"{row.after:.4f}", f"{row.seconds:.1f}")
             table.append((row.phase, str(row.steps), *numbers))
-        errors = [(name, f"{before:.4f}", f"{after:.4f}") for name, before, after in (*self.blocks, ("outputs", *self.outputs))]
-        measured = f"{self.held_out} batches that were not trained on" if self.held_out else "batches that were trained on"
+        errors = [
+            (name, f"{before:.4f}", f"{after:.4f}")
+            for name, before, after in (*self.blocks, ("outputs", *self.outputs))
+        ]
+        measured = (
+            f"{self.held_out} batches that were not trained on" if self.held_out else "batches that were trained on"
+        )
         return "\n".join([
             *text_table(table, "<>>>>>"),
             *text_table([("in the whole model", "error before", "after"), *errors], "<>>"),

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nplex.pretrained.blocks import Call, mapped, replay, run, tensors_of, watched
+from nplex.convert.checking import call
+from nplex.pretrained.blocks import Call, mapped, replay, tensors_of, watched
 from nplex.pretrained.distillation import Outputs, mask_of, output_loss, relative_error
 from nplex.pretrained.healing_report import Healing
 
@@ -32,7 +33,7 @@ class Pair:
         self._outputs, self._room, self.alpha = outputs or output_loss, settings.cache, 1.0
         self._kept: dict[int, tuple[list[Call], Any]] = {}
         self.order: list[str] = []
-        self.order = [call.block for call in self.taught(0)[0]]
+        self.order = [each.block for each in self.taught(0)[0]]
         if missing := [name for name in names if name not in self.order]:
             raise ValueError(f"block {missing[0]} never runs; name the blocks that run by blocks=[...]")
         ranges = [(i, min(i + settings.group, len(self.order))) for i in range(0, len(self.order), settings.group)]
@@ -53,13 +54,15 @@ class Pair:
         if index in self._kept:
             return self._kept[index]
         with watched(self._teacher, self._names) as calls:
-            output = run(self._teacher, _on(self._teacher, self.batches[index]))
-        if self.order and [call.block for call in calls] != self.order:
+            output = call(self._teacher, _on(self._teacher, self.batches[index]))
+        if self.order and [each.block for each in calls] != self.order:
             raise ValueError(f"the teacher's blocks run in another order for batch {index} than for batch 0")
-        for call in calls:
-            if not call.hidden.isfinite().all():
-                raise ValueError(f"block {call.block} of the teacher gives nan or inf for batch {index}; look at both")
-        seen = {id(t): t.nbytes for call in calls for t in tensors_of((*call.arguments, call.outputs))}
+        for each in calls:
+            if not each.hidden.isfinite().all():
+                raise ValueError(
+                    f"block {each.block} of the teacher gives nan or inf for batch {index}; look at both"
+                )
+        seen = {id(t): t.nbytes for each in calls for t in tensors_of((*each.arguments, each.outputs))}
         size = sum((seen | {id(t): t.nbytes for t in tensors_of(output)}).values())
         if size <= self._room:
             self._room -= size
@@ -82,17 +85,17 @@ class Pair:
         theirs, output = self.taught(index)
         batch = _on(self.student, self.batches[index])
         with watched(self.student, self._names) as calls:
-            own = run(self.student, batch)
-        if [call.block for call in calls] != self.order:
+            own = call(self.student, batch)
+        if [each.block for each in calls] != self.order:
             raise ValueError("the model's blocks run in another order than the teacher's")
-        return self._errors([call.hidden for call in calls], theirs, index), self._outputs(own, output, batch)
+        return self._errors([each.hidden for each in calls], theirs, index), self._outputs(own, output, batch)
 
     def _errors(self, hidden: list[Tensor], calls: list[Call], index: int) -> Tensor:
         two = getattr(getattr(self.student, "config", None), "is_encoder_decoder", False)
         batch, errors = self.batches[index], []
-        for own, call in zip(hidden, calls, strict=True):
-            mask = mask_of(batch, own, decoder=two and "decoder" in call.block.split("."))
-            errors.append(relative_error(own, call.hidden, mask))
+        for own, each in zip(hidden, calls, strict=True):
+            mask = mask_of(batch, own, decoder=two and "decoder" in each.block.split("."))
+            errors.append(relative_error(own, each.hidden, mask))
         return torch.stack(errors)
 
     @contextmanager
