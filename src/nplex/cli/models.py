@@ -1,5 +1,6 @@
 """Verbs about models on disk: preview, convert, fold, count."""
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from nplex.cli.healing import Healer
 from nplex.cli.terminal import TWIN, messages, refuse, refusing
 
 if TYPE_CHECKING:
@@ -77,6 +79,14 @@ def convert(  # noqa: PLR0913 - options of the command line
         Literal["nearest", "fresh"],
         typer.Option(help="Start from the nearest to the model's own weights, or from fresh ones; then train."),
     ] = "nearest",
+    heal: Annotated[
+        Path | None,
+        typer.Option(help="Train the layers on these texts, one a line, to give what the model gave.", metavar="TEXTS"),
+    ] = None,
+    heal_steps: Annotated[
+        tuple[int, int],
+        typer.Option(help="Steps of healing: of groups of blocks, and of the whole model; 32 texts each."),
+    ] = (300, 250),
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -84,6 +94,8 @@ def convert(  # noqa: PLR0913 - options of the command line
 
     Examples:
       nplex convert my/bert my/bert-4 --rule 4
+
+      nplex convert my/bert my/bert-2 --rule 2 --heal texts.txt
 
       nplex convert model.safetensors smaller.safetensors --rule 4 --only 'layers.*'
     """
@@ -93,17 +105,22 @@ def convert(  # noqa: PLR0913 - options of the command line
 
         where, rules = _where(only, all_but, everything), _rules(rule)
         check_out(model, out, force=force)
+        healer = Healer(model, out, heal, heal_steps) if heal else None
         convert_(open_model(model, weights=False, tell=_tell), rules, where=where, shared=shared)  # refuses at once
         with _step(f"reading {model}"):
             found = open_model(model, weights=True)
+        teacher = copy.deepcopy(found) if healer else found
         with _step("converting"):
             report = convert_(found, rules, where=where, shared=shared, weights=weights)
+        if healer:
+            _tell(str(healer.heal(found, teacher)))
         with _step(f"writing {out}"):
             write_model(found, model, out, force=force)
     _print(report, as_json)
-    messages.print(
-        f"{out} is written. Train it before use: converted weights only approximate the originals.", soft_wrap=True
-    )
+    advice = "Compare it with the original" if healer else "Train it"
+    _tell(f"{out} is written. {advice} before use: converted weights only approximate the originals.")
+    if healer:
+        healer.clear()
 
 
 def fold(model: Model, out: Out, force: Force = False, as_json: Json = False) -> None:

@@ -22,7 +22,7 @@ from nplex.pretrained.pair import Pair
 
 FILE = "healing.safetensors"
 _MODEL, _OPTIMIZER = "model.", "optimizer."
-_STATE = ("step", "seconds", "before", "start")
+_STATE = ("step", "seconds", "before", "start", "idle")
 
 
 class Phase(NamedTuple):
@@ -61,6 +61,7 @@ class Run:
         self.rows: list[HealingRow] = []
         self.step, self.seconds, self.before = 0, 0.0, 0.0
         self.start: list[float] = []
+        self.idle: list[str] = []
         self.optimizer = self._new_optimizer()
 
     def report(self) -> HealingReport:
@@ -80,7 +81,9 @@ class Run:
         *hidden, outputs = self._measured(self._apart)
         blocks = zip(self.pair.order, self.start, hidden, strict=False)
         count = sum(parameter.numel() for parameter in self.trained.values())
-        return HealingReport(tuple(self.rows), tuple(blocks), (self.start[-1], outputs), count, self.held)
+        return HealingReport(
+            tuple(self.rows), tuple(blocks), (self.start[-1], outputs), count, self.held, tuple(self.idle)
+        )
 
     def _run(self, phase: Phase, advance: Callable[[], object]) -> None:
         """The steps of a phase that are left."""
@@ -95,6 +98,7 @@ class Run:
             advance()
             if self.step % self.settings.checkpoint_every == 0 and self.step < phase.steps:
                 self._write()
+        self.idle = [name for name, p in self.trained.items() if p.grad is None and p.ndim > 1]
         after = fmean(self._measured(phase.losses))
         self.rows.append(HealingRow(phase.name, phase.steps, phase.rate, self.before, after, self.seconds))
         self.step = 0

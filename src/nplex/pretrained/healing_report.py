@@ -88,6 +88,8 @@ class HealingReport:
         outputs: the loss of outputs before and after.
         trained: how many parameters were trained.
         held_out: how many batches measured and were not trained on; 0 where all were trained on.
+        idle: components, rules and the like that got no gradient in the last phase: nothing that was compared uses
+            them.
     """
 
     rows: tuple[HealingRow, ...]
@@ -95,6 +97,7 @@ class HealingReport:
     outputs: tuple[float, float]
     trained: int
     held_out: int
+    idle: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         table = [("phase", "steps", "rate", "loss before", "after", "seconds")]
@@ -108,8 +111,10 @@ class HealingReport:
         measured = (
             f"{self.held_out} batches that were not trained on" if self.held_out else "batches that were trained on"
         )
+        idle = [f"not healed, as nothing that is compared uses them: {', '.join(self.idle)}"] * bool(self.idle)
         return "\n".join([
             *text_table(table, "<>>>>>"),
             *text_table([("in the whole model", "error before", "after"), *errors], "<>>"),
             f"{self.trained:,} parameters trained; measured on {measured}",
+            *idle,
         ])

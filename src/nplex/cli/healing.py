@@ -1,0 +1,45 @@
+"""Healing for the command line: what `nplex convert --heal` does between the conversion and the writing."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nplex.cli.terminal import messages
+from nplex.cli.texts import batches_of
+
+if TYPE_CHECKING:
+    from nplex.pretrained import HealingReport
+
+
+class Healer:
+    """Healing on the texts of a file, with a checkpoint beside what is written; looks at its input at once."""
+
+    def __init__(self, model: Path, out: Path, texts: Path, steps: tuple[int, int]) -> None:
+        from nplex.pretrained import Healing
+
+        self._settings = Healing(group_steps=steps[0], steps=steps[1])
+        self._batches = batches_of(model, texts)
+        self._folder = out.with_name(f"{out.name}.healing")
+
+    def heal(self, model: Any, teacher: Any) -> "HealingReport":
+        """Heals a converted model on what device there is; goes on where it was stopped."""
+        from accelerate import Accelerator
+
+        from nplex.pretrained import heal
+
+        accelerator = Accelerator()
+        messages.print(f"healing on {accelerator.device}; {self._folder} holds the checkpoint", soft_wrap=True)
+        try:
+            report = heal(
+                model, teacher.to(accelerator.device), self._batches, self._settings, folder=self._folder,
+                accelerator=accelerator,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            messages.print("the same command goes on from the last checkpoint", soft_wrap=True)
+            raise
+        model.to("cpu")
+        return report
+
+    def clear(self) -> None:
+        """Deletes the checkpoint."""
+        shutil.rmtree(self._folder, ignore_errors=True)
