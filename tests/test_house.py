@@ -20,7 +20,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = {
     "on_start": 0, "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "counting": 3, "optim": 3,
-    "pretrained": 3, "model_card": 3.1, "huggingface": 3.3, "on_import": 3.4,
+    "pretrained": 3.2, "model_card": 3.1, "huggingface": 3.3, "on_import": 3.4,
     "model_state": 2.9, "model_folder": 3.4,
     "rule_names": 3, "figures": 3.2, "stored": 3.5, "stored_rules": 3.5,
     "lab.checked": 4.9, "lab.results": 5.25,
@@ -112,6 +112,7 @@ PUBLIC = {
         "FactorReport", "FactorRow", "CheckReport", "CheckRow",
     ],
     "nplex.optim": ["param_groups", "explain", "factor", "Explanation", "Step"],
+    "nplex.pretrained": ["heal", "Healing", "HealingReport", "HealingRow"],
     "nplex.files": [
         "save", "load", "replace_file", "write_text", "write_json", "read_json", "write_tensors", "read_tensors",
         "read_model", "tensors_of", "fill",
@@ -217,7 +218,7 @@ def test_the_house_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("part", "most"), [(lambda name: not in_lab(name), 13_500), (in_lab, 6_470)], ids=["library", "laboratory"]
+    ("part", "most"), [(lambda name: not in_lab(name), 14_800), (in_lab, 6_470)], ids=["library", "laboratory"]
 )
 def test_lines_in_all(part, most):
     """A new capability moves the limit; nothing else does."""

@@ -81,7 +81,7 @@ def convert(  # noqa: PLR0913 - options of the command line
     ] = "nearest",
     heal: Annotated[
         Path | None,
-        typer.Option(help="Train the layers on these texts, one a line, to give what the model gave.", metavar="TEXTS"),
+        typer.Option(help="Train the layers on texts, one a line, to give what the model gave.", metavar="TEXTS"),
     ] = None,
     heal_steps: Annotated[
         tuple[int, int],

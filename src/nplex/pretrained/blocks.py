@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -80,34 +81,35 @@ def watched(model: nn.Module, names: Iterable[str]) -> Iterator[list[Call]]:
     """A list that gets every call of the named blocks while the block of `with` runs.
 
     Raises:
-        ValueError: a block gives no tensor with fractions, or changes its input in place.
+        ValueError: a block gives no tensor of floating point; or what it took or gave was changed in place.
     """
     calls: list[Call] = []
     sources: dict[int, tuple[int, int]] = {}
-    versions: list[list[tuple[Tensor, int]]] = []
+    seen: list[tuple[str, Tensor, int]] = []
 
-    def before(_module: nn.Module, positional: tuple, named: dict[str, Any]) -> None:
-        versions.append([(tensor, version(tensor)) for tensor in tensors_of((positional, named))])
+    def before(name: str, _module: nn.Module, positional: tuple, named: dict[str, Any]) -> None:
+        seen.extend((name, tensor, version(tensor)) for tensor in tensors_of((positional, named)))
 
-    def after(name: str) -> Callable:
-        def hook(_module: nn.Module, positional: tuple, named: dict[str, Any], output: Any) -> None:
-            seen, outputs = versions.pop(), tensors_of(output)
-            if not any(tensor.is_floating_point() for tensor in outputs):
-                raise ValueError(f"block {name} gives no tensor of floating point; name others by blocks=[...]")
-            if any(version(tensor) != number for tensor, number in seen):
-                raise ValueError(f"block {name} changes its input in place; set inplace=False or name other blocks")
-            links = {i: sources[id(tensor)] for i, (tensor, _) in enumerate(seen) if id(tensor) in sources}
-            sources.update({id(tensor): (len(calls), i) for i, tensor in enumerate(outputs)})
-            calls.append(Call(name, (positional, named), links, outputs))
-
-        return hook
+    def after(name: str, _module: nn.Module, positional: tuple, named: dict[str, Any], output: Any) -> None:
+        inputs, outputs = tensors_of((positional, named)), tensors_of(output)
+        if not any(tensor.is_floating_point() for tensor in outputs):
+            raise ValueError(f"block {name} gives no tensor of floating point; name others by blocks=[...]")
+        links = {i: sources[id(tensor)] for i, tensor in enumerate(inputs) if id(tensor) in sources}
+        sources.update({id(tensor): (len(calls), i) for i, tensor in enumerate(outputs)})
+        seen.extend((name, tensor, version(tensor)) for tensor in outputs)
+        calls.append(Call(name, (positional, named), links, outputs))
 
     with ExitStack() as stack:
         for name in names:
             module = model.get_submodule(name)
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after(name), with_kwargs=True).remove)
+            stack.callback(module.register_forward_pre_hook(partial(before, name), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(partial(after, name), with_kwargs=True).remove)
         yield calls
+    for name, tensor, number in seen:
+        if version(tensor) != number:
+            raise ValueError(
+                f"what block {name} takes or gives is changed in place; name other blocks, or add a copy"
+            )
 
 
 def replay(model: nn.Module, calls: list[Call], first: int, last: int) -> list[Tensor]:

@@ -20,8 +20,8 @@ def relative_error(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
     """
     if student.shape != teacher.shape:
         raise ValueError(
-            f"the teacher gives {tuple(teacher.shape)} where the model gives {tuple(student.shape)}; the teacher must "
-            f"be the model before its conversion"
+            f"the teacher gives {tuple(teacher.shape)} where the model gives {tuple(student.shape)}; the teacher "
+            f"must be the model before its conversion"
         )
     teacher = teacher.detach().to(student.device).float()
     wrong, size = (student.float() - teacher).square(), teacher.square()
@@ -34,27 +34,20 @@ def relative_error(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
 def output_loss(student: Any, teacher: Any, batch: Any) -> Tensor:
     """How far outputs are apart, by what they are.
 
-    Logits (of a model of transformers): the Kullback-Leibler divergence from the teacher's, a mean over positions; of
-    one column their relative error. Its last hidden state: `1 - cosine` of the means over positions, and the relative
-    error of the pooled output where there is one. Anything else: the mean of the relative errors of its tensors.
+    Of a model of transformers, logits: the Kullback-Leibler divergence from the teacher's, a mean over positions; of
+    one column their relative error. Its last hidden state: `1 - cosine` of the means over positions. Anything else:
+    the mean of the relative errors of its tensors.
     """
-    if not isinstance(teacher, Mapping):
+    known = [name for name in ("logits", "last_hidden_state") if isinstance(teacher, Mapping) and name in teacher]
+    if not known:
         pairs = zip(tensors_of(student), tensors_of(teacher), strict=True)
         errors = [relative_error(own, other) for own, other in pairs if other.is_floating_point()]
         return torch.stack(errors).mean() if errors else torch.zeros(())
-    found = torch.zeros((), device=next(iter(tensors_of(student))).device)
-    for name, own in student.items():
-        other = teacher.get(name)
-        if not isinstance(own, Tensor) or not isinstance(other, Tensor) or name == "loss":
-            continue
-        mask, other = mask_of(batch, other, decoder="encoder_last_hidden_state" in teacher), other.to(own.device)
-        if name == "logits" and own.shape[-1] > 1:
-            found = found + divergence(own, other, mask)
-        elif name == "last_hidden_state":
-            found = found + (1 - F.cosine_similarity(mean(own, mask), mean(other, mask), dim=-1)).mean()
-        elif name in ("logits", "pooler_output"):
-            found = found + relative_error(own, other)
-    return found
+    own, other = student[known[0]], teacher[known[0]]
+    other, mask = other.to(own.device), mask_of(batch, own, decoder="encoder_last_hidden_state" in teacher)
+    if known[0] == "last_hidden_state":
+        return (1 - F.cosine_similarity(mean(own, mask), mean(other, mask), dim=-1)).mean()
+    return divergence(own, other, mask) if own.shape[-1] > 1 else relative_error(own, other, mask)
 
 
 def divergence(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -34,8 +34,8 @@ def heal(
 
     First groups of blocks learn apart, each from the hidden states that the teacher's own blocks get and give. Then
     the whole model learns all hidden states and its outputs. The loss of hidden states is
-    `|| student - teacher ||^2 / || teacher ||^2`, a mean over blocks, where `attention_mask` is not 0. Both models run
-    in eval mode, without dropout. The same call gives the same numbers, and torch's random numbers stay as they were.
+    `|| student - teacher ||^2 / || teacher ||^2`, a mean over blocks, where `attention_mask` is not 0. Both models
+    run in eval mode, without dropout. The same call gives the same numbers, and torch's random numbers stay as they were.
 
     Args:
         model: converted, on the device where it is to be trained; it is changed. After an error it is as before.
@@ -114,14 +114,11 @@ def _changed(model: nn.Module, teacher: nn.Module) -> list[str]:
         if name in theirs and theirs[name].shape != parameter.shape:
             sizes = f"{tuple(theirs[name].shape)} in the teacher and {tuple(parameter.shape)} in the model"
             raise ValueError(f"{name} is {sizes}; the teacher must be the model before its conversion")
-    modules, there = dict(model.named_modules()), dict(teacher.named_modules())
-    for name, module in modules.items():
-        other = there.get(name)
-        if isinstance(module, nn.ModuleList) and (not isinstance(other, nn.ModuleList) or len(other) != len(module)):
-            found = "none" if other is None else f"a {type(other).__name__}"
-            found = f"{len(other)}" if isinstance(other, nn.ModuleList) else found
+    there = dict(teacher.named_modules())
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(getattr(there.get(name), "_modules", ())) != len(module):
             raise ValueError(
-                f"{name} holds {len(module)} modules in the model and {found} in the teacher; the teacher must be the "
+                f"{name} holds {len(module)} modules in the model and not in the teacher; the teacher must be the "
                 f"model before its conversion"
             )
     if changed := [name for name in own if name not in theirs]:
@@ -174,6 +171,9 @@ def _prepared(model: nn.Module, teacher: nn.Module, trained: dict[str, nn.Parame
             stack.callback(setattr, module, "training", module.training)
             module.training = False
             config = getattr(module, "config", None)
+            if getattr(module, "inplace", False):  # what a block gives must stay as it gave it
+                stack.callback(setattr, module, "inplace", True)
+                module.inplace = False
             if getattr(config, "use_cache", False):
                 stack.callback(setattr, config, "use_cache", True)
                 config.use_cache = False

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -74,7 +75,8 @@ class Run:
         else:
             self._resume(self.path)
         console = Console(stderr=True)
-        with self.pair.fading(), Progress(console=console, disable=not console.is_terminal) as bar:
+        fading = self.pair.fading() if self.settings.fade else nullcontext()
+        with fading, Progress(console=console, disable=not console.is_terminal) as bar:
             for phase in self.phases[len(self.rows) :]:
                 task = bar.add_task(phase.name, total=phase.steps, completed=self.step)
                 self._run(phase, lambda task=task: bar.advance(task))
@@ -180,10 +182,11 @@ class Run:
         scaler = getattr(self.accelerator, "scaler", None)
         rows = [asdict(row) for row in self.rows]
         header = {name: getattr(self, name) for name in _STATE}
-        header |= {"rows": rows, "scaler": scaler and scaler.state_dict(), **self._identity()}
+        header |= {"rows": rows, "scaler": scaler and scaler.state_dict(), **self.identity}
         write_tensors(self.path, tensors, header)
 
-    def _identity(self) -> dict[str, Any]:
+    @cached_property
+    def identity(self) -> dict[str, Any]:
         """What must be alike for a run to go on; the teacher by what it gives for the first batch."""
         fixed = {name: p for name, p in self.pair.student.state_dict().items() if name not in self.trained}
         sums = [zlib.crc32(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()) for t in fixed.values()]
@@ -205,7 +208,7 @@ class Run:
             ValueError: it is damaged, or belongs to another healing; says in what.
         """
         tensors, header = read_tensors(path, sealed=True)
-        for name, own in self._identity().items():
+        for name, own in self.identity.items():
             other = header.get(name)
             if own != other and not (name == "teacher" and _close(own, other)):
                 raise ValueError(

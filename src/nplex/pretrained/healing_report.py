@@ -100,21 +100,16 @@ class HealingReport:
     idle: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        table = [("phase", "steps", "rate", "loss before", "after", "seconds")]
+        phases = [("phase", "steps", "rate", "loss before", "after", "seconds")]
         for row in self.rows:
             numbers = (f"{row.rate:g}", f"{row.before:.4f}", f"{row.after:.4f}", f"{row.seconds:.1f}")
-            table.append((row.phase, str(row.steps), *numbers))
-        errors = [
-            (name, f"{before:.4f}", f"{after:.4f}")
-            for name, before, after in (*self.blocks, ("outputs", *self.outputs))
-        ]
-        measured = (
-            f"{self.held_out} batches that were not trained on" if self.held_out else "batches that were trained on"
-        )
-        idle = [f"not healed, as nothing that is compared uses them: {', '.join(self.idle)}"] * bool(self.idle)
-        return "\n".join([
-            *text_table(table, "<>>>>>"),
-            *text_table([("in the whole model", "error before", "after"), *errors], "<>>"),
-            f"{self.trained:,} parameters trained; measured on {measured}",
-            *idle,
-        ])
+            phases.append((row.phase, str(row.steps), *numbers))
+        errors = [("in the whole model", "error before", "after")]
+        for name, before, after in (*self.blocks, ("outputs", *self.outputs)):
+            errors.append((name, f"{before:.4f}", f"{after:.4f}"))
+        where = f"{self.held_out} batches that were not" if self.held_out else "a batch that was"
+        lines = [*text_table(phases, "<>>>>>"), *text_table(errors, "<>>")]
+        lines.append(f"{self.trained:,} parameters trained; measured on {where} trained on")
+        if self.idle:
+            lines.append(f"not healed, as nothing that is compared uses them: {', '.join(self.idle)}")
+        return "\n".join(lines)

@@ -100,7 +100,7 @@ class Pair:
 
     @contextmanager
     def fading(self) -> Iterator[None]:
-        """Converted layers give `(1 - alpha) dense + alpha converted`, with the teacher's layers of the same names."""
+        """Converted layers give `(1 - alpha) dense + alpha converted`; the teacher's layer of the name is the dense one."""
         dense = dict(self._teacher.named_modules())
         with ExitStack() as stack:
             outer: list[str] = []
