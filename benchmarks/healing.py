@@ -5,8 +5,8 @@
     python benchmarks/healing.py DATA --row 2 --seed 0
     python benchmarks/healing.py DATA --trial      # settings compared on SICK_trial; writes results/healing-trial.*
 
-DATA is a folder with the SICK files and pairs of sentences (snli, mnli). Models learn from single sentences of it, of at
-most 80 characters; none is in SICK_test or SICK_trial. Quality is measured as in pretrained.py, on all 4,927 pairs of
+DATA is a folder with the SICK files and pairs of sentences (snli, mnli). Models learn from single sentences of it, of
+at most 80 characters; none is in SICK_test or SICK_trial. Quality is measured as in pretrained.py, on all 4,927 pairs of
 SICK_test. Time is CPU time of one thread, of all of healing, the teacher's part included; a row whose healing took
 longer says so. A row is written as soon as it is there, and is not measured again.
 """
@@ -30,7 +30,7 @@ from nplex.pretrained import Healing
 
 METHODS = ("2", "low-rank:0.5", "4", "low-rank:0.25")
 SEEDS = (0, 1, 2)
-BATCH, LONGEST = 32, 80
+BATCH, LONGEST = 16, 80
 CHOSEN = Healing()
 VARIANTS = {
     "chosen": CHOSEN,
@@ -71,9 +71,9 @@ def main(
             original = Encoder(package()).embed(sick.sentences)
             pool = sentences(data)
         CONSOLE.print(key)
-        rows[key] = {"variant": variant} | measured(
-            sick, original, pool, method, replace(VARIANTS[variant], seed=number)
-        )
+        settings = replace(VARIANTS[variant], seed=number)
+        made = {"variant": variant} | measured(sick, original, pool, method, settings)
+        rows = (read_json(path)["rows"] if path.exists() else {}) | {key: made}  # another process may have written
         env = environment()
         write_json(path, {"environment": env, "chosen": asdict(CHOSEN), "rows": rows})
         head = f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, {env['threads']} thread(s), "

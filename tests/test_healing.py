@@ -121,11 +121,11 @@ def test_the_loss_falls_and_the_rest_stays(name):
     model = converted(teacher).train()
     old, before = copy.deepcopy(model), copy.deepcopy(teacher.state_dict())
     state, passed = torch.get_rng_state(), batches()
-    report = nplex.heal(model, teacher, passed, Healing(group_steps=40, steps=40), blocks=blocks)
+    report = nplex.heal(model, teacher, passed, Healing(group_steps=15, steps=12), blocks=blocks)
     groups, whole = report.rows
     assert groups.after < groups.before
     assert whole.after < whole.before
-    assert (groups.steps, whole.steps, report.held_out) == (40, 40, 2)
+    assert (groups.steps, whole.steps, report.held_out) == (15, 12, 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     modules = zip((*model.modules(), *teacher.modules()), (*old.modules(), *teacher.modules()), strict=True)
@@ -309,7 +309,7 @@ def test_outputs_of_the_users_own():
 def test_fading_begins_as_the_teacher_and_ends_converted():
     teacher = bert()
     model = converted(teacher)
-    report = nplex.heal(model, teacher, words(), Healing(group_steps=0, steps=60, fade=0.5))
+    report = nplex.heal(model, teacher, words(), Healing(group_steps=0, steps=24, fade=0.5))
     assert [row.phase for row in report.rows] == ["whole model"]
     assert report.rows[0].after < report.rows[0].before
 

@@ -86,7 +86,7 @@ def convert(  # noqa: PLR0913 - options of the command line
     heal_steps: Annotated[
         tuple[int, int],
         typer.Option(help="Steps of healing: of groups of blocks, and of the whole model; 32 texts each."),
-    ] = (300, 250),
+    ] = (400, 300),
     force: Force = False,
     as_json: Json = False,
 ) -> None:

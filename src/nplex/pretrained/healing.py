@@ -35,57 +35,37 @@ def heal(
     First groups of blocks learn apart, each from the hidden states that the teacher's own blocks get and give. Then
     the whole model learns all hidden states and its outputs. The loss of hidden states is
     `|| student - teacher ||^2 / || teacher ||^2`, a mean over blocks, where `attention_mask` is not 0. Both models
-    run in eval mode, without dropout. The same call gives the same numbers, and torch's random numbers stay as they were.
+    run in eval mode. The same call gives the same numbers; torch's random numbers stay as they were.
 
     Args:
         model: converted, on the device where it is to be trained; it is changed. After an error it is as before.
         teacher: the model before its conversion; on any device, in any precision, or offloaded by accelerate.
-        batches: what the models take: tensors, tuples of arguments, or mappings as tokenizers give. Anything but a
-            list or tuple is put into a list. Of 10 or more batches the last tenth, at most 8, only measures.
+        batches: what the models take: tensors, tuples of arguments, or mappings as tokenizers give. Of 10 or more
+            the last tenth, at most 8, only measures.
         settings: steps, rates and whatever else has a number.
         blocks: names of the blocks; None for all lists of equal modules, such as the layers of transformers.
-        outputs: `outputs(student_output, teacher_output, batch)` gives the loss of outputs, a tensor. By default
-            logits have the Kullback-Leibler divergence, the last hidden state of a model without a head `1 - cosine`
-            of its mean over positions, other outputs their relative error.
-        folder: for a checkpoint, written each `settings.checkpoint_every` steps. The same call with the same folder
-            goes on from there and, on a CPU, ends in the same bits as one never stopped.
+        outputs: `outputs(student_output, teacher_output, batch)` gives the loss of outputs, a tensor; None for the
+            one that nplex.pretrained.distillation.output_loss chooses by their kind.
+        folder: for a checkpoint. The same call goes on from there and, on a CPU, ends in the same bits.
         accelerator: of accelerate, for its device and precision; one process.
-
-    Returns:
-        The losses of each phase before and after it, and the errors of blocks; a value that prints itself.
 
     Raises:
         TypeError: model or teacher is not a module, or batches is a single one.
         ValueError: nothing in the model is converted or can be trained, the teacher has another shape or shares
             trained parameters with the model, there are no batches, a block is unknown or never runs, a number is
-            not finite, or the folder belongs to another model, teacher or call.
-
-    Source: fading as in arXiv 2512.08524.
+            not finite, or the folder belongs to another healing.
 
     Examples:
         >>> import copy
         >>> from nplex import convert_
         >>> teacher = nn.Sequential(*[nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(4)])
         >>> model = copy.deepcopy(teacher)
-        >>> converted = convert_(model, 2, weights="nearest")
-        >>> batches = [torch.randn(32, 16) for _ in range(20)]
-        >>> groups, whole = heal(model, teacher, batches, Healing(group_steps=50, steps=50)).rows
-        >>> groups.after < groups.before / 2, whole.after < whole.before
+        >>> report = convert_(model, 2, weights="nearest")
+        >>> groups, whole = heal(model, teacher, [torch.randn(32, 16) for _ in range(20)]).rows
+        >>> groups.after < groups.before, whole.after < whole.before
         (True, True)
     """
-    for name, module in (("model", model), ("teacher", teacher)):
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"the {name} must be a torch.nn.Module, got {type(module).__name__}")
-    if accelerator is not None and accelerator.num_processes > 1:
-        raise ValueError(f"healing runs in one process, got {accelerator.num_processes}; start it without torchrun")
-    if isinstance(batches, torch.Tensor | Mapping | str) or not isinstance(batches, Iterable):
-        raise TypeError(f"batches must be {WANTED}; got one {type(batches).__name__}, put it in a list")
-    batches = batches if isinstance(batches, list | tuple) else list(batches)
-    if not batches:
-        raise ValueError(
-            "there are no batches; give what the model takes, as [tokenizer(texts, return_tensors='pt')]"
-        )
-    settings = settings or Healing()
+    found, settings = _checked(model, teacher, batches, accelerator), settings or Healing()
     changed = _changed(model, teacher)
     names = find_blocks(model, blocks, changed)
     trained = _trained(model, teacher, changed, everything=settings.everything)
@@ -93,14 +73,31 @@ def heal(
     with _prepared(model, teacher, trained):
         if accelerator is not None:
             model.to(accelerator.device)
-        pair = Pair(model, teacher, batches, names, settings, outputs)
         try:
-            return Run(pair, trained, settings, None if folder is None else Path(folder), accelerator).report()
+            pair = Pair(model, teacher, found, names, settings, outputs)
+            return Run(pair, trained, settings, folder, accelerator).report()
         except (ValueError, RuntimeError):
             with torch.no_grad():
                 for name, parameter in trained.items():
                     parameter.copy_(kept[name])
             raise
+
+
+def _checked(model: Any, teacher: Any, batches: Any, accelerator: Any) -> list[Any]:
+    """The batches as a list."""
+    for name, module in (("model", model), ("teacher", teacher)):
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"the {name} must be a torch.nn.Module, got {type(module).__name__}")
+    if isinstance(batches, torch.Tensor | Mapping | str) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be {WANTED}; got one {type(batches).__name__}, put it in a list")
+    if accelerator is not None and accelerator.num_processes > 1:
+        raise ValueError(f"healing runs in one process, got {accelerator.num_processes}; start it without torchrun")
+    found = list(batches)
+    if not found:
+        raise ValueError(
+            "there are no batches; give what the model takes, as [tokenizer(texts, return_tensors='pt')]"
+        )
+    return found
 
 
 def _changed(model: nn.Module, teacher: nn.Module) -> list[str]:

@@ -48,11 +48,16 @@ class Run:
     """One healing: its phases, and where it stands."""
 
     def __init__(
-        self, pair: Pair, trained: dict[str, nn.Parameter], settings: Healing, folder: Path | None, accelerator: Any
+        self,
+        pair: Pair,
+        trained: dict[str, nn.Parameter],
+        settings: Healing,
+        folder: str | Path | None,
+        accelerator: Any,
     ) -> None:
         self.pair, self.trained, self.settings, self.accelerator = pair, trained, settings, accelerator
-        self.path = None if folder is None else folder / FILE
-        self.held = min(8, len(pair.batches) // 10)
+        self.path = None if folder is None else Path(folder) / FILE
+        self.measuring = min(8, len(pair.batches) // 10)
         parts = [pair.parameters(first, last) for first, last in pair.groups]
         every = [
             Phase("groups", settings.group_steps, settings.group_rate, pair.group_losses, parts),
@@ -84,7 +89,7 @@ class Run:
         blocks = zip(self.pair.order, self.start, hidden, strict=False)
         count = sum(parameter.numel() for parameter in self.trained.values())
         return HealingReport(
-            tuple(self.rows), tuple(blocks), (self.start[-1], outputs), count, self.held, tuple(self.idle)
+            tuple(self.rows), tuple(blocks), (self.start[-1], outputs), count, self.measuring, tuple(self.idle)
         )
 
     def _run(self, phase: Phase, advance: Callable[[], object]) -> None:
@@ -137,16 +142,16 @@ class Run:
 
     def _batch(self, number: int) -> int:
         """The number of the batch of a step: all that are trained on in a random order, then all in another."""
-        count = len(self.pair.batches) - self.held
-        epoch, place = divmod(number, count)
+        count = len(self.pair.batches) - self.measuring
+        epoch, position = divmod(number, count)
         generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + epoch)
-        return int(torch.randperm(count, generator=generator)[place])
+        return int(torch.randperm(count, generator=generator)[position])
 
     @torch.no_grad()
     def _measured(self, losses: Callable[[int], Iterator[Tensor]]) -> list[float]:
         """Means of losses over the batches that are held out, or the first one."""
         count, sums = len(self.pair.batches), []
-        measured = range(count - self.held, count) if self.held else range(1)
+        measured = range(count - self.measuring, count) if self.measuring else range(1)
         for index in measured:
             torch.manual_seed(self.settings.seed)
             with nullcontext() if self.accelerator is None else self.accelerator.autocast():

@@ -25,8 +25,8 @@ class Healing:
     """
 
     group: int = 2
-    group_steps: int = 300
-    steps: int = 250
+    group_steps: int = 400
+    steps: int = 300
     group_rate: float = 3e-3
     rate: float = 1e-3
     clip: float = 1.0

@@ -100,7 +100,7 @@ class Pair:
 
     @contextmanager
     def fading(self) -> Iterator[None]:
-        """Converted layers give `(1 - alpha) dense + alpha converted`; the teacher's layer of the name is the dense one."""
+        """Converted layers give `(1 - alpha) dense + alpha converted`, the dense ones the teacher's."""
         dense = dict(self._teacher.named_modules())
         with ExitStack() as stack:
             outer: list[str] = []
@@ -121,5 +121,5 @@ class Pair:
 
 def _on(model: nn.Module, batch: Any) -> Any:
     """A batch on a model's device; of an offloaded model as it is, its hooks move it."""
-    place = next(model.parameters()).device
-    return mapped(batch, lambda tensor: tensor if place.type == "meta" else tensor.to(place))
+    device = next(model.parameters()).device
+    return mapped(batch, lambda tensor: tensor if device.type == "meta" else tensor.to(device))
