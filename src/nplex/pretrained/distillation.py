@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from nplex.pretrained.blocks import tensors_of
 
-Outputs = Callable[[Any, Any], Tensor]
+Outputs = Callable[[Any, Any, Any], Tensor]
 
 
 def relative_error(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -76,5 +76,6 @@ def mask_of(batch: Any, hidden: Tensor, *, decoder: bool) -> Tensor | None:
     mask = (
         batch.get("decoder_attention_mask" if decoder else "attention_mask") if isinstance(batch, Mapping) else None
     )
-    fits = isinstance(mask, Tensor) and mask.ndim == 2 and hidden.shape[:2] == mask.shape
-    return mask.to(hidden.device, torch.float32) if fits else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or hidden.shape[:2] != mask.shape:
+        return None
+    return mask.to(hidden.device, torch.float32)

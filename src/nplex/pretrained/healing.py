@@ -164,16 +164,15 @@ def _prepared(model: nn.Module, teacher: nn.Module, trained: dict[str, nn.Parame
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
             if parameter.requires_grad and id(parameter) not in chosen:
                 parameter.requires_grad_(False)
-        for module in (*model.modules(), *teacher.modules()):
-            stack.callback(setattr, module, "training", module.training)
-            module.training = False
-            config = getattr(module, "config", None)
-            if getattr(module, "inplace", False):  # what a block gives must stay as it gave it
-                stack.callback(setattr, module, "inplace", True)
-                module.inplace = False
-            if getattr(config, "use_cache", False):
-                stack.callback(setattr, config, "use_cache", True)
-                config.use_cache = False
+        for module in (*model.modules(), *teacher.modules()):  # what a block gives must stay as it gave it: inplace
+            for holder, name in (
+                (module, "training"),
+                (module, "inplace"),
+                (getattr(module, "config", None), "use_cache"),
+            ):
+                if getattr(holder, name, False) is True:
+                    stack.callback(setattr, holder, name, True)
+                    setattr(holder, name, False)
         if any(hasattr(module, "proj_size") for module in model.modules()):  # cuDNN's has no gradient in eval mode
             stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
             torch.backends.cudnn.enabled = False
