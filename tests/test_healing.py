@@ -425,6 +425,7 @@ def test_bad_input_is_refused_and_nothing_half_done(name, unchecked):
     same = [torch.equal(value, before[key]) or value.isnan().any() for key, value in model.state_dict().items()]
     assert all(same)
     assert all(not module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_trained_parameters_of_the_teacher_are_refused():

@@ -144,11 +144,11 @@ def _trained(
             f"{changed[0]} and all that is converted requires no gradient; requires_grad_(True) trains it"
         )
     theirs = {id(parameter) for parameter in teacher.parameters()}
-    memory = {parameter.data_ptr() for parameter in teacher.parameters() if parameter.device.type != "meta"}
+    memory = {(p.device, p.data_ptr()) for p in teacher.parameters() if not p.is_meta}
     for name, parameter in chosen.items():
         if parameter.is_meta:
             raise ValueError(f"{name} is on the meta device and has no numbers; load the model first")
-        if id(parameter) in theirs or (parameter.numel() and parameter.data_ptr() in memory):
+        if id(parameter) in theirs or (parameter.numel() and (parameter.device, parameter.data_ptr()) in memory):
             raise ValueError(f"{name} is the teacher's too; convert a copy: copy.deepcopy(teacher)")
         if not parameter.isfinite().all():
             raise ValueError(f"{name} is not finite; fix the step that made it")
@@ -157,7 +157,7 @@ def _trained(
 
 @contextmanager
 def _prepared(model: nn.Module, teacher: nn.Module, trained: dict[str, nn.Parameter]) -> Iterator[None]:
-    """Eval mode, gradients of the trained parameters alone, no caches of keys; all is afterwards as it was."""
+    """Eval mode, gradients of the trained parameters alone, no caches of keys; all is then as it was."""
     chosen = {id(parameter) for parameter in trained.values()}
     with ExitStack() as stack:
         for parameter in (*model.parameters(), *teacher.parameters()):
@@ -179,6 +179,6 @@ def _prepared(model: nn.Module, teacher: nn.Module, trained: dict[str, nn.Parame
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)  # it passes by the modules inside
         stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
-        yield
         for parameter in trained.values():
-            parameter.grad = None
+            stack.callback(setattr, parameter, "grad", None)
+        yield
