@@ -11,10 +11,10 @@ import nplex
 from nplex import algebra
 from nplex import nn as nx
 from nplex.convert.calibration import observe
-from nplex.nn import FixedRule, LearnedRule
 from nplex.nn.moments import Moments
 from nplex.nn.nearest import nearest_
 from nplex.nn.truncated import spectrum, truncate_
+from nplex.nn.weighted import Target, _slope, fit_, table_of
 
 LAYERS = {
     "Linear": lambda: nn.Linear(12, 20),
@@ -244,3 +244,347 @@ def test_outputs_come_nearer_than_with_the_nearest_weights(name, rule):
         assert missed.flatten(0, -2).mean(0).norm() < 1e-9, "the bias takes up the mean error"
         size = (y.flatten(0, -2) - y.flatten(0, -2).mean(0)).norm()
         assert rows[False].output_error == pytest.approx((missed.norm() / size).item(), rel=0.15)
+
+
+@pytest.mark.usefixtures("_double")
+@pytest.mark.parametrize("rule", ["learned 2", "learned 3", "learned 4:7"])
+def test_the_slope_by_the_rule_is_that_of_the_best_components(rule):
+    """And no rule near the one that was chosen is better."""
+    torch.manual_seed(0)
+    old = nn.Linear(7, 9)
+    moments = moments_of(correlated(300, 7))
+    made = RULES[rule]()
+    layer = nx.Linear.like(old, rule=made)
+    fit_(made, [target_of(layer, old, moments)], chosen=True)
+    target = target_of(layer, old, moments)
+    target.prepare(made.n)
+    table = table_of(made)
+    best, slope = _slope(table, [target])
+    along = torch.randn(table.shape) / 100
+    for size in (1e-3, 1e-5):
+        up, down = (_slope(table + sign * size * along, [target])[0] for sign in (1, -1))
+        assert (up - down) / (2 * size) == pytest.approx((slope * along).sum().item(), rel=1e-3, abs=1e-6)
+    if made.rank is None:
+        assert slope.norm() < 1e-3 * best
+    for _ in range(20):
+        other = copy.deepcopy(made)
+        for p in other.parameters():
+            p.data += 0.01 * torch.randn_like(p)
+        assert _slope(table_of(other), [target])[0] > best - 1e-6
+
+
+@pytest.mark.usefixtures("_double")
+def test_the_error_never_grows_from_where_it_starts():
+    torch.manual_seed(0)
+    old = nn.Linear(8, 12)
+    moments = moments_of(correlated(300, 8))
+    for rule in ("learned 2", "learned 4:4", "learned 8"):
+        torch.manual_seed(1)
+        fixed, free = ((nx.Linear.like(old, rule=RULES[rule]())) for _ in range(2))
+        for a, b in zip(fixed.rule.parameters(), free.rule.parameters(), strict=True):
+            b.data.copy_(a)
+        errors = []
+        for layer, chosen in ((fixed, False), (free, True)):
+            target = target_of(layer, old, moments)
+            fit_(layer.rule, [target], chosen=chosen)
+            errors.append(target.missed)
+        assert errors[1] <= errors[0] * (1 + 1e-9) + 1e-12
+
+
+def target_of(layer, old, moments):
+    return Target(0, [layer.components.detach()], [old.weight.detach()], [layer.bias.detach()], moments)
+
+
+def test_one_rule_for_several_layers_has_the_least_sum_of_relative_errors():
+    torch.manual_seed(0)
+    x = correlated(2000, 64)
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 96)
+
+        def forward(self, x):
+            return self.a(x), self.b(x)
+
+    model = Two()
+    model.b.weight.data *= 100
+    one = copy.deepcopy(model)
+    report = nplex.convert_(one, 2, weights="nearest", shared=True, calibration=[x])
+    own = nplex.convert_(model, 2, weights="nearest", calibration=[x])
+    assert one.a.rule is one.b.rule is one.rule
+    assert own.output_error <= report.output_error < 1
+    assert abs(report.rows[0].output_error - report.rows[1].output_error) < 0.3
+
+
+# Low rank
+
+
+@pytest.mark.parametrize("sizes", [(12, 20), (20, 12), (9, 9)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.usefixtures("_double")
+def test_low_rank_is_the_closed_form(sizes, bias):
+    torch.manual_seed(0)
+    old = nn.Linear(*sizes, bias=bias)
+    moments = moments_of(correlated(400, sizes[0]))
+    layer = nx.LowRankLinear.like(old, rule=algebra.real, low_rank=4)
+    missed, whole = truncate_(layer, old, moments)
+    root = torch.linalg.cholesky(moments.blocks(1, sizes[0], centred=bias)[0, 0])
+    u, s, v = torch.linalg.svd(old.weight @ root, full_matrices=False)
+    best = u[:, :4] @ s[:4].diag() @ v[:4] @ root.inverse()
+    torch.testing.assert_close(torch.as_tensor(layer.weight), best.detach())
+    assert missed == pytest.approx(s[4:].square().sum().item(), rel=1e-6)
+    assert whole == pytest.approx(s.square().sum().item(), rel=1e-6)
+    torch.testing.assert_close(spectrum(old, moments)[: len(s)], s.detach().square())
+    torch.testing.assert_close(layer.left.norm(dim=1).squeeze(), layer.right.norm(dim=2).squeeze())
+    if bias:
+        wrong = (layer(moments.mean) - old(moments.mean)).norm()
+        assert wrong < 1e-9
+
+
+@pytest.mark.parametrize("weights", ["fresh", "nearest"])
+def test_low_rank_is_a_layer_as_others(weights, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32, bias=False), nn.Conv1d(8, 8, 3))
+    dense = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    report = nplex.convert_(model, {"0": "low-rank:0.5", "*": "low-rank:3"}, weights=weights, optimizer=optimizer)
+    assert model[0].low_rank == int(0.5 * 64 * 96 / 160)
+    assert model[2].low_rank == 3
+    assert "low rank is for linear layers" in report.rows[2].reason
+    assert report.total_after == sum(p.numel() for p in model.parameters()) == nplex.count(model).total
+    assert nplex.count(model).dense == report.total_before
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in model.parameters()}
+    nplex.save(model, tmp_path / "model.safetensors")
+    again = copy.deepcopy(dense)
+    nplex.load(tmp_path / "model.safetensors", again)
+    x = torch.randn(5, 64)
+    before = model[:3](x)
+    assert torch.equal(again[:3](x), before)
+    nplex.fold_(model)
+    assert type(model[0]) is nn.Linear
+    torch.testing.assert_close(model[:3](x), before)
+
+
+@pytest.mark.parametrize(
+    "text", ["low-rank:", "low-rank:0", "low-rank:1.5", "low-rank:-3", "low-rank:half", "low-rank:.0"]
+)
+def test_other_low_ranks_are_refused(text):
+    with pytest.raises(ValueError, match="low-rank needs a rank, as low-rank:128"):
+        nplex.convert_(nn.Sequential(nn.Linear(64, 64)), text)
+
+
+@pytest.mark.parametrize("text", ["low-rank:65", "low-rank:64"])
+def test_a_rank_that_saves_nothing_skips_the_layer(text):
+    with pytest.raises(ValueError, match="nothing to convert"):
+        nplex.convert_(nn.Sequential(nn.Linear(64, 64)), text)
+
+
+def test_a_preview_says_which_structure_is_nearer():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32))
+    before = copy.deepcopy(model.state_dict())
+    x = [correlated(300, 64)]
+    report = nplex.preview(model, 2, calibration=x)
+    [half] = nplex.preview(model, {"0": f"low-rank:{report.rows[0].low_rank}"}, calibration=x).rows[:1]
+    assert half.output_error == pytest.approx(report.rows[0].low_rank_error, rel=1e-4)
+    assert "low rank of the same size is nearer in" in str(report)
+    assert not report.done
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
+def test_compress_keeps_the_share(unchecked):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64))
+    report = nplex.compress_(model, keep=0.25, calibration=[torch.randn(400, 64)])
+    changed = [row for row in report.rows if row.changes]
+    assert len(changed) == 2
+    assert report.total_after <= 0.25 * report.total_before + 192
+    for keep in (0, 1, -1, True, "half"):
+        with pytest.raises(ValueError, match="keep is the share"):
+            nplex.compress_(nn.Sequential(nn.Linear(64, 128)), keep=keep, calibration=[torch.randn(4, 64)])
+
+
+# Calibration
+
+
+class Attending(nn.Module):
+    """Takes what a tokenizer gives; a part of it never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 32)
+        self.q, self.k, self.out = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        self.never = nn.Linear(32, 32)
+        self.norm, self.drop = nn.BatchNorm1d(32), nn.Dropout(0.5)
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.drop(self.embed(input_ids))
+        return self.out(self.norm((self.q(x) * self.k(x)).mT).mT)
+
+
+def tokens(count=40, length=12):
+    ids = torch.randint(20, (count, length))
+    mask = (torch.arange(length) < torch.randint(3, length, (count, 1))).long()
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_layers_of_one_input_share_moments_and_padding_is_left_out():
+    torch.manual_seed(0)
+    model, batches = Attending().eval(), [tokens(), tokens()]
+    found = observe(model, {name: getattr(model, name) for name in ("q", "k", "out", "never")}, batches)
+    assert set(found) == {"q", "k", "out"}
+    assert found["q"]["weight"][0] is found["k"]["weight"][0]
+    assert found["q"]["weight"][0] is not found["out"]["weight"][0]
+    real = [model.embed(batch["input_ids"])[batch["attention_mask"].bool()] for batch in batches]
+    assert found["q"]["weight"][0].count == sum(map(len, real))
+    torch.testing.assert_close(found["q"]["weight"][0].mean.float(), torch.cat(real).mean(0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_as_before(training):
+    torch.manual_seed(0)
+    model = Attending().train(training)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    observe(model, {"q": model.q}, [tokens() for _ in range(2)])
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    observe(model, {"q": model.q}, [tokens_of_numbers(model)])
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert not any(m._forward_hooks for m in model.modules())
+    assert model.training == training
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def tokens_of_numbers(model):
+    return {"input_ids": torch.arange(40).reshape(4, 10) % 20}
+
+
+def test_the_report_names_what_is_not_calibrated_and_where_tokens_are_few():
+    torch.manual_seed(0)
+    report = nplex.convert_(Attending().eval(), 2, weights="nearest", calibration=[tokens(2, 4)])
+    rows = {row.name: row for row in report.rows}
+    assert rows["never"].note == "not calibrated: nearest weights"
+    assert rows["never"].output_error is None
+    assert rows["never"].error > 0
+    assert rows["q"].note.startswith("few tokens: ")
+    assert "not calibrated, with the nearest weights instead: never" in str(report)
+    assert "too little calibration for 3 layers, q first: give more batches" in str(report)
+
+
+class Stack(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+        self.lstm = nn.LSTM(16, 16, batch_first=True)
+
+    def forward(self, x, mask=None):
+        return self.lstm(self.layers(x, src_key_padding_mask=mask))[0]
+
+
+def test_torchs_transformer_is_calibrated_in_eval_mode_with_padding():
+    torch.manual_seed(0)
+    model = Stack().eval()
+    x, mask = correlated(300, 16).reshape(30, 10, 16), torch.zeros(30, 10, dtype=torch.bool)
+    mask[::2, 6:] = True
+    dense = copy.deepcopy(model)
+    report = nplex.convert_(model, 2, weights="nearest", calibration=[(x, mask)])
+    assert sum(row.output_error is not None for row in report.rows) == 6
+    assert "not calibrated, with the nearest weights instead: lstm" in str(report)
+    plain = copy.deepcopy(dense)
+    nplex.convert_(plain, 2, weights="nearest")
+    wrong, other = ((m.layers(x) - dense.layers(x)).norm() for m in (model, plain))
+    assert wrong < other
+
+
+BAD = {
+    "empty": ([], ValueError, "calibration has no batches"),
+    "spent": (iter(()), ValueError, "calibration has no batches"),
+    "a tensor": (torch.ones(3, 64), TypeError, "got one Tensor, put it in a list"),
+    "a mapping": ({"x": torch.ones(3, 64)}, TypeError, "got one dict, put it in a list"),
+    "a text": ("some text", TypeError, "got one str"),
+    "texts": (["some text"], TypeError, "batch 1 is a str"),
+    "numbers": ([3], TypeError, "batch 1 is a int"),
+    "a number": (3, TypeError, "got one int"),
+    "other width": ([torch.ones(3, 64), torch.ones(3, 60)], ValueError, "does not take batch 2 of the calibration"),
+    "other names": ([{"y": torch.ones(3, 64)}], ValueError, "does not take batch 1"),
+    "too many": ([(torch.ones(3, 64), torch.ones(3))], ValueError, "does not take batch 1"),
+    "other device": ([torch.ones(3, 64, device="meta")], ValueError, "batch is on meta, the model on cpu"),
+    "nan": ([torch.full((3, 64), torch.nan)], ValueError, "the input of 0 is not finite"),
+    "inf": ([torch.ones(3, 64), torch.full((3, 64), torch.inf)], ValueError, "the input of 0 is not finite"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("rule", [2, "low-rank:0.5"])
+def test_bad_calibration_is_one_clear_error_and_changes_nothing(name, rule, unchecked):
+    batches, kind, message = BAD[name]
+    model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 64))
+    layers, before = list(model), copy.deepcopy(model.state_dict())
+    for call in (
+        lambda: nplex.convert_(model, rule, weights="nearest", calibration=batches),
+        lambda: nplex.preview(model, rule, calibration=batches),
+        lambda: nplex.compress_(model, calibration=batches),
+    ):
+        with pytest.raises(kind, match=message):
+            call()
+        assert list(model) == layers
+        assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+        assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_calibration_is_for_the_nearest_weights_and_for_models_with_numbers():
+    model = nn.Sequential(nn.Linear(64, 64))
+    with pytest.raises(ValueError, match='calibration is for weights="nearest"'):
+        nplex.convert_(model, 2, calibration=[torch.ones(3, 64)])
+    with pytest.raises(ValueError, match="on the meta device: load its weights first"):
+        nplex.convert_(model.to("meta"), 2, weights="nearest", calibration=[torch.ones(3, 64)])
+
+
+def test_weights_that_are_not_finite_are_skipped_by_name():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    with torch.no_grad():
+        model[1].weight[3, 4] = torch.nan
+    report = nplex.convert_(model, 2, weights="nearest", calibration=[torch.randn(99, 64)])
+    assert report.rows[1].reason == "its weight is not finite, so that nothing is near to it"
+
+
+def test_inputs_that_are_always_the_same_and_weights_of_zeros_do_no_harm():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    nn.init.zeros_(model[1].weight)
+    for rule in (2, 4, "low-rank:0.5"):
+        new = copy.deepcopy(model)
+        nplex.convert_(new, rule, weights="nearest", calibration=[torch.ones(10, 64)])
+        torch.testing.assert_close(new(torch.ones(1, 64)), model(torch.ones(1, 64)), rtol=1e-3, atol=1e-3)
+        assert all(p.isfinite().all() for p in new.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_models_keep_their_type(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64)).to(dtype)
+    x = correlated(500, 64).to(dtype)
+    for rule in (2, "low-rank:0.5"):
+        new = copy.deepcopy(model)
+        report = nplex.convert_(new, rule, weights="nearest", calibration=[x])
+        assert {p.dtype for p in new.parameters()} == {dtype}
+        wrong = (new(x) - model(x)).float()
+        assert wrong.norm() / model(x).float().norm() < report.output_error + 0.05
+
+
+def test_transformers_conv1d_is_calibrated():
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+    torch.manual_seed(0)
+    model = nn.Sequential(pytorch_utils.Conv1D(96, 64))
+    nn.init.normal_(model[0].bias)
+    x = correlated(500, 64)
+    for rule in (2, "low-rank:0.5"):
+        new, plain = copy.deepcopy(model), copy.deepcopy(model)
+        nplex.convert_(new, rule, weights="nearest", calibration=[x])
+        nplex.convert_(plain, rule, weights="nearest")
+        assert (new(x) - model(x)).norm() < (plain(x) - model(x)).norm()
+        y = new(x)
+        nplex.fold_(new)
+        assert type(new[0]) is pytorch_utils.Conv1D
+        torch.testing.assert_close(new(x), y)

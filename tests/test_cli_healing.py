@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from test_cli import call, ok, refused
 
 import nplex
-from nplex.cli.texts import batches_of
+from nplex.model_folder import read_texts
 
 LINES = [
     f"{a} {b} {c}"
@@ -42,9 +42,10 @@ def texts(tmp_path):
 
 
 def test_texts_become_batches_of_like_length(folder, texts):
-    batches = batches_of(folder, texts)
+    batches = read_texts(folder, texts, 32)
     assert sum(len(batch["input_ids"]) for batch in batches) == len(LINES)
     assert {tuple(batch["input_ids"].shape) for batch in batches} == {(32, 3), (32, 4), (12, 4)}
+    assert all(len(batch["input_ids"]) == 1 for batch in read_texts(folder, texts))
 
 
 def test_a_healed_folder_loads(folder, texts, tmp_path):
@@ -97,9 +98,9 @@ def test_what_cannot_heal_is_refused_before_any_work(folder, texts, tmp_path):
     refused(call("convert", folder, out, "--rule", 2, "--heal", empty), "holds no text")
     refused(call("convert", folder, out, "--rule", 2, "--heal", tmp_path / "none.txt"), "none.txt")
     empty.write_bytes(b"\xff\xfe\x00")
-    refused(call("convert", folder, out, "--rule", 2, "--heal", empty), "not UTF-8")
+    refused(call("convert", folder, out, "--rule", 2, "--heal", empty), "cannot be read as text")
     refused(call("convert", folder, out, "--rule", 2, "--heal", texts, "--heal-steps", 0, 0), "both 0")
     file = tmp_path / "model.safetensors"
     nplex.save(torch.nn.Sequential(torch.nn.Linear(64, 64)), file)
-    refused(call("convert", file, tmp_path / "x.safetensors", "--rule", 2, "--heal", texts), "name a folder")
+    refused(call("convert", file, tmp_path / "x.safetensors", "--rule", 2, "--heal", texts), "texts need a folder")
     assert not out.exists()

@@ -624,11 +624,11 @@ def test_an_error_in_the_last_layer_leaves_the_model_as_it_was(monkeypatch):
     model, made = Own(), []
     before = list(model.modules())
 
-    def fails(old, rule):
+    def fails(old, rule, low_rank):
         made.append(old)
         if len(made) == 2:
             raise RuntimeError("out of memory")
-        return make_twin(old, rule)
+        return make_twin(old, rule, low_rank)
 
     monkeypatch.setattr("nplex.convert.swap.make_twin", fails)
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -87,8 +87,8 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 
 PUBLIC = {
     "nplex": [
-        "algebra", "ops", "nn", "optim", "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_",
-        "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load", "heal",
+        "algebra", "ops", "nn", "optim", "preview", "convert_", "compress_", "check", "fold_", "factorize_",
+        "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load", "heal",
     ],
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",
@@ -112,7 +112,7 @@ PUBLIC = {
         "FactorReport", "FactorRow", "CheckReport", "CheckRow",
     ],
     "nplex.optim": ["param_groups", "explain", "factor", "Explanation", "Step"],
-    "nplex.pretrained": ["heal", "Healing", "HealingReport", "HealingRow"],
+    "nplex.pretrained": ["compress_", "heal", "Healing", "HealingReport", "HealingRow"],
     "nplex.files": [
         "save", "load", "replace_file", "write_text", "write_json", "read_json", "write_tensors", "read_tensors",
         "read_model", "tensors_of", "fill",
@@ -218,7 +218,7 @@ def test_the_house_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("part", "most"), [(lambda name: not in_lab(name), 14_800), (in_lab, 6_470)], ids=["library", "laboratory"]
+    ("part", "most"), [(lambda name: not in_lab(name), 15_400), (in_lab, 6_470)], ids=["library", "laboratory"]
 )
 def test_lines_in_all(part, most):
     """A new capability moves the limit; nothing else does."""

@@ -15,8 +15,9 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from nplex.files import read_json
 
-__all__ = ["open_folder", "naming"]
+__all__ = ["open_folder", "read_texts", "naming"]
 
+_TOKENS = 1024  # of a text for calibration at most
 _COUNTS = re.compile(r"layers?(_|$)|blocks|depth|labels|experts|heads|stages")
 _MOST = 10**5  # layers, heads or labels of one model
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
@@ -69,6 +70,38 @@ def open_folder(path: Path, *, weights: bool, tell: Callable[[str], object] | No
                 model, found = kind.from_pretrained(path, **options)
                 _check_complete(model, found, None)
     return model.eval()
+
+
+def read_texts(path: Path, texts: Path, size: int = 1) -> list[Any]:
+    """The lines of a file as the model of a folder takes them: each alone, or in padded batches of like length.
+
+    Args:
+        path: of a folder with a tokenizer.
+        texts: the file, one text a line.
+        size: of a batch; batches keep the order of their first texts.
+
+    Raises:
+        ValueError: there is no text, or no tokenizer that can be opened.
+        OSError: the file cannot be read; names it.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file, which has no tokenizer; texts need a folder that transformers wrote")
+    with naming(texts, "cannot be read as text"):
+        lines = [line for line in texts.read_text("utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{texts} holds no text; expected one a line, some hundred")
+    import transformers
+
+    with naming(path, "has no tokenizer that can be opened"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    described = read_json(path / "config.json")
+    most = min(_TOKENS, tokenizer.model_max_length, described.get("max_position_embeddings") or _TOKENS)
+    if size > 1 and tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    order = sorted(range(len(lines)), key=lambda i: len(lines[i]) if size > 1 else i)
+    groups = sorted((order[i : i + size] for i in range(0, len(order), size)), key=min)
+    options: dict[str, Any] = {"padding": size > 1, "truncation": True, "max_length": most, "return_tensors": "pt"}
+    return [tokenizer([lines[i] for i in group], **options) for group in groups]
 
 
 @contextmanager

@@ -5,20 +5,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nplex.cli.terminal import messages
-from nplex.cli.texts import batches_of
 
 if TYPE_CHECKING:
     from nplex.pretrained import HealingReport
+
+BATCH = 16  # smaller ones with more steps reach more in the same time
 
 
 class Healer:
     """Healing on the texts of a file, with a checkpoint beside what is written; looks at its input at once."""
 
     def __init__(self, model: Path, out: Path, texts: Path, steps: tuple[int, int]) -> None:
+        from nplex.model_folder import read_texts
         from nplex.pretrained import Healing
 
         self._settings = Healing(group_steps=steps[0], steps=steps[1])
-        self._batches = batches_of(model, texts)
+        self._batches = read_texts(model, texts, BATCH)
         self._folder = out.with_name(f"{out.name}.healing")
 
     def heal(self, model: Any, teacher: Any) -> "HealingReport":

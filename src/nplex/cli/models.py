@@ -3,18 +3,19 @@
 import copy
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.progress import track
 
 from nplex.cli.healing import Healer
 from nplex.cli.terminal import TWIN, messages, refuse, refusing
 
 if TYPE_CHECKING:
-    from nplex.convert import Where
+    from nplex.convert import Report, Where
 
 Model = Annotated[
     Path, typer.Argument(help="A folder that transformers wrote, or a file that nplex.save wrote.", metavar="MODEL")
@@ -24,7 +25,8 @@ RuleOption = Annotated[
     list[str],
     typer.Option(
         "--rule", metavar="RULE...",
-        help=f"{TWIN}. Or several for parts of the model: 'encoder.*=4' 'decoder.*=quaternion' '*=dense'.",
+        help=f"{TWIN}, low-rank:128, low-rank:0.5. Or several for parts of the model: 'encoder.*=4' "
+        "'decoder.*=quaternion' '*=dense'.",
     ),
 ]  # fmt: skip
 Only = Annotated[
@@ -38,6 +40,22 @@ Everything = Annotated[
     typer.Option("--everything", help="Also layers seldom worth it: heads, routers, tiny layers (not embeddings)."),
 ]
 Shared = Annotated[bool, typer.Option("--shared", help="One rule for all converted layers.")]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="TEXTS",
+        help="A file of texts, one a line, some hundred: nearest are then the outputs on them. For a folder with "
+        "a tokenizer.",
+    ),
+]
+Heal = Annotated[
+    Path | None,
+    typer.Option(metavar="TEXTS", help="A file of texts, one a line: train on them to give what the model gave."),
+]
+HealSteps = Annotated[
+    tuple[int, int],
+    typer.Option(help="Steps of healing: of groups of blocks, and of the whole model; 16 texts each."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT, if nplex wrote it.")]
 
@@ -79,14 +97,9 @@ def convert(  # noqa: PLR0913 - options of the command line
         Literal["nearest", "fresh"],
         typer.Option(help="Start from the nearest to the model's own weights, or from fresh ones; then train."),
     ] = "nearest",
-    heal: Annotated[
-        Path | None,
-        typer.Option(help="Train the layers on texts, one a line, to give what the model gave.", metavar="TEXTS"),
-    ] = None,
-    heal_steps: Annotated[
-        tuple[int, int],
-        typer.Option(help="Steps of healing: of groups of blocks, and of the whole model; 32 texts each."),
-    ] = (400, 300),
+    calibrate: Calibrate = None,
+    heal: Heal = None,
+    heal_steps: HealSteps = (400, 300),
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -95,32 +108,50 @@ def convert(  # noqa: PLR0913 - options of the command line
     Examples:
       nplex convert my/bert my/bert-4 --rule 4
 
-      nplex convert my/bert my/bert-2 --rule 2 --heal texts.txt
+      nplex convert my/bert my/bert-half --rule low-rank:0.5 --calibrate texts.txt
+
+      nplex convert my/bert my/bert-2 --rule 2 --calibrate texts.txt --heal texts.txt
 
       nplex convert model.safetensors smaller.safetensors --rule 4 --only 'layers.*'
     """
     with refusing():
-        from nplex.convert import convert_
-        from nplex.stored import check_out, open_model, write_model
+        from nplex.stored import check_out
 
-        where, rules = _where(only, all_but, everything), _rules(rule)
+        chosen = {"rule": _rules(rule), "where": _where(only, all_but, everything), "shared": shared}
         check_out(model, out, force=force)
+        if calibrate is not None and weights == "fresh":
+            refuse("--calibrate is for --weights nearest: fresh weights know nothing of texts")
         healer = Healer(model, out, heal, heal_steps) if heal else None
-        convert_(open_model(model, weights=False, tell=_tell), rules, where=where, shared=shared)  # refuses at once
-        with _step(f"reading {model}"):
-            found = open_model(model, weights=True)
-        teacher = copy.deepcopy(found) if healer else found
-        with _step("converting"):
-            report = convert_(found, rules, where=where, shared=shared, weights=weights)
-        if healer:
-            _tell(str(healer.heal(found, teacher)))
-        with _step(f"writing {out}"):
-            write_model(found, model, out, force=force)
+        report = _convert(model, out, chosen | {"weights": weights}, calibrate, healer, force=force)
     _print(report, as_json)
     advice = "Compare it with the original" if healer else "Train it"
     _tell(f"{out} is written. {advice} before use: converted weights only approximate the originals.")
+
+
+def _convert(
+    model: Path, out: Path, chosen: dict[str, Any], calibrate: Path | None, healer: Healer | None, *, force: bool
+) -> "Report":
+    """Reads, converts, heals and writes."""
+    from nplex.convert import convert_
+    from nplex.model_folder import read_texts
+    from nplex.stored import open_model, write_model
+
+    convert_(open_model(model, weights=False, tell=_tell), **chosen | {"weights": "fresh"})  # refuses at once
+    batches = None if calibrate is None else read_texts(model, calibrate)
+    with _step(f"reading {model}"):
+        found = open_model(model, weights=True)
+    teacher = copy.deepcopy(found) if healer else found
+    if batches is not None:
+        batches = track(batches, "calibrating", console=messages)
+    with _step("converting") if batches is None else nullcontext():
+        report = convert_(found, **chosen, calibration=batches)
+    if healer:
+        _tell(str(healer.heal(found, teacher)))
+    with _step(f"writing {out}"):
+        write_model(found, model, out, force=force)
     if healer:
         healer.clear()
+    return report
 
 
 def fold(model: Model, out: Out, force: Force = False, as_json: Json = False) -> None:
@@ -160,16 +191,21 @@ def count(model: Model, as_json: Json = False) -> None:
 
 def _rules(texts: list[str]) -> Any:
     """One rule, or a mapping from patterns to rules."""
-    from nplex.convert import parse_rule
-
     pairs = [text.rpartition("=") for text in texts]
     if len(texts) == 1 and not pairs[0][1]:
-        if (rule := parse_rule(texts[0])) is None:
+        if (rule := _rule(texts[0])) is None:
             refuse("dense converts nothing; give a rule, as --rule 4")
         return rule
     if bare := [text for text, (_, equals, _) in zip(texts, pairs, strict=True) if not equals]:
         refuse(f"several rules need patterns, as --rule 'encoder.*=4' '*=2'; {bare[0]} has none")
-    return {pattern: parse_rule(rule) for pattern, _, rule in pairs}
+    return {pattern: _rule(rule) for pattern, _, rule in pairs}
+
+
+def _rule(text: str) -> Any:
+    """One rule, or a low rank as convert_ takes it."""
+    from nplex.convert import parse_rule
+
+    return text if text.startswith("low-rank:") else parse_rule(text)
 
 
 def _where(only: list[str] | None, all_but: list[str] | None, everything: bool) -> "Where | None":

@@ -11,7 +11,7 @@ filled in with what the components give there, and the nearest taken again, some
 Where the inputs are known, nplex.nn.weighted goes on from there to the nearest outputs.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from nplex.nn.low_rank import LowRankLinear
 from nplex.nn.moments import Moments
 from nplex.nn.rule import Rule
 from nplex.nn.truncated import truncate_
-from nplex.nn.weighted import Target, fit_
+from nplex.nn.weighted import Target, fit_, store_, table_of
 
 STEPS = 200  # of L-BFGS, for the factors of a rule with a rank
 PASSES = 20  # where n does not divide a width
@@ -114,7 +114,7 @@ def _fill(rule: Rule, weights: list[_Weight], *, chosen: bool) -> list[tuple[flo
     for _ in range(1 if all(bool(mask.all()) for mask in real) else PASSES):
         if chosen:
             _choose(rule, torch.stack([m @ m.mT for m in target]).sum(0))
-        table = _table(rule)
+        table = table_of(rule).flatten(1)
         solve = torch.linalg.pinv(table.mT)
         components = [solve @ m for m in target]
         found = [table.mT @ values for values in components]
@@ -170,11 +170,12 @@ def _is_real(weight: _Weight, n: int) -> Tensor:
 def _choose(rule: Rule, gram: Float[Tensor, "pairs pairs"]) -> None:
     """The best table for the weights of this Gram matrix; for factors, the best nearby."""
     vectors = torch.linalg.eigh(gram).eigenvectors[:, -rule.n :].flip(1)
-    best = rule.initial_norm / rule.n**0.5 * vectors.mT.reshape(rule.n, rule.n, rule.n)
     if rule.rank is None:
-        rule.get_parameter("table").copy_(best)
+        store_(rule, [vectors.mT.reshape(rule.n, rule.n, rule.n)])
         return
-    factors = [factor.detach().double().cpu().clone().requires_grad_() for factor in _factors(rule)]
+    factors = [
+        rule.get_parameter(f).detach().double().cpu().clone().requires_grad_() for f in BilinearAlgorithm._fields
+    ]
     optimizer = torch.optim.LBFGS(factors, max_iter=STEPS, line_search_fn="strong_wolfe")
     unit = gram / gram.trace().clamp_min(1e-300)
 
@@ -187,22 +188,7 @@ def _choose(rule: Rule, gram: Float[Tensor, "pairs pairs"]) -> None:
 
     with torch.enable_grad():
         optimizer.step(loss)  # pyright: ignore - torch says float, its own examples give a tensor
-    faces = BilinearAlgorithm(*factors).table().flatten(1).norm(dim=1)
-    scale = (rule.initial_norm * rule.n**0.5 / faces.sum()) ** (1 / 3)
-    for parameter, factor in zip(_factors(rule), factors, strict=True):
-        parameter.copy_(scale * factor)
-
-
-def _factors(rule: Rule) -> Iterable[Tensor]:
-    """The parameters of a rule held as factors."""
-    return [rule.get_parameter(name) for name in BilinearAlgorithm._fields]
-
-
-def _table(rule: Rule) -> Float[Tensor, "n pairs"]:
-    """`rule[k, (i, j)]` in float64."""
-    made = rule()
-    table = made if isinstance(made, Tensor) else BilinearAlgorithm(*(factor.double() for factor in made)).table()
-    return table.detach().double().cpu().flatten(1)
+    store_(rule, [factor.detach() for factor in factors])
 
 
 def _copy_rest(layer: nn.Module, dense: nn.Module) -> None:

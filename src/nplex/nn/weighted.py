@@ -91,6 +91,7 @@ class Target:
             bias += ((self.weights[i].to(made) - made) @ self.moments.mean.to(made)).to(bias)
 
 
+@torch.no_grad()
 def fit_(rule: Rule, targets: Sequence[Target], *, chosen: bool) -> None:
     """Fills components of one rule, and the rule where it is chosen, from where that stands.
 
@@ -107,7 +108,7 @@ def fit_(rule: Rule, targets: Sequence[Target], *, chosen: bool) -> None:
         target.prepare(rule.n)
     if chosen:
         _choose(rule, targets)
-    table = _table(rule)
+    table = table_of(rule)
     for target in targets:
         target.solve(table)
         target.write(table)
@@ -139,7 +140,7 @@ def _choose(rule: Rule, targets: Sequence[Target]) -> None:
 
     with torch.enable_grad():
         optimizer.step(loss)  # pyright: ignore - torch says float, its own examples give a tensor
-    _store(rule, found)
+    store_(rule, found)
 
 
 def _slope(table: Table, targets: Sequence[Target]) -> tuple[float, Table]:
@@ -180,7 +181,7 @@ def factor_of(matrix: Float[Tensor, "width width"]) -> Float[Tensor, "width widt
     raise ValueError("the second moment of the inputs is not finite")
 
 
-def _store(rule: Rule, found: list[Tensor]) -> None:
+def store_(rule: Rule, found: Sequence[Tensor]) -> None:
     """Writes a rule in the size it is made with: faces that are orthogonal, or factors of one size."""
     if len(found) == 1:
         faces = torch.linalg.qr(found[0].flatten(1).mT).Q.mT
@@ -194,7 +195,7 @@ def _store(rule: Rule, found: list[Tensor]) -> None:
         rule.get_parameter(name).copy_(scale * factor)
 
 
-def _table(rule: Rule) -> Table:
+def table_of(rule: Rule) -> Table:
     """`rule[k, i, j]` in float64."""
     made = rule()
     numbers = made if isinstance(made, Tensor) else BilinearAlgorithm(*(factor.double() for factor in made))

@@ -44,16 +44,14 @@ def heal(
             the last tenth, at most 8, only measures.
         settings: steps, rates and whatever else has a number.
         blocks: names of the blocks; None for all lists of equal modules, such as the layers of transformers.
-        outputs: `outputs(student_output, teacher_output, batch)` gives the loss of outputs, a tensor; None for the
-            one that nplex.pretrained.distillation.output_loss chooses by their kind.
+        outputs: `outputs(student_output, teacher_output, batch)` gives the loss of outputs; None chooses by kind.
         folder: for a checkpoint. The same call goes on from there and, on a CPU, ends in the same bits.
         accelerator: of accelerate, for its device and precision; one process.
 
     Raises:
         TypeError: model or teacher is not a module, or batches is a single one.
-        ValueError: nothing in the model is converted or can be trained, the teacher has another shape or shares
-            trained parameters with the model, there are no batches, a block is unknown or never runs, a number is
-            not finite, or the folder belongs to another healing.
+        ValueError: nothing is converted or can be trained, the teacher has another shape or shares parameters, there
+            are no batches, a block is unknown or never runs, a number is not finite, or the folder is another's.
 
     Examples:
         >>> import copy
