@@ -16,20 +16,21 @@ class Healer:
     """Healing on the texts of a file, with a checkpoint beside what is written; looks at its input at once."""
 
     def __init__(self, model: Path, out: Path, texts: Path, steps: tuple[int, int]) -> None:
+        from accelerate import Accelerator
+
         from nplex.model_folder import read_texts
         from nplex.pretrained import Healing
 
         self._settings = Healing(group_steps=steps[0], steps=steps[1])
         self._batches = read_texts(model, texts, BATCH)
+        self._accelerator = Accelerator()
         self._folder = out.with_name(f"{out.name}.healing")
 
     def heal(self, model: Any, teacher: Any) -> "HealingReport":
         """Heals a converted model on what device there is; goes on where it was stopped."""
-        from accelerate import Accelerator
-
         from nplex.pretrained import heal
 
-        accelerator = Accelerator()
+        accelerator = self._accelerator
         messages.print(f"healing on {accelerator.device}; {self._folder} holds the checkpoint", soft_wrap=True)
         try:
             report = heal(
