@@ -52,6 +52,8 @@ def test_a_healed_folder_loads(folder, texts, tmp_path):
     from transformers import AutoModel
 
     steps = ("--heal", texts, "--heal-steps", 4, 3)
+    (tmp_path / "out.healing").mkdir()
+    (tmp_path / "out.healing" / "mine.txt").write_text("kept")
     result = ok(call("convert", folder, tmp_path / "out", "--rule", 2, *steps))
     assert "groups" in result.stderr
     assert "healing on cpu" in result.stderr
@@ -62,7 +64,8 @@ def test_a_healed_folder_loads(folder, texts, tmp_path):
         torch.equal(healed[name], plain[name]) for name in healed if "components" in name and "layer" in name
     )
     assert isinstance(AutoModel.from_pretrained(tmp_path / "out").encoder.layer[0].output.dense, nplex.nn.Linear)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "plain", "texts.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.healing", "plain", "texts.txt"]
+    assert [path.name for path in (tmp_path / "out.healing").iterdir()] == ["mine.txt"]
 
 
 def test_stopped_and_gone_on(folder, texts, tmp_path, monkeypatch):
@@ -100,6 +103,7 @@ def test_what_cannot_heal_is_refused_before_any_work(folder, texts, tmp_path):
     empty.write_bytes(b"\xff\xfe\x00")
     refused(call("convert", folder, out, "--rule", 2, "--heal", empty), "cannot be read as text")
     refused(call("convert", folder, out, "--rule", 2, "--heal", texts, "--heal-steps", 0, 0), "both 0")
+    refused(call("convert", folder, out, "--rule", 2, "--heal-steps", 1, 1), "--heal texts.txt")
     file = tmp_path / "model.safetensors"
     nplex.save(torch.nn.Sequential(torch.nn.Linear(64, 64)), file)
     refused(call("convert", file, tmp_path / "x.safetensors", "--rule", 2, "--heal", texts), "texts need a folder")

@@ -1,6 +1,6 @@
 """Healing for the command line: what `nplex convert --heal` does between the conversion and the writing."""
 
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,13 @@ BATCH = 16  # smaller ones with more steps reach more in the same time
 class Healer:
     """Healing on the texts of a file, with a checkpoint beside what is written; looks at its input at once."""
 
-    def __init__(self, model: Path, out: Path, texts: Path, steps: tuple[int, int]) -> None:
+    def __init__(self, model: Path, out: Path, texts: Path, steps: tuple[int, int] | None) -> None:
         from accelerate import Accelerator
 
         from nplex.model_folder import read_texts
         from nplex.pretrained import Healing
 
-        self._settings = Healing(group_steps=steps[0], steps=steps[1])
+        self._settings = Healing(group_steps=steps[0], steps=steps[1]) if steps else Healing()
         self._batches = read_texts(model, texts, BATCH)
         self._accelerator = Accelerator()
         self._folder = out.with_name(f"{out.name}.healing")
@@ -45,4 +45,8 @@ class Healer:
 
     def clear(self) -> None:
         """Deletes the checkpoint."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        from nplex.pretrained.healing_loop import FILE
+
+        (self._folder / FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # it holds something else
+            self._folder.rmdir()

@@ -53,8 +53,8 @@ Heal = Annotated[
     typer.Option(metavar="TEXTS", help="A file of texts, one a line: train on them to give what the model gave."),
 ]
 HealSteps = Annotated[
-    tuple[int, int],
-    typer.Option(help="Steps of healing: of groups of blocks, and of the whole model; 16 texts each."),
+    tuple[int, int] | None,
+    typer.Option(help="Steps of healing, 16 texts each: of groups of blocks and of the whole model, as 400 300."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT, if nplex wrote it.")]
@@ -99,7 +99,7 @@ def convert(  # noqa: PLR0913 - options of the command line
     ] = "nearest",
     calibrate: Calibrate = None,
     heal: Heal = None,
-    heal_steps: HealSteps = (400, 300),
+    heal_steps: HealSteps = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -121,6 +121,8 @@ def convert(  # noqa: PLR0913 - options of the command line
         check_out(model, out, force=force)
         if calibrate is not None and weights == "fresh":
             refuse("--calibrate is for --weights nearest: fresh weights know nothing of texts")
+        if heal_steps and not heal:
+            refuse("--heal-steps are of --heal; give it texts, as --heal texts.txt")
         healer = Healer(model, out, heal, heal_steps) if heal else None
         report = _convert(model, out, chosen | {"weights": weights}, calibrate, healer, force=force)
     _print(report, as_json)
