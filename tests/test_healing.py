@@ -82,6 +82,40 @@ class Pictures(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Repeated(nn.Module):
+    """One block that runs three times, as ALBERT's."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = stack(1)
+
+    def forward(self, x):
+        return self.blocks(self.blocks(self.blocks(x)))
+
+
+class Flags(nn.Module):
+    """Blocks that pass more than a hidden state on, by name too, and something between two of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Flagged() for _ in range(3))
+
+    def forward(self, x):
+        x, seen = self.blocks[0](x, seen=None)
+        x, seen = self.blocks[1](x, seen=seen)
+        return self.blocks[2](2 * x, seen=seen)[0]
+
+
+class Flagged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x, seen):
+        y = self.down(self.up(x).tanh() + (0 if seen is None else seen))
+        return x + y, self.up(x)
+
+
 def bert():
     return transformer("BertModel", "BertConfig", **SIZES)
 
@@ -103,6 +137,8 @@ def t5():
 
 MODELS = {
     "sequential": (stack, numbers, None),
+    "one block three times": (Repeated, numbers, None),
+    "several tensors": (Flags, numbers, None),
     "bert": (bert, words, None),
     "bert without mask": (bert, lambda: words(mask=False), None),
     "gpt2": (gpt2, words, None),
