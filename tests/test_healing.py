@@ -350,11 +350,15 @@ def test_fading_begins_as_the_teacher_and_ends_converted():
     assert report.rows[0].after < report.rows[0].before
 
 
-def test_teachers_numbers_may_be_of_another_type():
-    teacher = bert()
-    model = converted(teacher)
-    report = nplex.heal(model, copy.deepcopy(teacher).double(), words(), SHORT)
+@pytest.mark.parametrize("types", [(torch.double, torch.float), (torch.float, torch.bfloat16)])
+@pytest.mark.parametrize(("make", "batches"), [(bert, words), (stack, numbers)])
+def test_numbers_of_teacher_and_model_may_be_of_different_types(types, make, batches):
+    theirs, own = types
+    teacher = make()
+    model = converted(teacher).to(own)
+    report = nplex.heal(model, teacher.to(theirs), batches(), SHORT)
     assert report.rows[-1].after < report.rows[-1].before
+    assert {parameter.dtype for parameter in model.parameters()} == {own}
 
 
 def test_with_accelerate():

@@ -128,7 +128,7 @@ def replay(model: nn.Module, calls: list[Call], first: int, last: int) -> list[T
                 return outputs[source - first][leaf]
             if like is None:
                 return tensor
-            return tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
+            return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
 
         positional, named = mapped(call.arguments, own)
         outputs.append(tensors_of(block(*positional, **named)))

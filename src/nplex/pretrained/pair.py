@@ -120,6 +120,9 @@ class Pair:
 
 
 def _on(model: nn.Module, batch: Any) -> Any:
-    """A batch on a model's device; of an offloaded model as it is, its hooks move it."""
-    device = next(model.parameters()).device
-    return mapped(batch, lambda tensor: tensor if device.type == "meta" else tensor.to(device))
+    """A batch on a model's device, in its type; of an offloaded model where it is, its hooks move it."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if like is None:
+        return batch
+    device = None if like.is_meta else like.device
+    return mapped(batch, lambda tensor: tensor.to(device, like.dtype if tensor.is_floating_point() else tensor.dtype))
