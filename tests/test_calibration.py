@@ -265,7 +265,7 @@ def test_the_slope_by_the_rule_is_that_of_the_best_components(rule):
         up, down = (_slope(table + sign * size * along, [target])[0] for sign in (1, -1))
         assert (up - down) / (2 * size) == pytest.approx((slope * along).sum().item(), rel=1e-3, abs=1e-6)
     if made.rank is None:
-        assert slope.norm() < 1e-3 * best
+        assert slope.norm() < 0.05 * best
     for _ in range(20):
         other = copy.deepcopy(made)
         for p in other.parameters():
@@ -388,7 +388,7 @@ def test_a_preview_says_which_structure_is_nearer():
     report = nplex.preview(model, 2, calibration=x)
     [half] = nplex.preview(model, {"0": f"low-rank:{report.rows[0].low_rank}"}, calibration=x).rows[:1]
     assert half.output_error == pytest.approx(report.rows[0].low_rank_error, rel=1e-4)
-    assert "low rank of the same size is nearer in" in str(report)
+    assert 'low rank of the same size (rule="low-rank:...") is nearer in' in str(report)
     assert not report.done
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
 

@@ -256,3 +256,63 @@ def test_wrong_input_is_one_line(file, tmp_path):
     refused(call("count", out), "damaged")
     out.write_text("hello")
     refused(call("count", out), "damaged")
+
+
+@pytest.fixture
+def with_tokenizer(folder, tmp_path):
+    """The folder with a tokenizer of words, and a file of texts."""
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    path = tmp_path / "bert"
+    shutil.copytree(folder, path)
+    words = {word: i for i, word in enumerate(["[UNK]", "[PAD]", *"abcdefghij"])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]")
+    made.save_pretrained(path)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(" ".join("abcdefghij"[(i * j) % 10] for j in range(3 + i % 7)) for i in range(60)))
+    return path, texts
+
+
+@pytest.mark.parametrize("rule", ["2", "low-rank:0.5"])
+def test_a_folder_is_calibrated_by_texts(with_tokenizer, tmp_path, rule):
+    path, texts = with_tokenizer
+    result = ok(call("convert", path, tmp_path / "out", "--rule", rule, "--calibrate", texts))
+    assert "output error" in result.stdout
+    assert "root mean square of" in result.stdout
+    import transformers
+
+    model = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "out")
+    dense = transformers.BertForSequenceClassification.from_pretrained(path)
+    layer = model.bert.encoder.layer[0].intermediate.dense
+    assert type(layer).__name__ == ("Linear" if rule == "2" else "LowRankLinear")
+    counted = json.loads(ok(call("count", tmp_path / "out", "--json")).stdout)
+    assert counted["total"] == nplex.count(model).total < nplex.count(dense).total
+    ok(call("fold", tmp_path / "out", tmp_path / "dense"))
+    x = {"input_ids": torch.arange(12).reshape(2, 6)}
+    folded = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "dense")
+    torch.testing.assert_close(folded(**x).logits, model(**x).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_bad_texts_are_one_line(with_tokenizer, folder, file, tmp_path):
+    path, texts = with_tokenizer
+    out = tmp_path / "out"
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    refused(call("convert", path, out, "--rule", 2, "--calibrate", empty), "holds no text")
+    refused(call("convert", path, out, "--rule", 2, "--calibrate", tmp_path / "no.txt"), "no.txt")
+    refused(call("convert", folder, out, "--rule", 2, "--calibrate", texts), "has no tokenizer that can be opened")
+    refused(call("convert", file, out, "--rule", 2, "--calibrate", texts), "has no tokenizer")
+    refused(call("convert", path, out, "--rule", 2, "--weights", "fresh", "--calibrate", texts), "--weights nearest")
+    assert not out.exists()
+
+
+def test_a_file_of_low_rank_opens_counts_and_folds(file, tmp_path):
+    out, back = tmp_path / "small.safetensors", tmp_path / "dense.safetensors"
+    ok(call("convert", file, out, "--rule", "low-rank:0.5"))
+    model = nplex.load(out, weights())
+    assert model[0].low_rank == int(0.5 * 64 * 96 / 160)
+    assert json.loads(ok(call("count", out, "--json")).stdout)["total"] == nplex.count(model).total
+    ok(call("fold", out, back))
+    folded, x = nplex.load(back, weights()), torch.randn(3, 64)
+    torch.testing.assert_close(folded[0](x), model[0](x))

@@ -130,7 +130,8 @@ def _skeleton(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> nn.Mo
     """The layers that a header names and bare tensors, on the meta device, tied as in the saved model."""
     layers = {name: (each["kind"], each["sizes"], "weight") for name, each in header.get("dense", {}).items()}
     for name, each in read_record(header["conversion"]).items():
-        layers[name] = each.kind, each.sizes, "components"
+        has_low_rank = each.kind == "LowRankLinear"
+        layers[name] = ("Linear", each.sizes, "left") if has_low_rank else (each.kind, each.sizes, "components")
     model, made, tied = nn.Module(), {}, header["tied"]
     for name, (kind, sizes, leaf) in layers.items():
         if kind not in _SIZES:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from nplex.convert.checking import as_before, call
 from nplex.convert.report import FEW, Row
-from nplex.convert.twins import is_transposed_linear, untransposed
+from nplex.convert.twins import is_transposed_linear
+from nplex.nn import LowRankLinear
 from nplex.nn.moments import Moments
 from nplex.nn.nearest import Inputs
 from nplex.nn.truncated import spectrum
@@ -93,29 +94,29 @@ def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable
     return watch.inputs()
 
 
-def judged(row: Row, error: float, inputs: Inputs) -> Row:
-    """A row with the error of what was fitted, and what to know of its calibration."""
+def judged(row: Row, inputs: Inputs, layers: tuple[Any, Any], *, compare: bool) -> Row:
+    """A row whose error is that of outputs, and what to know of its calibration.
+
+    Args:
+        row: of a fitted layer, with its error.
+        inputs: what was known of the layer's inputs.
+        layers: the new and the old one.
+        compare: whether to add the error of two factors of the same size.
+    """
     if not inputs:
-        return replace(row, error=error, note="not calibrated: nearest weights")
+        return replace(row, note="not calibrated: nearest weights")
     every = [moments for parts in inputs.values() for moments in parts]
     least = min(every, key=lambda moments: moments.count / len(moments.mean))
     few = f"{FEW}{least.count:,} for {len(least.mean):,} inputs" * (least.count < len(least.mean))
-    return replace(row, output_error=error, note=few)
-
-
-def beside_low_rank(row: Row, model: nn.Module, inputs: Inputs) -> Row:
-    """A row with the error of two factors of the same size, where its layer is linear and calibrated."""
-    if not row.changes or set(inputs) != {"weight"} or "low_rank" in str(row.now):
+    row = replace(row, error=None, output_error=row.error, note=few)
+    twin, dense = layers
+    if not compare or not isinstance(dense, nn.Linear) or isinstance(twin, LowRankLinear):
         return row
-    dense = untransposed(model.get_submodule(row.name))
-    if not isinstance(dense, nn.Linear):
-        return row
-    free = row.now_parameters - (0 if dense.bias is None else len(dense.bias))
-    rank = max(1, free // sum(dense.weight.shape))
+    own = row.now_parameters - (0 if dense.bias is None else len(dense.bias))
+    rank = max(1, own // sum(dense.weight.shape))
     squares = spectrum(dense, *inputs["weight"])
-    return replace(
-        row, low_rank=rank, low_rank_error=float(squares[rank:].sum() / squares.sum().clamp_min(1e-300)) ** 0.5
-    )
+    error = float(squares[rank:].sum() / squares.sum().clamp_min(1e-300)) ** 0.5
+    return replace(row, low_rank=rank, low_rank_error=error)
 
 
 def _run(model: nn.Module, batch: Any, number: int) -> None:

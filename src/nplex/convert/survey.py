@@ -86,9 +86,10 @@ def _row(module: Any, places: list[str], spec: Conversion, references: Reference
     if isinstance(choice, str) or reason:
         return replace(row, reason=reason), None
     twin = _shadow_twin(module, choice)
-    now, reason = (0, twin) if isinstance(twin, str) else (_numel(twin), "")
-    if reason or now >= row.was_parameters:
-        return replace(row, reason=reason or f"would have {now:,} parameters, not fewer"), None
+    if isinstance(twin, str):
+        return replace(row, reason=twin), None
+    if (now := _numel(twin)) >= row.was_parameters:
+        return replace(row, reason=f"would have {now:,} parameters, not fewer"), None
     if spec.weights == "nearest" and (wrong := _not_finite(module)):
         return replace(row, reason=f"its {wrong} is not finite, so that nothing is near to it"), None
     note = "" if spec.weights == "nearest" else _note(module)

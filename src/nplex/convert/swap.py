@@ -1,13 +1,13 @@
 """One walk over a model: replace layers by their twins, keep tied modules tied, report what was kept and why."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn, optim
 
-from nplex.convert.calibration import beside_low_rank, judged, observe
+from nplex.convert.calibration import judged, observe
 from nplex.convert.exchange import check_optimizer, exchange_layers
 from nplex.convert.references import exchange_modules
 from nplex.convert.report import Report
@@ -16,7 +16,7 @@ from nplex.convert.survey import Survey, base_of, survey, zeros
 from nplex.convert.twins import is_layer, make_twin, untransposed
 from nplex.convert.where import Where
 from nplex.nn import Rule
-from nplex.nn.nearest import Inputs, nearest_
+from nplex.nn.nearest import nearest_
 from nplex.nn.sharing import mark_shared, register
 
 
@@ -57,10 +57,7 @@ def preview(
     if calibration is None:
         return survey(model, Conversion(rule, where, shared, weights)).report
     found = survey(model, Conversion(rule, where, shared, "nearest"))
-    inputs = observe(model, changing(model, found), calibration)
-    report = prepare(model, found, "nearest", inputs).report
-    rows = [beside_low_rank(row, model, inputs.get(row.name, {})) for row in report.rows]
-    return replace(report, rows=tuple(rows), done=False)
+    return replace(_prepare(model, found, "nearest", calibration, compare=True).report, done=False)
 
 
 def convert_(
@@ -85,23 +82,21 @@ def convert_(
     Args:
         model: any model that contains such layers; it is changed.
         rule: n, an algebra, or a rule; each layer gets a fresh one of its own like it. A rule that is shared
-            already (`nplex.nn.share`) is used itself. Or "low-rank:128" for two factors of that rank in
-            the place of a linear layer's weight (nplex.nn.LowRankLinear of n = 1), "low-rank:0.5" for factors of half
-            its size. Or a mapping from patterns of full names to these,
-            `{"encoder.*": 4, "decoder.*": quaternion}`: the first that matches counts, None skips a layer, and so
-            does no match.
+            already (`nplex.nn.share`) is used itself. Or "low-rank:128" for two factors of that rank in the place of
+            a linear layer's weight (nplex.nn.LowRankLinear of n = 1), "low-rank:0.5" for half its size. Or a mapping
+            from patterns of full names to these, `{"encoder.*": 4, "decoder.*": quaternion}`: the first that matches
+            counts, None skips a layer, and so does no match.
         where: which layers, by name and module; see `only`, `all_but` and `sensible`. It answers True, False, or a
             text, the reason to skip. None for all but embeddings. A layer with several names is taken if all are.
         shared: one rule for all converted layers, registered as `model.rule` (of transformers' models with a head
             as `model.base_model.rule`); with a mapping one for each of its rules: `rule`, `rule_1`, ...
         weights: "fresh" first values, or those "nearest" to the old weights, with the old biases; the report tells
             how near. An error of .8 is usual for n = 4: a start for training, no replacement for it.
-        calibration: batches of what the model takes (tensors, tuples of arguments, or mappings as tokenizers give
-            them), some hundred texts: nearest are then the outputs on them, not the weights, and biases take up the
-            mean error. The model runs once on each batch, without gradients and in the modes it is in. Memory is
-            width^2 numbers for each different input of a layer, and three times that for the layer that is being
-            fitted. Without a bias C is not centred. Linear layers, convolutions and attention are calibrated; others,
-            and layers that no batch ran, get the nearest weights, and the report names them.
+        calibration: batches of what the model takes (tensors, tuples of arguments, or mappings as of tokenizers):
+            nearest are then the outputs on them, not the weights, and biases take up the mean error. The model runs
+            once on each, see convert.calibration.observe; memory is width^2 numbers for each different input, and
+            three times that for the layer being fitted. Linear layers, convolutions and attention are calibrated;
+            others, and layers that no batch ran, get the nearest weights, and the report names them.
         optimizer: one that holds the old weights; it is changed too. Components and biases stand where weights and
             biases stood, with fresh state; rules beside them, or in the first group without weight decay if they
             have one. Rates are not changed: right for Adam and learned rules, see nplex.optim for others.
@@ -109,8 +104,8 @@ def convert_(
     Raises:
         TypeError: the model is not a module, the rule no rule, or the optimizer none that can be changed.
         ValueError: no layer can be converted (the reasons are named), or the model is itself such a layer, is
-            wrapped already, has adapters, or cannot hold a shared rule. Or there is no batch of calibration, the
-            model does not take one, or a layer gets numbers from it that are not finite.
+            wrapped already, has adapters, or cannot hold a shared rule; or of calibration there is no batch, the
+            model takes none, or a layer gets numbers that are not finite.
 
     Examples:
         >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 256, batch_first=True), 2)
@@ -126,11 +121,10 @@ def convert_(
         if any(map(is_layer, model.modules())):
             return found.report
         raise ValueError(f"nothing to convert in {type(model).__name__}:\n{found.report}")
-    inputs = None if calibration is None else observe(model, changing(model, found), calibration)
-    return put_in(model, found, prepare(model, found, weights, inputs), optimizer)
+    return _put_in(model, found, _prepare(model, found, weights, calibration), optimizer)
 
 
-class Prepared(NamedTuple):
+class _Prepared(NamedTuple):
     """New layers that are not yet put in: the old ones, theirs, the shared rules, and the report."""
 
     old: list[nn.Module]
@@ -139,35 +133,31 @@ class Prepared(NamedTuple):
     report: Report
 
 
-def prepare(model: nn.Module, found: Survey, weights: str, inputs: Mapping[str, Inputs] | None = None) -> Prepared:
-    """Makes all new layers.
-
-    Args:
-        model: it is not changed.
-        found: what is to change.
-        weights: "fresh" or "nearest".
-        inputs: what a calibration knows of its layers, for the nearest outputs.
-    """
-    common: dict[Choice, Rule] = {}
+def _prepare(
+    model: nn.Module, found: Survey, weights: str, calibration: Iterable[Any] | None, *, compare: bool = False
+) -> _Prepared:
+    """Makes all new layers, after a calibration; on demand with the error of low rank beside theirs."""
     rows = [row for row in found.report.rows if row.changes]
     old = [model.get_submodule(row.name) for row in rows]
-    twins = [_twin(layer, found.choices[row.name], common) for layer, row in zip(old, rows, strict=True)]
+    names = [row.name for row in rows]
+    inputs = {} if calibration is None else observe(model, dict(zip(names, old, strict=True)), calibration)
+    common: dict[Choice, Rule] = {}
+    twins = [_twin(layer, found.choices[name], common) for layer, name in zip(old, names, strict=True)]
     report = replace(found.report, done=True)
     if weights == "nearest":
         common_rules = [common[choice] for choice in common if not choice.registers]
         pairs = [(twin, untransposed(layer)) for twin, layer in zip(twins, old, strict=True)]
-        known = [(inputs or {}).get(row.name, {}) for row in rows]
+        known = [inputs.get(name, {}) for name in names]
         errors = nearest_(pairs, common_rules, known)
-        if inputs is None:
-            done = [replace(row, error=error) for row, error in zip(rows, errors, strict=True)]
-        else:
-            done = [judged(*each) for each in zip(rows, errors, known, strict=True)]
-        by_name = {row.name: row for row in done}
+        rows = [replace(row, error=error) for row, error in zip(rows, errors, strict=True)]
+        if calibration is not None:
+            rows = [judged(row, known[i], pairs[i], compare=compare) for i, row in enumerate(rows)]
+        by_name = dict(zip(names, rows, strict=True))
         report = replace(report, rows=tuple(by_name.get(row.name, row) for row in report.rows))
-    return Prepared(old, twins, common, report)
+    return _Prepared(old, twins, common, report)
 
 
-def put_in(model: nn.Module, found: Survey, new: Prepared, optimizer: optim.Optimizer | None) -> Report:
+def _put_in(model: nn.Module, found: Survey, new: _Prepared, optimizer: optim.Optimizer | None) -> Report:
     """Puts new layers in; gives their report."""
     report = new.report
     for name, choice in found.shared:
@@ -178,11 +168,6 @@ def put_in(model: nn.Module, found: Survey, new: Prepared, optimizer: optim.Opti
         report = replace(report, optimizer=exchange_layers(model, optimizer, [*swaps]))
     keep_padded(model)
     return report
-
-
-def changing(model: nn.Module, found: Survey) -> dict[str, nn.Module]:
-    """The layers that change, by name."""
-    return {name: model.get_submodule(name) for name in found.choices}
 
 
 def keep_padded(model: nn.Module) -> list[nn.TransformerEncoder]:

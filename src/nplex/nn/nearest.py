@@ -85,12 +85,13 @@ def nearest_(
 def _fill_all(rule: Rule, weights: list[_Weight], *, chosen: bool) -> Iterator[tuple[int, float, float]]:
     """Fills all weights under one rule, chosen by those with known inputs; layer, error and size, both squared."""
     targets = [target for weight in weights for target in _targets(weight)]
-    others = [weight for weight in weights if not weight.inputs] if targets else weights
-    errors = _fill(rule, weights, chosen=chosen)
+    others = [weight for weight in weights if not weight.inputs]
     if targets:
+        if chosen:
+            _choose(rule, torch.stack([m @ m.mT for m in (_rows(w.dense, w, rule.n) for w in weights)]).sum(0))
         fit_(rule, targets, chosen=chosen)
-        errors = _fill(rule, others, chosen=False)
-    yield from ((target.layer, target.missed, target.energy) for target in targets)
+        yield from ((target.layer, target.missed, target.energy) for target in targets)
+    errors = _fill(rule, others, chosen=chosen and not targets) if others else []
     yield from ((weight.layer, *error) for weight, error in zip(others, errors, strict=True))
 
 

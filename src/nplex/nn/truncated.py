@@ -35,7 +35,7 @@ def truncate_(layer: LowRankLinear, dense: nn.Linear, moments: Moments | None = 
         layer.bias.copy_(dense.bias)
         if moments is not None:
             mean = moments.mean.to(left)
-            layer.bias += (weight.to(left) @ mean - left @ (right @ mean)).to(layer.bias)
+            layer.bias.add_((weight.to(left) @ mean - left @ (right @ mean)).to(layer.bias))
     return float(squares[layer.low_rank :].sum()), float(squares.sum())
 
 

@@ -49,9 +49,11 @@ class Target:
         for own, weight in zip(w, self.weights, strict=True):
             own[:rows, :columns] = weight
         w = w.unflatten(2, (n, b))
-        self.product = torch.stack(
-            [sum(w[:, :, j] @ self.blocks[j, m] for j in range(n)) for m in range(n)], 2
-        ).unflatten(1, (n, a))  # part, i, a, j, b
+        product = torch.zeros_like(w)
+        for j in range(n):
+            for m in range(n):
+                product[:, :, m] += w[:, :, j] @ self.blocks[j, m]
+        self.product = product.unflatten(1, (n, a))  # part, i, a, j, b
         self.energy = float((w.unflatten(1, (n, a)) * self.product).sum())
         whole, left = divmod(rows, a)
         self.strips = [(slice(0, left), whole + 1)] * (left > 0) + [(slice(left, a), whole)]
@@ -62,9 +64,11 @@ class Target:
         right = torch.einsum("kij,piajb->pakb", table, self.product)
         self.found = torch.empty_like(right)
         for rows, real in self.strips:
-            system = _system(table[:, :real], self.blocks)
-            wanted = right[:, rows].flatten(2)
-            found = torch.cholesky_solve(wanted.flatten(0, 1).mT, factor_of(system)).mT
+            root = factor_of(_system(table[:, :real], self.blocks))
+            half = torch.linalg.solve_triangular(
+                root.mT, right[:, rows].flatten(2).flatten(0, 1), upper=True, left=False
+            )
+            found = torch.linalg.solve_triangular(root, half, upper=False, left=False)
             self.found[:, rows] = found.reshape(right[:, rows].shape)
         gained = torch.linalg.vecdot(self.found.flatten(1), right.flatten(1)).double().sum()
         self.missed = max(self.energy - float(gained), 0.0)
