@@ -57,7 +57,7 @@ class Run:
     ) -> None:
         self.pair, self.trained, self.settings, self.accelerator = pair, trained, settings, accelerator
         self.path = None if folder is None else Path(folder) / FILE
-        self.measuring = min(8, len(pair.batches) // 10)
+        self.measuring = len(pair.batches) - pair.trained_on
         parts = [pair.parameters(first, last) for first, last in pair.groups]
         every = [
             Phase("groups", settings.group_steps, settings.group_rate, pair.group_losses, parts),
@@ -142,7 +142,7 @@ class Run:
 
     def _batch(self, number: int) -> int:
         """The number of the batch of a step: all that are trained on in a random order, then all in another."""
-        count = len(self.pair.batches) - self.measuring
+        count = self.pair.trained_on
         epoch, position = divmod(number, count)
         generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + epoch)
         return int(torch.randperm(count, generator=generator)[position])
@@ -150,8 +150,8 @@ class Run:
     @torch.no_grad()
     def _measured(self, losses: Callable[[int], Iterator[Tensor]]) -> list[float]:
         """Means of losses over the batches that are held out, or the first one."""
-        count, sums = len(self.pair.batches), []
-        measured = range(count - self.measuring, count) if self.measuring else range(1)
+        sums, count = [], len(self.pair.batches)
+        measured = range(self.pair.trained_on, count) if self.measuring else range(1)
         for index in measured:
             torch.manual_seed(self.settings.seed)
             with nullcontext() if self.accelerator is None else self.accelerator.autocast():

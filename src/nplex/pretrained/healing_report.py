@@ -20,7 +20,7 @@ class Healing:
         fade: the share of the first phase in which converted layers fade in, `y = (1 - a) dense + a converted` with a
             from 0 to 1; 0 for none. The dense layers are the teacher's, on the model's device.
         seed: of the order of batches.
-        cache: bytes for the teacher's hidden states and outputs; what does not fit is computed again.
+        cache: bytes for what the teacher gives for batches that come again; what does not fit is computed again.
         checkpoint_every: steps between checkpoints, where there is a folder.
     """
 

@@ -20,6 +20,7 @@ class Pair:
     Attributes:
         student: the model that is healed.
         batches: what the models take.
+        trained_on: how many batches train; those behind them measure.
         order: the names of blocks as they run.
         groups: the first and last call of each group, of those that have trained parameters.
         alpha: how much of the converted layers counts, the dense ones have the rest; only where layers fade in.
@@ -32,6 +33,8 @@ class Pair:
         self.student, self._teacher, self.batches, self._names = student, teacher, batches, names
         self._outputs, self._room, self.alpha = outputs or output_loss, settings.cache, 1.0
         self._kept: dict[int, tuple[list[Call], Any]] = {}
+        self.trained_on = len(batches) - min(8, len(batches) // 10)
+        self._again = settings.group_steps + settings.steps > self.trained_on
         self.order: list[str] = []
         self.order = [each.block for each in self.taught(0)[0]]
         if missing := [name for name in names if name not in self.order]:
@@ -64,7 +67,7 @@ class Pair:
                 )
         seen = {id(t): t.nbytes for each in calls for t in tensors_of((*each.arguments, each.outputs))}
         size = sum((seen | {id(t): t.nbytes for t in tensors_of(output)}).values())
-        if size <= self._room:
+        if size <= self._room and (self._again or index >= self.trained_on):
             self._room -= size
             self._kept[index] = calls, output
         return calls, output
