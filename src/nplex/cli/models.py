@@ -138,7 +138,8 @@ def _convert(
     from nplex.model_folder import read_texts
     from nplex.stored import open_model, write_model
 
-    convert_(open_model(model, weights=False, tell=_tell), **chosen | {"weights": "fresh"})  # refuses at once
+    fresh: dict[str, Any] = chosen | {"weights": "fresh"}
+    convert_(open_model(model, weights=False, tell=_tell), **fresh)  # refuses at once
     batches = None if calibrate is None else read_texts(model, calibrate)
     with _step(f"reading {model}"):
         found = open_model(model, weights=True)
