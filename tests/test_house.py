@@ -20,7 +20,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = {
     "on_start": 0, "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "counting": 3, "optim": 3,
-    "pretrained": 3, "model_card": 3.1, "huggingface": 3.3, "on_import": 3.4,
+    "pretrained": 3.2, "model_card": 3.1, "huggingface": 3.3, "on_import": 3.4,
     "model_state": 2.9, "model_folder": 3.4, "adapters": 3.1,
     "rule_names": 3, "figures": 3.2, "stored": 3.5, "stored_rules": 3.5, "terminal": 0,
     "lab.checked": 4.9, "lab.results": 5.25,
@@ -87,7 +87,7 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 
 PUBLIC = {
     "nplex": [
-        "adapters", "algebra", "ops", "nn", "optim", "preview", "convert_", "compress_", "check", "fold_",
+        "adapters", "algebra", "ops", "nn", "optim", "preview", "convert_", "compress_", "heal", "check", "fold_",
         "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save",
         "load",
     ],
@@ -115,8 +115,8 @@ PUBLIC = {
     "nplex.adapters": [
         "add_", "use_", "remove_", "merge_", "unmerge_", "save", "load", "AdapterReport", "AdapterRow",
     ],
-    "nplex.pretrained": ["compress_"],
     "nplex.optim": ["param_groups", "explain", "factor", "Explanation", "Step"],
+    "nplex.pretrained": ["compress_", "heal", "Healing", "HealingReport", "HealingRow"],
     "nplex.files": [
         "save", "load", "replace_file", "write_text", "write_json", "read_json", "write_tensors", "read_tensors",
         "read_model", "tensors_of", "fill",
@@ -222,7 +222,7 @@ def test_the_house_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("part", "most"), [(lambda name: not in_lab(name), 15_650), (in_lab, 6_360)], ids=["library", "laboratory"]
+    ("part", "most"), [(lambda name: not in_lab(name), 16_650), (in_lab, 6_360)], ids=["library", "laboratory"]
 )
 def test_lines_in_all(part, most):
     """A new capability moves the limit; nothing else does."""

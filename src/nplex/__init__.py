@@ -18,13 +18,13 @@ from nplex.convert import (
 from nplex.counting import count
 from nplex.figures import show
 from nplex.files import load, save
-from nplex.pretrained import compress_
+from nplex.pretrained import compress_, heal
 from nplex.rule_names import identify
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "adapters", "algebra", "ops", "nn", "optim", "preview", "convert_", "compress_",
-    "check", "fold_", "factorize_",
-    "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save", "load",
+    "adapters", "algebra", "ops", "nn", "optim", "preview", "convert_", "compress_", "heal", "check", "fold_",
+    "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save",
+    "load",
 ]  # fmt: skip

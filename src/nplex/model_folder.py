@@ -75,12 +75,13 @@ def open_folder(path: Path, *, weights: bool, tell: Callable[[str], object] | No
     return model.eval()
 
 
-def read_texts(path: Path, texts: Path) -> list[Any]:
-    """The lines of a file as the model of a folder takes them, each alone, so that there is no padding.
+def read_texts(path: Path, texts: Path, size: int = 1) -> list[Any]:
+    """The lines of a file as the model of a folder takes them: each alone, or in padded batches of like length.
 
     Args:
         path: of a folder with a tokenizer.
         texts: the file, one text a line.
+        size: of a batch; batches keep the order of their first texts.
 
     Raises:
         ValueError: there is no text, or no tokenizer that can be opened.
@@ -98,7 +99,12 @@ def read_texts(path: Path, texts: Path) -> list[Any]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     described = read_json(path / "config.json")
     most = min(_TOKENS, tokenizer.model_max_length, described.get("max_position_embeddings") or _TOKENS)
-    return [tokenizer(line, truncation=True, max_length=most, return_tensors="pt") for line in lines]
+    if size > 1 and tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    order = sorted(range(len(lines)), key=lambda i: len(lines[i]) if size > 1 else i)
+    groups = sorted((order[i : i + size] for i in range(0, len(order), size)), key=min)
+    options: dict[str, Any] = {"padding": size > 1, "truncation": True, "max_length": most, "return_tensors": "pt"}
+    return [tokenizer([lines[i] for i in group], **options) for group in groups]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Verbs about models on disk: preview, convert, fold, count."""
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import track
 
+from nplex.cli.healing import Healer
 from nplex.terminal import TWIN, messages, refuse, refusing
 
 if TYPE_CHECKING:
-    from nplex.convert import Where
+    from nplex.convert import Report, Where
 
 Model = Annotated[
     Path, typer.Argument(help="A folder that transformers wrote, or a file that nplex.save wrote.", metavar="MODEL")
@@ -38,6 +40,22 @@ Everything = Annotated[
     typer.Option("--everything", help="Also layers seldom worth it: heads, routers, tiny layers (not embeddings)."),
 ]
 Shared = Annotated[bool, typer.Option("--shared", help="One rule for all converted layers.")]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="TEXTS",
+        help="A file of texts, one a line, some hundred: nearest are then the outputs on them. For a folder with "
+        "a tokenizer.",
+    ),
+]
+Heal = Annotated[
+    Path | None,
+    typer.Option(metavar="TEXTS", help="A file of texts, one a line: train on them to give what the model gave."),
+]
+HealSteps = Annotated[
+    tuple[int, int] | None,
+    typer.Option(help="Steps of healing, 16 texts each: of groups of blocks and of the whole model, as 400 300."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT, if nplex wrote it.")]
 
@@ -79,14 +97,9 @@ def convert(  # noqa: PLR0913 - options of the command line
         Literal["nearest", "fresh"],
         typer.Option(help="Start from the nearest to the model's own weights, or from fresh ones; then train."),
     ] = "nearest",
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="TEXTS",
-            help="A file of texts, one a line, some hundred: nearest are then the outputs on them. For a folder with "
-            "a tokenizer.",
-        ),
-    ] = None,
+    calibrate: Calibrate = None,
+    heal: Heal = None,
+    heal_steps: HealSteps = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -97,31 +110,51 @@ def convert(  # noqa: PLR0913 - options of the command line
 
       nplex convert my/bert my/bert-half --rule low-rank:0.5 --calibrate texts.txt
 
+      nplex convert my/bert my/bert-2 --rule 2 --calibrate texts.txt --heal texts.txt
+
       nplex convert model.safetensors smaller.safetensors --rule 4 --only 'layers.*'
     """
     with refusing():
-        from nplex.convert import convert_
-        from nplex.model_folder import read_texts
-        from nplex.stored import check_out, open_model, write_model
+        from nplex.stored import check_out
 
-        where, rules = _where(only, all_but, everything), _rules(rule)
+        chosen = {"rule": _rules(rule), "where": _where(only, all_but, everything), "shared": shared}
         check_out(model, out, force=force)
-        convert_(open_model(model, weights=False, tell=_tell), rules, where=where, shared=shared)  # refuses at once
         if calibrate is not None and weights == "fresh":
             refuse("--calibrate is for --weights nearest: fresh weights know nothing of texts")
-        batches = None if calibrate is None else read_texts(model, calibrate)
-        with _step(f"reading {model}"):
-            found = open_model(model, weights=True)
-        if batches is not None:
-            batches = track(batches, "calibrating", console=messages)
-        with _step("converting") if batches is None else nullcontext():
-            report = convert_(found, rules, where=where, shared=shared, weights=weights, calibration=batches)
-        with _step(f"writing {out}"):
-            write_model(found, model, out, force=force, tell=_tell)
+        if heal_steps and not heal:
+            refuse("--heal-steps are of --heal; give it texts, as --heal texts.txt")
+        healer = Healer(model, out, heal, heal_steps) if heal else None
+        report = _convert(model, out, chosen | {"weights": weights}, calibrate, healer, force=force)
     _print(report, as_json)
-    messages.print(
-        f"{out} is written. Train it before use: converted weights only approximate the originals.", soft_wrap=True
-    )
+    advice = "Compare it with the original" if healer else "Train it"
+    _tell(f"{out} is written. {advice} before use: converted weights only approximate the originals.")
+
+
+def _convert(
+    model: Path, out: Path, chosen: dict[str, Any], calibrate: Path | None, healer: Healer | None, *, force: bool
+) -> "Report":
+    """Reads, converts, heals and writes."""
+    from nplex.convert import convert_
+    from nplex.model_folder import read_texts
+    from nplex.stored import open_model, write_model
+
+    fresh: dict[str, Any] = chosen | {"weights": "fresh"}
+    convert_(open_model(model, weights=False, tell=_tell), **fresh)  # refuses at once
+    batches = None if calibrate is None else read_texts(model, calibrate)
+    with _step(f"reading {model}"):
+        found = open_model(model, weights=True)
+    teacher = copy.deepcopy(found) if healer else found
+    if batches is not None:
+        batches = track(batches, "calibrating", console=messages)
+    with _step("converting") if batches is None else nullcontext():
+        report = convert_(found, **chosen, calibration=batches)
+    if healer:
+        _tell(str(healer.heal(found, teacher)))
+    with _step(f"writing {out}"):
+        write_model(found, model, out, force=force, tell=_tell)
+    if healer:
+        healer.clear()
+    return report
 
 
 def fold(model: Model, out: Out, force: Force = False, as_json: Json = False) -> None:
