@@ -4,8 +4,6 @@ The only method that saves arithmetic: R / n^2 of the dense layer's, for a rule 
 """
 
 import math
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +12,7 @@ from nplex.algebra.bilinear import BilinearAlgorithm
 from nplex.ops import tiles
 from nplex.ops.cost import Work
 from nplex.ops.method import Method, Request
-from nplex.ops.tracing import autocast_type, is_eager
+from nplex.ops.tracing import autocast_type, cast, is_eager
 
 # Of one token, block products are matrix-vector products; from this size on, R calls cost less than what a batch of
 # matmuls loses by packing the blocks.
@@ -39,15 +37,16 @@ def product(
     """
     n, a, b = components.shape
     if (dtype := autocast_type(x)) is not None:
-        x, components, bias = (_cast(t, dtype) for t in (x, components, bias))
-        prepared = tuple(_cast(t, dtype) for t in prepared)
-        rule = BilinearAlgorithm(*(_cast(factor, dtype) for factor in rule))
+        x, bias, prepared = cast(x, dtype), cast(bias, dtype), tuple(cast(t, dtype) for t in prepared)
     rows = x.reshape(-1, n, b)
     inputs = (rows, *rule, components, bias, prepared[0] if prepared else None)
     eager = is_eager(*inputs)
     if eager and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         y = tiles.forward_with_gradients(*inputs)
     else:
+        if dtype is not None:
+            components = cast(components, dtype)
+            rule = BilinearAlgorithm(*(cast(factor, dtype) for factor in rule))
         made = prepared[0] if prepared else tiles.blocks(rule, components)
         if eager and rows.shape[0] > tiles.LEAST_TOKENS:
             y, _ = tiles.forward(rows, rule, made, bias)
@@ -76,11 +75,6 @@ def _one_token(
         torch.mv(block, z, out=u)
     y = torch.mm(rule.decode, products)
     return y if bias is None else y + bias.reshape(y.shape)
-
-
-def _cast(tensor: Any, dtype: torch.dtype) -> Any:
-    """In autocast's type, as it would do for each matmul; float64 stays, and so does None."""
-    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
 def cost(r: Request) -> Work:

@@ -179,6 +179,11 @@ def autocast_type(tensor: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def cast(tensor: Any, dtype: torch.dtype) -> Any:
+    """In autocast's type, as it would do for each matmul; float64 stays, and so does None."""
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
     """A context without autocast, for what torch's layer does in the type of its weight."""
     if autocast_type(tensor) is None:

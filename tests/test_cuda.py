@@ -1,0 +1,101 @@
+"""nplex on a CUDA device that is not there: types, devices, waits, and what is kept for backward.
+
+Tensors there have no numbers, so this says nothing about values; programs/fake_cuda.py says how.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from layer_cases import LAYERS
+
+from nplex import nn
+from nplex.nn import LearnedRule
+from nplex.ops import sums
+
+PROGRAMS = Path(__file__).parent / "programs"
+# Their operators exist for real CUDA tensors alone, in torch's layers and in ours.
+UNKNOWN = {"GRU", "GRUCell"}
+
+
+def run(program, folder):
+    """The JSON lines that a program prints, in a process where torch finds the device."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++, to compile the device that is not there")
+    environment = os.environ | {"NPLEX_FAKE_CUDA": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, PROGRAMS / program]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def guard(tmp_path_factory):
+    """A folder for the compiled library."""
+    return tmp_path_factory.mktemp("fake-cuda")
+
+
+@pytest.fixture(scope="session")
+def calls(guard):
+    """What every call of every layer did, beside torch's."""
+    return run("cuda_layers.py", guard)
+
+
+def told(call):
+    return f"{call['name']}, rule {call['rule']}, {call['dtype']}, autocast {call['autocast']}"
+
+
+def test_all_layers_were_called(calls):
+    assert {call["name"] for call in calls} > set(LAYERS)
+    assert {call["name"] for call in calls if "skipped" in call} <= UNKNOWN
+
+
+def test_outputs_have_the_type_of_torchs_layer_for_every_number_of_tokens(calls):
+    wrong = {told(c): (c["types"], c["theirs"]["types"]) for c in calls if "types" in c}
+    assert {name: types for name, types in wrong.items() if types[0] != types[1]} == {}
+
+
+def test_gradients_have_the_type_of_the_parameters(calls):
+    assert [told(c) for c in calls if "types" in c and c["grads"] != [c["dtype"]]] == []
+
+
+@pytest.mark.parametrize("what", ["waits", "strays"])
+def test_nothing_waits_for_the_device_or_meets_a_cpu_tensor(calls, what):
+    assert {told(c): c[what] for c in calls if "types" in c and set(c[what]) - set(c["theirs"][what])} == {}
+
+
+def test_no_more_is_kept_for_backward_than_the_budget(calls):
+    """Numbers of the layer and those kept, against dense: 1024 -> 4096, 8192 tokens, in bfloat16."""
+    kept = {c["rule"]: c["numbers"] / c["theirs"]["numbers"] for c in calls if c["name"] == "large"}
+    assert len(kept) == 4
+    assert all(share <= 1.05 for share in kept.values()), kept
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (4100, 1), (700, 2050), (1000, 64)])
+def test_sums_in_groups(shape):
+    left, right = torch.randn(3, *shape, dtype=torch.float64), torch.randn(2, *shape, dtype=torch.float64)
+    torch.testing.assert_close(sums.in_groups(left, right), left.flatten(1) @ right.flatten(1).mT)
+    found = sums.in_groups(left.half(), right.half())
+    assert found.dtype == torch.float32
+    assert torch.equal(found, sums.in_groups(left.half(), right.half()))
+
+
+@pytest.mark.parametrize("method", ["dense", "bilinear"])
+def test_float16_gradients_of_the_rule_are_finite_where_torchs_are(method):
+    layer = nn.Linear(256, 256, rule=LearnedRule(4, rank=7), method=method)
+    twin, x, g = layer.to_torch(), torch.randn(2048, 256), torch.randn(2048, 256)
+    scale = 2.0**8
+    for module in (twin, layer):
+        with torch.autocast("cpu", torch.float16):
+            y = module(x)
+        (y.float() * g).sum().mul(scale).backward()
+    assert twin.weight.grad.isfinite().all()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+    exact = nn.Linear.__new__(nn.Linear)
+    del exact
