@@ -20,6 +20,10 @@ def test_torch_compile_fullgraph_gives_the_same_values_and_gradients():
     assert run("compile", "aot_eager") == CASES
 
 
+def test_the_formula_for_gpus_compiles_to_the_same_values_and_gradients():
+    assert run("compile", "aot_eager", "as on a GPU") == CASES
+
+
 def test_torch_export_serves_every_batch_size():
     assert run("export") == CASES
 

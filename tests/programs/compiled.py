@@ -7,7 +7,7 @@ from torch import nn
 
 from nplex.algebra import quaternion
 from nplex.nn import LearnedRule, Linear, share
-from nplex.ops import METHODS
+from nplex.ops import METHODS, token_major
 
 
 class Pair(nn.Module):
@@ -42,6 +42,8 @@ def layers():
 def main():
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    if sys.argv[-1] == "as on a GPU":
+        token_major.suits = lambda x, rule: torch.compiler.is_compiling()
     for name, model in layers():
         width = (model.up if isinstance(model, Pair) else model).in_features
         x = torch.randn(5, width, requires_grad=True)

@@ -20,7 +20,7 @@ from nplex.ops import METHODS
 
 warnings.simplefilter("ignore")
 CUDA, HALF, BRAIN, FLOAT = torch.device("cuda"), torch.float16, torch.bfloat16, torch.float32
-TYPES = ((FLOAT, None), (FLOAT, BRAIN), (FLOAT, HALF), (BRAIN, None), (HALF, None))
+TYPES = ((FLOAT, BRAIN), (FLOAT, HALF), (HALF, None))  # of the numbers, and of autocast
 
 
 def outputs(layer, inputs):
@@ -28,7 +28,7 @@ def outputs(layer, inputs):
 
 
 def call(layer, inputs, autocast):
-    """Types of the outputs, what waited and strayed in forward and backward, operators, saved bytes."""
+    """Types of the outputs; bytes of inputs and parameters and what is kept beside them; what waited and strayed."""
     floating = [x for x in tree_leaves(inputs) if x.is_floating_point()]
     watch, saved = fake_cuda.Watch(), fake_cuda.Saved(*floating, *layer.parameters())
     with watch:
@@ -36,7 +36,8 @@ def call(layer, inputs, autocast):
             ys = outputs(layer, inputs)
         sum(y.float().sum() for y in ys).backward()
     types = [str(y.dtype) for y in ys]
-    return {"types": types, "waits": sorted(watch.waits), "strays": sorted(watch.strays), "saved": saved.bytes}
+    numbers = saved.bytes + sum(t.numel() * t.element_size() for t in (*floating, *layer.parameters()))
+    return {"types": types, "numbers": numbers, "waits": sorted(watch.waits), "strays": sorted(watch.strays)}
 
 
 class Torch:
@@ -71,25 +72,34 @@ def of(layer, twin, inputs, dtype, autocast, **about):
     print(json.dumps(about | {"grads": sorted(grads), "theirs": theirs} | found), flush=True)
 
 
+def table():
+    """Every layer, once narrow in torch's ways and once by autocast."""
+    for name, case in LAYERS.items():
+        for rule, types in (("learned 3", TYPES[:1]), ("learned 4:7", TYPES)):
+            for dtype, autocast in types:
+                layer = case.make(10, rule=RULES[rule](dtype=dtype), dtype=dtype)
+                twin, inputs = dense(case.make, dtype=dtype), case.inputs(10, FLOAT)
+                of(layer, twin, inputs, dtype, autocast, name=name, rule=rule)
+
+
+def linear(widths, tokens, n, rank, method, dtype, autocast, name):
+    """The fully-connected layer."""
+    layer = nn.Linear(*widths, rule=LearnedRule(n, rank, dtype=dtype), method=method, dtype=dtype)
+    twin, inputs = torch.nn.Linear(*widths, dtype=dtype), (torch.randn(tokens, widths[0]),)
+    of(layer, twin, inputs, dtype, autocast, name=name, rule=f"{n}:{rank}")
+
+
 def main():
     fake_cuda.look_ordinary()
     with fake_cuda.FakeTensorMode(), CUDA:
-        for name, case in LAYERS.items():
-            for rule, types in (("learned 3", TYPES[1:4:2]), ("learned 4:7", TYPES)):
-                for dtype, autocast in types:
-                    layer = case.make(10, rule=RULES[rule](dtype=dtype), dtype=dtype)
-                    of(layer, dense(case.make, dtype=dtype), case.inputs(10, FLOAT), dtype, autocast, name=name, rule=rule)
-        for rank in (None, 7):
-            for method in ("auto", *METHODS):
-                if METHODS.get(method) and METHODS[method].needs_factors and rank is None:
-                    continue
-                for tokens in (1, 5, 100, 3000):
-                    for dtype, autocast in TYPES[1:4]:
-                        rule = LearnedRule(4, rank, dtype=dtype)
-                        layer = nn.Linear(64, 128, rule=rule, method=method, dtype=dtype)
-                        twin = torch.nn.Linear(64, 128, dtype=dtype)
-                        name = f"{tokens} tokens, {method}"
-                        of(layer, twin, (torch.randn(tokens, 64),), dtype, autocast, name=name, rule=f"4:{rank}")
+        table()
+        for method in ("auto", *METHODS):
+            for tokens in (1, 5, 100, 3000):
+                for rank in (7,) if method == "bilinear" else (None, 7):
+                    for dtype, autocast in TYPES[::2]:
+                        linear((64, 128), tokens, 4, rank, method, dtype, autocast, f"{tokens} tokens, {method}")
+        for n, rank in ((4, None), (4, 7), (4, 4), (8, 24)):
+            linear((1024, 4096), 8192, n, rank, "bilinear" if rank else "dense", BRAIN, None, "large")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.ops import tiles
+from nplex.ops import tiles, token_major
 from nplex.ops.cost import Work
 from nplex.ops.method import Method, Request
 from nplex.ops.tracing import autocast_type, cast, is_eager
@@ -32,7 +32,7 @@ def product(
 ) -> Float[Tensor, "*batch n*a"]:
     """`y[i] = sum_r decode[i, r] (sum_k encode_component[k, r] components[k]) (sum_j encode_input[j, r] x[j])`.
 
-    An ordinary call runs in tiles; torch.compile, torch.func and the like see the formula. `prepared` holds the
+    An ordinary call runs in tiles; torch.compile, torch.func and the like see a formula. `prepared` holds the
     blocks, the bracket with k, where they are at hand; gradients then go to them.
     """
     n, a, b = components.shape
@@ -43,6 +43,8 @@ def product(
     eager = is_eager(*inputs)
     if eager and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         y = tiles.forward_with_gradients(*inputs)
+    elif token_major.suits(rows, rule):
+        y = token_major.formula(rows, rule, components, bias, inputs[-1])
     else:
         if dtype is not None:
             components = cast(components, dtype)

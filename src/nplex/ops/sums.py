@@ -5,8 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # So many products are added by one small matmul. As a single matmul the sum would be one tile, the work of one of an
-# accelerator's many processors; and float16 would overflow where the gradients of a dense layer, sums over tokens,
-# do not.
+# accelerator's many processors.
 TERMS = 2**11
 
 
@@ -23,8 +22,14 @@ def as_one_matmul(tensor: Tensor) -> bool:
 
 
 def in_groups(left: Float[Tensor, "p t c"], right: Float[Tensor, "q t c"]) -> Float[Tensor, "p q"]:
-    """The same as a batch of matmuls, a group of t each, added in float32 or more: the same bits at each call."""
+    """The same as a batch of matmuls, a group of t each, added in float32 or more: the same bits at each call.
+
+    In float16 the products are added in float32 too: it would overflow where a dense layer's gradients, sums over
+    tokens alone, do not.
+    """
     exact = torch.promote_types(left.dtype, torch.float32)
+    if left.dtype == torch.float16:
+        left, right = left.float(), right.float()
     _, t, c = left.shape
     size = max(1, TERMS // max(c, 1))
     count = t // size

@@ -188,7 +188,9 @@ def _backward(
             _add_products(encode_grad, xs, dz)
         if x_grad is not None:
             x_grad[start:stop] = _mix(rule.encode_input, dz, inputs).transpose(0, 1)
-    return x_grad, encode_grad, decode_grad, None if blocks_grad is None else blocks_grad.to(x.dtype)
+    if blocks_grad is not None and x.dtype != torch.float16:  # which may not hold them
+        blocks_grad = blocks_grad.to(x.dtype)
+    return x_grad, encode_grad, decode_grad, blocks_grad
 
 
 def _through_blocks(
@@ -201,8 +203,9 @@ def _through_blocks(
     """Gradients of encode_component and components, each one matmul."""
     if blocks_grad is None:
         return None, None
+    encode, components = rule.encode_component.to(blocks_grad.dtype), components.to(blocks_grad.dtype)
     encode_grad = products_summed(components, blocks_grad) if for_encode else None
-    components_grad = torch.mm(rule.encode_component, blocks_grad.flatten(1)) if for_components else None
+    components_grad = torch.mm(encode, blocks_grad.flatten(1)) if for_components else None
     return encode_grad, None if components_grad is None else components_grad.view_as(components)
 
 

@@ -1,0 +1,77 @@
+"""The bilinear product as torch.compile does best with it on a GPU: mixing as sums that merge with their neighbours.
+
+A GPU does hundreds of operations in the time of reading one number, so mixing is all reading and writing. As matmuls
+with n or R rows each mix is a kernel of its own, with copies before and after. As sums over parts of a token, Inductor
+writes each into the kernel of what comes before or after: norm, activation, residual, bias. What is left are the block
+products.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nplex.algebra.bilinear import BilinearAlgorithm
+
+# Inductor unrolls sums of so many terms (torch._inductor.config.unroll_reductions_threshold) into what they merge with.
+TERMS = 8
+MOST_PARTS = 32  # more would not fit into a GPU's registers
+
+
+def suits(x: Float[Tensor, "tokens n b"], rule: BilinearAlgorithm) -> bool:
+    """Whether torch.compile makes kernels of its own for this device, and the parts of a token fit into registers."""
+    return torch.compiler.is_compiling() and x.device.type in ("cuda", "xpu") and max(rule.decode.shape) <= MOST_PARTS
+
+
+def formula(
+    x: Float[Tensor, "tokens n b"],
+    rule: BilinearAlgorithm,
+    components: Float[Tensor, "n a b"],
+    bias: Float[Tensor, "d_out"] | None,
+    blocks: Float[Tensor, "R a b"] | None = None,
+) -> Float[Tensor, "tokens n a"]:
+    """`y[i] = sum_r decode[i, r] (blocks[r] sum_j encode_input[j, r] x[j])`; factors may be wider than x."""
+    n = x.shape[1]
+    if blocks is None:
+        blocks = mix(rule.encode_component.mT, components.transpose(0, 1), x.dtype).transpose(0, 1)
+    mixed = mix(rule.encode_input.mT, x, x.dtype).transpose(0, 1)
+    products = torch.bmm(mixed, blocks.mT).transpose(0, 1)
+    y = mix(rule.decode, products, x.dtype)
+    return y if bias is None else y + bias.to(y.dtype).reshape(n, -1)
+
+
+def mix(weights: Float[Tensor, "p q"], parts: Float[Tensor, "tokens q c"], dtype: torch.dtype) -> Tensor:
+    """`[t, p] = sum_q weights[p, q] parts[t, q]`, in the type given."""
+    return _Mix.apply(weights, parts, dtype)
+
+
+class _Mix(torch.autograd.Function):
+    """weights, parts -> sums; the gradient of the weights is a batch of matmuls, where sums would read all p q times."""
+
+    @staticmethod
+    def forward(ctx, weights: Tensor, parts: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(weights, parts)
+        return _sums(weights, parts).to(dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weights, parts = ctx.saved_tensors
+        for_weights, for_parts, _ = ctx.needs_input_grad
+        weights_grad = parts_grad = None
+        if for_weights:
+            each = torch.bmm(grad, parts.to(grad.dtype).mT)  # of each token, so that no sum leaves the range of float16
+            weights_grad = each.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(weights.dtype)
+        if for_parts:
+            parts_grad = _sums(weights.mT, grad).to(parts.dtype)
+        return weights_grad, parts_grad, None
+
+
+def _sums(weights: Float[Tensor, "p q"], parts: Float[Tensor, "tokens q c"]) -> Float[Tensor, "tokens p c"]:
+    """`sum_q weights[p, q] parts[t, q]`, so many terms at a time as torch.compile unrolls."""
+    total = None
+    for start in range(0, weights.shape[1], TERMS):
+        some = slice(start, start + TERMS)
+        terms = weights[:, some, None] * parts[:, None, some]
+        part = terms.sum(2, dtype=torch.promote_types(terms.dtype, torch.float32))
+        total = part if total is None else total + part
+    assert total is not None
+    return total
