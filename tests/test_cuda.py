@@ -27,7 +27,7 @@ def run(program, folder):
     """The JSON lines that a program prints, in a process where torch finds the device."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++, to compile the device that is not there")
-    environment = os.environ | {"NPLEX_FAKE_CUDA": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"NPLEX_FAKE_CUDA": str(folder), "XDG_CACHE_HOME": str(folder)}
     command = [sys.executable, PROGRAMS / program]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -75,6 +75,25 @@ def test_no_more_memory_than_dense_while_training(calls):
     assert share.pop("4:None") < 1.1  # the weight and the components
     assert list(share) == ["4:7", "4:4", "8:24"]
     assert max(share.values()) < 1
+
+
+def test_auto_is_never_slower_than_the_dense_method_by_the_operators_that_it_starts(guard):
+    """The plan's own estimate is not asked: programs/fake_cuda.py counts bytes, operations and starts for an H100."""
+    lines = run("cuda_costs.py", guard)
+    assert {line["method"] for line in lines} >= {"dense", "bilinear", "components_first"}
+    assert [line for line in lines if line["share"] > 1.05] == []
+
+
+def test_compiled_mixing_merges_with_its_neighbours(guard):
+    """LayerNorm, two layers, GELU, residual: two block products are all that libraries compute forward."""
+    lines = run("cuda_kernels.py", guard)
+    forms = {(line["form"], line["n"], line["rank"]): line for line in lines}
+    for n, rank in ((4, 7), (4, 4), (8, 24)):
+        old, new = forms["matmuls", n, rank], forms["token_major", n, rank]
+        assert new["forward"]["calls"] == forms["dense", n, rank]["forward"]["calls"] == 2
+        assert old["forward"]["calls"] == 8
+        assert new["backward"]["calls"] == 10 < old["backward"]["calls"]
+        assert new["saved"] < old["saved"]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (4100, 1), (700, 2050), (1000, 64)])

@@ -7,7 +7,7 @@ from torch import nn
 
 from nplex.algebra import quaternion
 from nplex.nn import LearnedRule, Linear, share
-from nplex.ops import METHODS, token_major
+from nplex.ops import METHODS, machine, plan, token_major
 
 
 class Pair(nn.Module):
@@ -44,6 +44,7 @@ def main():
     torch.set_num_threads(1)
     if sys.argv[-1] == "as on a GPU":
         token_major.suits = lambda x, rule: torch.compiler.is_compiling()
+        machine.GPU = plan.GPU = "cpu"
     for name, model in layers():
         width = (model.up if isinstance(model, Pair) else model).in_features
         x = torch.randn(5, width, requires_grad=True)

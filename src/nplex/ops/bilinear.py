@@ -19,8 +19,8 @@ from nplex.ops.tracing import autocast_type, cast, is_eager
 LARGE_BLOCK = 2**16
 # Calls beside the matmuls (nplex.ops.cost says how they were fitted): the others have less to call when prepared,
 # this method has not.
+FACTOR_KERNELS = 8  # of an accelerator, which add up what the matmuls of two factors' gradients gave
 CALLS, PREPARED_CALLS, BACKWARD_CALLS, TILE_CALLS, TILE_BACKWARD_CALLS = 3, 6, 75, 3, 12
-CPU = torch.device("cpu")
 
 
 def product(
@@ -87,24 +87,32 @@ def cost(r: Request) -> Work:
     """
     n, a, b, rank = r.n, r.a, r.b, r.rank or 0
     work, tile = r.work(), r.work()
-    count = math.ceil(r.tokens / tiles.tile_tokens(r.tokens, rank, a, b, r.element_size, CPU))
+    one = tiles.tile_tokens(r.tokens, rank, a, b, r.element_size, r.device)
+    count, copied = (1, False) if r.compiled and on_gpu(r) else (math.ceil(r.tokens / one), True)
     tokens = r.tokens / max(count, 1)
     if not r.prepared:
         work.mix(rank, n, a * b)
-    tile.move(n * tokens * b, n * tokens * b)
+    if copied:
+        tile.move(n * tokens * b, n * tokens * b)
     tile.mix(rank, n, tokens * b)
     tile.matmul(tokens, b, a, count=rank)
     tile.mix(n, rank, tokens * a)
-    tile.move(n * tokens * a, n * tokens * a)
+    if copied:
+        tile.move(n * tokens * a, n * tokens * a)
     tile.call(TILE_CALLS)
     work.call(PREPARED_CALLS if r.prepared else CALLS)
     if r.training:
-        _add_backward(r, rank, work, tile, tokens)
+        _add_backward(r, rank, work, tile, tokens, copied)
     work.repeat(count, tile)
     return work
 
 
-def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | float) -> None:
+def on_gpu(r: Request) -> bool:
+    """Whether an accelerator computes."""
+    return r.device.type != "cpu"
+
+
+def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | float, copied: bool) -> None:
     """Adds the gradients of all, per call and per tile."""
     n, a, b = r.n, r.a, r.b
     if not r.prepared:
@@ -114,11 +122,14 @@ def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | f
     work.move(r.tokens * n * a, rank * a * b)
     work.stream((2 if r.prepared else 3) * rank * a * b)  # blocks, once more, and their gradients: all new memory
     work.call(BACKWARD_CALLS)
-    tile.move(n * tokens * (a + 2 * b), n * tokens * (a + 2 * b))
-    if (
-        b < tiles.KEPT_FROM and tiles.KEPT_SHARE * n * b < rank * a
-    ):  # at least a part of the block products is made again
-        tile.matmul(tokens * (1 - tiles.KEPT_SHARE * n * b / (rank * a)), b, a, count=rank)
+    if copied:
+        tile.move(n * tokens * (a + 2 * b), n * tokens * (a + 2 * b))
+    kept = tiles.KEPT_SHARE * n * b / (rank * a)
+    if copied and kept < 1 and (on_gpu(r) or b < tiles.KEPT_FROM):  # a part of the block products is made again
+        tile.matmul(tokens * (1 - kept), b, a, count=rank)
+    if copied and on_gpu(r) and tokens < r.tokens:  # in float32, for half precision
+        tile.move(3 * rank * a * b, 2 * rank * a * b)
+    tile.start(FACTOR_KERNELS)
     tile.mix(n, tokens * a, rank)
     tile.mix(rank, n, tokens * a)
     tile.mix(rank, n, tokens * b)

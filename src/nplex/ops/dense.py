@@ -181,7 +181,8 @@ def add_build(work: Work, r: Request) -> None:
     """
     n, a, b = r.n, r.a, r.b * r.kernel
     entries = n * n * a * b
-    tiles = math.ceil(a / max(1, min(a, TILE_BYTES // (r.element_size * n * n * b))))
+    rows = a if r.device.type != "cpu" else max(1, min(a, TILE_BYTES // (r.element_size * n * n * b)))
+    tiles = math.ceil(a / rows)
     build, back = r.work(), r.work()
     build.mix(n * n, n, a * b / tiles)
     build.move(entries / tiles, entries / tiles)

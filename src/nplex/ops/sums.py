@@ -33,12 +33,13 @@ def in_groups(left: Float[Tensor, "p t c"], right: Float[Tensor, "q t c"]) -> Fl
     _, t, c = left.shape
     size = max(1, TERMS // max(c, 1))
     count = t // size
-    total = left.new_zeros(left.shape[0], right.shape[0], dtype=exact)
+    total = None
     if count:
         groups = (
             x[:, : count * size].unflatten(1, (count, size)).transpose(0, 1).flatten(2) for x in (left, right)
         )
-        total += torch.bmm(next(groups), next(groups).mT).sum(0, dtype=exact)
-    if count * size < t:
-        total += torch.mm(left[:, count * size :].flatten(1), right[:, count * size :].flatten(1).mT)
+        total = torch.bmm(next(groups), next(groups).mT).sum(0, dtype=exact)
+    if total is None or count * size < t:
+        rest = torch.mm(left[:, count * size :].flatten(1), right[:, count * size :].flatten(1).mT)
+        total = rest.to(exact) if total is None else total + rest
     return total

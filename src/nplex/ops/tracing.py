@@ -116,6 +116,13 @@ def constant_when_compiled(function: Function) -> Function:
     return function
 
 
+def is_static(size: int) -> bool:
+    """Whether torch.compile knows a size as a number; False for one that stands for all, and before torch 2.8."""
+    from torch.fx.experimental import symbolic_shapes  # here: it takes half as long to load as all of nplex
+
+    return hasattr(symbolic_shapes, "has_static_value") and symbolic_shapes.has_static_value(size)
+
+
 def outside_graphs(function: Callable) -> Callable:
     """Marks a function that torch.compile leaves out of its graphs.
 
