@@ -36,7 +36,14 @@ def main():
             with torch.set_grad_enabled(training):
                 sizes = (n, width // n, width // n, 1)
                 method = best(tokens, sizes, layer.rule(), (layer.components, x), False)
-            about = {"width": width, "tokens": tokens, "n": n, "rank": rank, "dtype": str(dtype), "training": training}
+            about = {
+                "width": width,
+                "tokens": tokens,
+                "n": n,
+                "rank": rank,
+                "dtype": str(dtype),
+                "training": training,
+            }
             share = 1.0
             if method != "dense":
                 taken = seconds(layer, tokens, dtype, training)

@@ -1,13 +1,12 @@
 """What Inductor makes of compiled layers on a CUDA device that is not there; a line of JSON each.
 
-Graphs are lowered and fused as for a real device, and not written as code, which would need Triton. LayerNorm, Linear,
-GELU, Linear and a residual, forward and backward: kernels of libraries, kernels that Inductor would write, saved bytes.
+Graphs are lowered and fused as for a real device, and not written as code, which would need Triton. Of LayerNorm,
+Linear, GELU, Linear and a residual, forward and backward: kernels of libraries, Inductor's own, and saved bytes.
 """
 
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_cuda

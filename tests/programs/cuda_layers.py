@@ -8,8 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_cuda
-import torch
 import layer_cases
+import torch
 from cases import RULES
 from layer_cases import LAYERS
 from torch.utils._pytree import tree_leaves, tree_map

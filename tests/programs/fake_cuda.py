@@ -72,8 +72,8 @@ if "NPLEX_FAKE_CUDA" in os.environ:
                     setattr(module, name, now[function])
 
     VIEWS = {
-        "view", "t", "transpose", "empty", "detach", "expand", "slice", "select", "permute", "as_strided", "unsqueeze",
-        "squeeze", "_unsafe_view", "alias", "split", "unbind", "new_empty", "reshape", "empty_like", "_reshape_alias",
+        "view", "t", "transpose", "empty", "detach", "expand", "slice", "select", "permute", "as_strided",
+        "unsqueeze", "squeeze", "_unsafe_view", "alias", "split", "unbind", "new_empty", "reshape", "empty_like", "_reshape_alias",
         "unfold", "new_empty_strided", "empty_strided", "device",
     }  # fmt: skip
 
@@ -102,7 +102,7 @@ if "NPLEX_FAKE_CUDA" in os.environ:
             super().__init__()
             self.operators, self.waits, self.strays = collections.Counter(), set(), set()
             self.seconds = 0.0
-    
+
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             name = func.overloadpacket.__name__

@@ -4,6 +4,7 @@ The only method that saves arithmetic: R / n^2 of the dense layer's, for a rule 
 """
 
 import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor

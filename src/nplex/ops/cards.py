@@ -1,7 +1,7 @@
 """What GPUs can do, by class of card: defaults until `nplex measure --device cuda` has measured this one.
 
-Sources: NVIDIA's data sheets (H100, H200, A100, V100, T4, RTX 3090, RTX 4090). Of their peaks without sparsity a large
-matmul is taken to reach 80 %, a copy 90 %. On an H100, 790 TFLOP/s were measured in bfloat16; nothing else was.
+Sources: NVIDIA's data sheets (H100, H200, A100, V100, T4, RTX 3090, RTX 4090). Of their peaks without sparsity a
+large matmul is taken to reach 80 %, a copy 90 %. On an H100, 790 TFLOP/s were measured in bfloat16; nothing else was.
 """
 
 import torch

@@ -6,7 +6,7 @@ fitted by hand to the times of `python benchmarks/plan.py --every 1` (one thread
 benchmarks/results/plan-1-thread.md).
 
 On an accelerator an operation takes `max(flops / rate, bytes / bytes_per_second, seconds_per_call) +
-seconds_per_kernel`: Python starts the next one meanwhile, and torch.compile needs no Python. There CALLS count nothing.
+seconds_per_kernel`: Python starts the next one meanwhile, and torch.compile needs no Python. CALLS count nothing.
 """
 
 from dataclasses import dataclass
@@ -113,9 +113,10 @@ class Work:
     def kernel(
         self, flops: int | float, read: int | float, written: int | float, speed: float = 1.0, fill: float = 1.0
     ) -> None:
-        """One operation of an accelerator: traffic at `speed` times that of a copy, arithmetic `fill` times as long."""
+        """One operation of an accelerator: traffic at `speed` of a copy's, arithmetic `fill` times as long."""
         size, gpu = self.element_size * (read + written), self.gpu
-        assert gpu is not None
+        if gpu is None:
+            raise TypeError(f"kernels are an accelerator's, got {self.machine}")
         arithmetic = fill * flops / self.flops_per_second
         self.flops += flops
         self.bytes += size

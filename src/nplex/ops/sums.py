@@ -35,9 +35,7 @@ def in_groups(left: Float[Tensor, "p t c"], right: Float[Tensor, "q t c"]) -> Fl
     count = t // size
     total = None
     if count:
-        groups = (
-            x[:, : count * size].unflatten(1, (count, size)).transpose(0, 1).flatten(2) for x in (left, right)
-        )
+        groups = (x[:, : count * size].unflatten(1, (count, size)).transpose(0, 1).flatten(2) for x in (left, right))
         total = torch.bmm(next(groups), next(groups).mT).sum(0, dtype=exact)
     if total is None or count * size < t:
         rest = torch.mm(left[:, count * size :].flatten(1), right[:, count * size :].flatten(1).mT)

@@ -1,9 +1,9 @@
 """The bilinear product as torch.compile does best with it on a GPU: mixing as sums that merge with their neighbours.
 
 A GPU does hundreds of operations in the time of reading one number, so mixing is all reading and writing. As matmuls
-with n or R rows each mix is a kernel of its own, with copies before and after. As sums over parts of a token, Inductor
-writes each into the kernel of what comes before or after: norm, activation, residual, bias. What is left are the block
-products.
+with n or R rows each mix is a kernel of its own, with copies before and after. As sums over parts of a token,
+Inductor writes each into the kernel of what comes before or after: norm, activation, residual, bias. What is left are
+the block products.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
 
-# Inductor unrolls sums of so many terms (torch._inductor.config.unroll_reductions_threshold) into what they merge with.
+# Inductor unrolls sums of so many terms (its unroll_reductions_threshold), which merge with what is around them.
 TERMS = 8
 MOST_PARTS = 32  # more would not fit into a GPU's registers
 
@@ -45,7 +45,7 @@ def mix(weights: Float[Tensor, "p q"], parts: Float[Tensor, "tokens q c"], dtype
 
 
 class _Mix(torch.autograd.Function):
-    """weights, parts -> sums; the gradient of the weights is a batch of matmuls, where sums would read all p q times."""
+    """weights, parts -> sums; the gradient of weights is a batch of matmuls: sums would read all p q times."""
 
     @staticmethod
     def forward(ctx, weights: Tensor, parts: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,8 +58,8 @@ class _Mix(torch.autograd.Function):
         for_weights, for_parts, _ = ctx.needs_input_grad
         weights_grad = parts_grad = None
         if for_weights:
-            each = torch.bmm(grad, parts.to(grad.dtype).mT)  # of each token, so that no sum leaves the range of float16
-            weights_grad = each.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(weights.dtype)
+            of_tokens = torch.bmm(grad, parts.to(grad.dtype).mT)
+            weights_grad = of_tokens.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(weights.dtype)
         if for_parts:
             parts_grad = _sums(weights.mT, grad).to(parts.dtype)
         return weights_grad, parts_grad, None
@@ -67,11 +67,9 @@ class _Mix(torch.autograd.Function):
 
 def _sums(weights: Float[Tensor, "p q"], parts: Float[Tensor, "tokens q c"]) -> Float[Tensor, "tokens p c"]:
     """`sum_q weights[p, q] parts[t, q]`, so many terms at a time as torch.compile unrolls."""
-    total = None
-    for start in range(0, weights.shape[1], TERMS):
-        some = slice(start, start + TERMS)
-        terms = weights[:, some, None] * parts[:, None, some]
-        part = terms.sum(2, dtype=torch.promote_types(terms.dtype, torch.float32))
-        total = part if total is None else total + part
-    assert total is not None
+    pieces = zip(weights.split(TERMS, 1), parts.split(TERMS, 1), strict=True)
+    terms = [some[:, :, None] * part[:, None] for some, part in pieces]
+    total, *others = [t.sum(2, dtype=torch.promote_types(t.dtype, torch.float32)) for t in terms]
+    for other in others:
+        total = total + other
     return total
