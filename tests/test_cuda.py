@@ -96,6 +96,22 @@ def test_compiled_mixing_merges_with_its_neighbours(guard):
         assert new["saved"] < old["saved"]
 
 
+def test_the_program_for_a_real_gpu_runs_dry(tmp_path):
+    program = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+    command = [sys.executable, program, "--dry", "--limit", "120", "--out", tmp_path]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    written = json.loads((tmp_path / "gpu-dry-run-on-a-cpu.json").read_text("utf-8"))
+    parts = {row["part"] for row in written["rows"]}
+    assert parts == {"ceilings", "values", "layers", "blocks", "few_rows", "few_tokens"}
+    wrong = {row["case"]: row["measured"] for row in written["rows"] if row["part"] == "values"}
+    assert max(wrong.values()) < 1e-4
+    text = (tmp_path / "gpu-dry-run-on-a-cpu.md").read_text("utf-8")
+    assert "## layers" in text
+    assert "failed" not in text
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (4100, 1), (700, 2050), (1000, 64)])
 def test_sums_in_groups(shape):
     left, right = torch.randn(3, *shape, dtype=torch.float64), torch.randn(2, *shape, dtype=torch.float64)

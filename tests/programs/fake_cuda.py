@@ -73,8 +73,8 @@ if "NPLEX_FAKE_CUDA" in os.environ:
 
     VIEWS = {
         "view", "t", "transpose", "empty", "detach", "expand", "slice", "select", "permute", "as_strided",
-        "unsqueeze", "squeeze", "_unsafe_view", "alias", "split", "unbind", "new_empty", "reshape", "empty_like", "_reshape_alias",
-        "unfold", "new_empty_strided", "empty_strided", "device",
+        "unsqueeze", "squeeze", "_unsafe_view", "alias", "split", "unbind", "new_empty", "reshape", "empty_like",
+        "_reshape_alias", "unfold", "new_empty_strided", "empty_strided", "device",
     }  # fmt: skip
 
     def seconds(name, args, tensors):
