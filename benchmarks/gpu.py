@@ -47,6 +47,7 @@ class Bench:
         return max(real // 128, least) if self.dry else real
 
     def tensor(self, *shape: int, **kind: Any) -> Tensor:
+        """Random numbers."""
         return torch.randn(*shape, **{"device": self.device, "dtype": self.dtype} | kind)
 
     def seconds(self, run: Callable[[], object], budget: float = 0.1) -> float:

@@ -85,15 +85,19 @@ def test_auto_is_never_slower_than_the_dense_method_by_the_operators_that_it_sta
 
 
 def test_compiled_mixing_merges_with_its_neighbours(guard):
-    """LayerNorm, two layers, GELU, residual: two block products are all that libraries compute forward."""
-    lines = run("cuda_kernels.py", guard)
-    forms = {(line["form"], line["n"], line["rank"]): line for line in lines}
-    for n, rank in ((4, 7), (4, 4), (8, 24)):
-        old, new = forms["matmuls", n, rank], forms["token_major", n, rank]
-        assert new["forward"]["calls"] == forms["dense", n, rank]["forward"]["calls"] == 2
+    """LayerNorm, two layers 4096 wide, GELU, residual; 16,384 tokens: block products are all that libraries compute.
+
+    Seconds of a training step are arithmetic, of what Inductor would start on an H100.
+    """
+    forms = {(line["form"], line["n"], line["rank"]): line for line in run("cuda_kernels.py", guard)}
+    for n, rank, most in ((4, 7, 0.85), (4, 4, 0.6), (8, 8, 0.5)):
+        dense, old, new = (forms[form, n, rank] for form in ("dense", "matmuls", "token_major"))
+        assert new["forward"]["calls"] == dense["forward"]["calls"] == 2
         assert old["forward"]["calls"] == 8
         assert new["backward"]["calls"] == 10 < old["backward"]["calls"]
         assert new["saved"] < old["saved"]
+        seconds = [sum(form[way]["seconds"] for way in ("forward", "backward")) for form in (new, dense)]
+        assert seconds[0] < most * seconds[1]
 
 
 def test_the_program_for_a_real_gpu_runs_dry(tmp_path):

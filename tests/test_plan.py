@@ -266,9 +266,10 @@ def test_measuring_an_accelerator_gives_what_a_plan_needs(cache):
 
 
 def test_an_accelerator_is_not_measured_as_a_cpu(monkeypatch):
-    monkeypatch.setattr(calibrate, "measure_accelerator", lambda device: ("measured", device))
+    card = machine.ACCELERATORS["T4"]
+    monkeypatch.setattr(calibrate, "measure_accelerator", lambda device: card if device == "cuda" else None)
     monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(*size))
-    assert ops.measure("cuda") == ("measured", "cuda")
+    assert ops.measure("cuda") is card
 
 
 @pytest.mark.parametrize(

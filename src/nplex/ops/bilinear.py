@@ -87,35 +87,29 @@ def cost(r: Request) -> Work:
     mix and each factor.
     """
     n, a, b, rank = r.n, r.a, r.b, r.rank or 0
+    if r.compiled and max(n, rank) <= token_major.MOST_TERMS:
+        return _merged_cost(r, rank)
     work, tile = r.work(), r.work()
-    one = tiles.tile_tokens(r.tokens, rank, a, b, r.element_size, r.device)
-    count, copied = (1, False) if r.compiled and on_gpu(r) else (math.ceil(r.tokens / one), True)
+    count = math.ceil(r.tokens / tiles.tile_tokens(r.tokens, rank, a, b, r.element_size, r.device))
     tokens = r.tokens / max(count, 1)
     if not r.prepared:
         work.mix(rank, n, a * b)
-    if copied:
-        tile.move(n * tokens * b, n * tokens * b)
+    tile.move(n * tokens * b, n * tokens * b)
     tile.mix(rank, n, tokens * b)
     tile.matmul(tokens, b, a, count=rank)
     tile.mix(n, rank, tokens * a)
-    if copied:
-        tile.move(n * tokens * a, n * tokens * a)
+    tile.move(n * tokens * a, n * tokens * a)
     tile.call(TILE_CALLS)
     work.call(PREPARED_CALLS if r.prepared else CALLS)
     if r.training:
-        _add_backward(r, rank, work, tile, tokens, copied)
+        _add_backward(r, rank, work, tile, tokens)
     work.repeat(count, tile)
     return work
 
 
-def on_gpu(r: Request) -> bool:
-    """Whether an accelerator computes."""
-    return r.device.type != "cpu"
-
-
-def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | float, copied: bool) -> None:
+def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | float) -> None:
     """Adds the gradients of all, per call and per tile."""
-    n, a, b = r.n, r.a, r.b
+    n, a, b, on_gpu = r.n, r.a, r.b, r.device.type != "cpu"
     if not r.prepared:
         work.mix(rank, n, a * b)
         work.mix(n, a * b, rank)
@@ -123,12 +117,11 @@ def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | f
     work.move(r.tokens * n * a, rank * a * b)
     work.stream((2 if r.prepared else 3) * rank * a * b)  # blocks, once more, and their gradients: all new memory
     work.call(BACKWARD_CALLS)
-    if copied:
-        tile.move(n * tokens * (a + 2 * b), n * tokens * (a + 2 * b))
+    tile.move(n * tokens * (a + 2 * b), n * tokens * (a + 2 * b))
     kept = tiles.KEPT_SHARE * n * b / (rank * a)
-    if copied and kept < 1 and (on_gpu(r) or b < tiles.KEPT_FROM):  # a part of the block products is made again
+    if kept < 1 and (on_gpu or b < tiles.KEPT_FROM):  # at least a part of the block products is made again
         tile.matmul(tokens * (1 - kept), b, a, count=rank)
-    if copied and on_gpu(r) and tokens < r.tokens:  # in float32, for half precision
+    if on_gpu and tokens < r.tokens:  # gradients of several tiles are added
         tile.move(3 * rank * a * b, 2 * rank * a * b)
     tile.start(FACTOR_KERNELS)
     tile.mix(n, tokens * a, rank)
@@ -139,6 +132,26 @@ def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | f
     tile.mix(n, tokens * b, rank)
     tile.mix(n, rank, tokens * b)
     tile.call(TILE_BACKWARD_CALLS)
+
+
+def _merged_cost(r: Request, rank: int) -> Work:
+    """Of nplex.ops.token_major, where x, y and their gradients are at hand: sums merge with what is around them."""
+    n, a, b, tokens, work = r.n, r.a, r.b, r.tokens, r.work()
+    if not r.prepared:
+        work.move(n * a * b, rank * a * b)
+    work.move(0, rank * tokens * b)
+    work.matmul(tokens, b, a, count=rank)
+    work.move(rank * tokens * a, 0)
+    if r.training:
+        work.move(n * a * b + rank * a * b, n * a * b + rank * a * b)
+        work.move(n * tokens * b, rank * tokens * (a + b))  # block inputs once more, and gradients of the products
+        work.matmul(a, tokens, b, count=rank)
+        work.matmul(tokens, a, b, count=rank)
+        work.move(rank * tokens * b, 0)
+        for size in (tokens * a, tokens * b, a * b):
+            work.mix(n, size, rank)
+        work.start(FACTOR_KERNELS)
+    return work
 
 
 METHOD = Method("bilinear", product, prepare, cost, needs_factors=True)

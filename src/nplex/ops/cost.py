@@ -80,13 +80,9 @@ class Work:
             self.seconds -= min(self._compute(flops), self._beyond(read + 2 * written))
 
     def mix(self, rows: int | float, inner: int | float, columns: int | float) -> None:
-        """A matmul where two of the sizes are about the algebra's: one pass over the long side.
-
-        Compiled for an accelerator it is none, except for sums over the long side: see nplex.ops.token_major.
-        """
+        """A matmul where two of the sizes are about the algebra's: one pass over the long side."""
         if self.gpu is not None:
-            speed = 1.0 if self.compiled and inner < max(rows, columns) else FEW_ROWS
-            self.kernel(2 * rows * inner * columns, rows * inner + inner * columns, rows * columns, speed)
+            self.kernel(2 * rows * inner * columns, rows * inner + inner * columns, rows * columns, FEW_ROWS)
             return
         self.add(2 * rows * inner * columns, rows * inner + inner * columns, rows * columns)
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
 
-# Inductor unrolls sums of so many terms (its unroll_reductions_threshold), which merge with what is around them.
-TERMS = 8
-MOST_PARTS = 32  # more would not fit into a GPU's registers
+# Inductor unrolls sums of so many terms (its unroll_reductions_threshold), which merge with what is around them. Of
+# more, as in parts of 8, it writes intermediate sums to memory.
+MOST_TERMS = 8
 
 
 def suits(x: Float[Tensor, "tokens n b"], rule: BilinearAlgorithm) -> bool:
-    """Whether torch.compile makes kernels of its own for this device, and the parts of a token fit into registers."""
-    return torch.compiler.is_compiling() and x.device.type in ("cuda", "xpu") and max(rule.decode.shape) <= MOST_PARTS
+    """Whether torch.compile makes kernels of its own for this device, and unrolls sums of so many terms."""
+    return torch.compiler.is_compiling() and x.device.type in ("cuda", "xpu") and max(rule.decode.shape) <= MOST_TERMS
 
 
 def formula(
@@ -66,10 +66,6 @@ class _Mix(torch.autograd.Function):
 
 
 def _sums(weights: Float[Tensor, "p q"], parts: Float[Tensor, "tokens q c"]) -> Float[Tensor, "tokens p c"]:
-    """`sum_q weights[p, q] parts[t, q]`, so many terms at a time as torch.compile unrolls."""
-    pieces = zip(weights.split(TERMS, 1), parts.split(TERMS, 1), strict=True)
-    terms = [some[:, :, None] * part[:, None] for some, part in pieces]
-    total, *others = [t.sum(2, dtype=torch.promote_types(t.dtype, torch.float32)) for t in terms]
-    for other in others:
-        total = total + other
-    return total
+    """`sum_q weights[p, q] parts[t, q]`, in float32 at least."""
+    terms = weights[:, :, None] * parts[:, None]
+    return terms.sum(2, dtype=torch.promote_types(terms.dtype, torch.float32))
