@@ -3,6 +3,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -254,6 +255,21 @@ def test_a_compiled_gpu_layer_needs_no_copies_and_no_python():
     assert eager["dense"] < 1.1 * dense
     assert eager["bilinear"] > 1.4 * dense
     assert compiled["bilinear"] < dense
+
+
+def test_the_predicted_table_of_the_docs_is_the_plans():
+    page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text("utf-8")
+    for n, rank in ((4, 7), (4, 4), (8, 24), (8, 8)):
+        cells = []
+        for d in (1024, 2048, 4096, 8192):
+            h100 = machine.ACCELERATORS["H100"]
+            made = plan(d, d, tokens=16384, n=n, rank=rank, element_size=2, training=True, machine=h100)
+            share = {cost.method: cost.seconds / made.linear.seconds for cost in made.costs}
+            request = made.request._replace(compiled=True)
+            dense = linear_cost(request, d, d).total("").seconds
+            compiled = ops.METHODS["bilinear"].cost(request).total("").seconds / dense
+            cells.append(f"{share['dense']:.2f}, {share['bilinear']:.2f}, {compiled:.2f}")
+        assert f"| n = {n}, rank {rank} | {' | '.join(cells)} |" in page
 
 
 def test_measuring_an_accelerator_gives_what_a_plan_needs(cache):
