@@ -31,6 +31,15 @@ def same(model, x, run):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def transformed(model, x):
+    for function in (
+        torch.func.grad(lambda x: model(x).square().sum()),
+        torch.vmap(model),
+        lambda x: torch.func.jvp(model, (x,), (x,))[1],
+    ):
+        torch.testing.assert_close(torch.compile(function, fullgraph=True, backend="aot_eager")(x), function(x))
+
+
 def layers():
     for method in ("auto", *METHODS):
         yield f"rank 7, {method}", Linear(9, 14, rule=LearnedRule(4, 7), method=method)
@@ -43,8 +52,9 @@ def main():
     torch.manual_seed(0)
     torch.set_num_threads(1)
     if sys.argv[-1] == "as on a GPU":
-        token_major.suits = lambda x, rule: torch.compiler.is_compiling()
         machine.GPU = plan.GPU = "cpu"
+        token_major.DEVICES = ("cpu",)
+        transformed(Linear(9, 14, rule=LearnedRule(4, 7), method="bilinear"), torch.randn(5, 9))
     for name, model in layers():
         width = (model.up if isinstance(model, Pair) else model).in_features
         x = torch.randn(5, width, requires_grad=True)

@@ -11,15 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.ops.tracing import is_transformed_when_compiled
 
 # Inductor unrolls sums of so many terms (its unroll_reductions_threshold), which merge with what is around them. Of
 # more, as in parts of 8, it writes intermediate sums to memory.
 MOST_TERMS = 8
+DEVICES = ("cuda", "xpu")
 
 
 def suits(x: Float[Tensor, "tokens n b"], rule: BilinearAlgorithm) -> bool:
     """Whether torch.compile makes kernels of its own for this device, and unrolls sums of so many terms."""
-    return torch.compiler.is_compiling() and x.device.type in ("cuda", "xpu") and max(rule.decode.shape) <= MOST_TERMS
+    if not torch.compiler.is_compiling() or x.device.type not in DEVICES:
+        return False
+    return max(rule.decode.shape) <= MOST_TERMS and not is_transformed_when_compiled()
 
 
 def formula(

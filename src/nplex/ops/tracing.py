@@ -116,6 +116,12 @@ def constant_when_compiled(function: Function) -> Function:
     return function
 
 
+@constant_when_compiled
+def is_transformed_when_compiled() -> bool:
+    """As is_transformed, of what torch.compile is just tracing."""
+    return _is_transformed()
+
+
 def is_static(size: int) -> bool:
     """Whether torch.compile knows a size as a number; False for one that stands for all, and before torch 2.8."""
     from torch.fx.experimental import symbolic_shapes  # here: it takes half as long to load as all of nplex
