@@ -124,7 +124,7 @@ def is_transformed_when_compiled() -> bool:
 
 def is_static(size: int) -> bool:
     """Whether torch.compile knows a size as a number; False for one that stands for all, and before torch 2.8."""
-    from torch.fx.experimental import symbolic_shapes  # here: it takes half as long to load as all of nplex
+    from torch.fx.experimental import symbolic_shapes  # here: it loads sympy
 
     return hasattr(symbolic_shapes, "has_static_value") and symbolic_shapes.has_static_value(size)
 
