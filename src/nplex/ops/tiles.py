@@ -165,7 +165,8 @@ def _backward(
     x_grad = torch.empty_like(x, memory_format=torch.contiguous_format) if for_x else None
     encode_grad = _zeros(rule.encode_input) if for_encode else None
     decode_grad = _zeros(rule.decode) if for_decode else None
-    blocks_grad = _zeros(blocks) if for_blocks and s.tile < s.tokens else None
+    alone = 0 < s.tokens <= s.tile
+    blocks_grad = _zeros(blocks) if for_blocks and not alone else None
     sizes = (s.n * s.b, s.rank * s.b, s.n * s.a, s.rank * s.a)
     inputs, mixed, outputs, product_grads = (x.new_empty(size * s.tile) for size in sizes)
     for start in range(0, s.tokens, s.tile):
@@ -179,7 +180,7 @@ def _backward(
                 torch.bmm(z, blocks.mT, out=u)
             _add_products(decode_grad, dy, u)
         du = _mix(rule.decode.mT, dy, product_grads)
-        if for_blocks and s.tile >= s.tokens:
+        if for_blocks and alone:
             blocks_grad = torch.bmm(du.mT, z)
         elif blocks_grad is not None:
             _add_matmul(blocks_grad, du.mT, z)
