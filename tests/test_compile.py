@@ -20,6 +20,10 @@ def test_torch_compile_fullgraph_gives_the_same_values_and_gradients_and_export_
     assert run("aot_eager", "export") == [CASES, CASES]
 
 
+def test_the_formula_for_gpus_compiles_to_the_same_values_and_gradients():
+    assert run("as on a GPU", "aot_eager") == [0, CASES]
+
+
 @pytest.mark.slow
 def test_torch_compile_with_inductor():
     assert run("inductor") == [CASES]

@@ -3,6 +3,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ import nplex.ops.plan as plan_module
 from nplex import nn, ops
 from nplex.algebra import quaternion
 from nplex.nn import LearnedRule
-from nplex.ops import machine
+from nplex.ops import calibrate, cards, machine
+from nplex.ops.dense import linear_cost
 
 WIDTHS = st.integers(8, 4096)
 FULL_OR_RANK = st.sampled_from([None, 4, 8, 24])
@@ -230,3 +232,74 @@ def test_measuring_gives_a_machine_that_computes():
 def test_a_device_that_is_not_there_cannot_be_measured():
     with pytest.raises(ValueError, match="device 'fly' cannot be measured"):
         ops.measure("fly")
+
+
+def test_a_gpu_plans_by_its_type_and_card():
+    def method(card, element_size):
+        sizes = {"tokens": 16384, "n": 4, "rank": 4, "element_size": element_size, "training": True}
+        return plan(4096, 4096, **sizes, machine=machine.ACCELERATORS[card]).method
+
+    assert method("H100", 2) == "dense"
+    assert method("H100", 4) == "bilinear"  # arithmetic takes 16 times as long, traffic twice
+    assert method("H200", 2) == "bilinear"  # the same arithmetic, traffic two thirds
+
+
+def test_a_compiled_gpu_layer_needs_no_copies_and_no_python():
+    request = plan(4096, 4096, tokens=16384, n=4, rank=7, element_size=2, training=True,
+                   machine=machine.ACCELERATORS["H100"]).request  # fmt: skip
+    eager, compiled = (
+        {m.name: m.cost(request._replace(compiled=c)).seconds for m in ops.METHODS.values() if m.cost}
+        for c in (False, True)
+    )
+    dense = linear_cost(request, 4096, 4096).seconds
+    assert eager["dense"] < 1.1 * dense
+    assert eager["bilinear"] > 1.4 * dense
+    assert compiled["bilinear"] < dense
+
+
+def test_the_predicted_table_of_the_docs_is_the_plans():
+    page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text("utf-8")
+    for n, rank in ((4, 7), (4, 4), (8, 24), (8, 8)):
+        cells = []
+        for d in (1024, 2048, 4096, 8192):
+            h100 = machine.ACCELERATORS["H100"]
+            made = plan(d, d, tokens=16384, n=n, rank=rank, element_size=2, training=True, machine=h100)
+            share = {cost.method: cost.seconds / made.linear.seconds for cost in made.costs}
+            request = made.request._replace(compiled=True)
+            dense = linear_cost(request, d, d).total("").seconds
+            compiled = ops.METHODS["bilinear"].cost(request).total("").seconds / dense
+            cells.append(f"{share['dense']:.2f}, {share['bilinear']:.2f}, {compiled:.2f}")
+        assert f"| n = {n}, rank {rank} | {' | '.join(cells)} |" in page
+
+
+def test_measuring_an_accelerator_gives_what_a_plan_needs(cache):
+    found = calibrate.measure_accelerator("cpu", 64, 2**16)
+    assert isinstance(found, machine.Accelerator)
+    machine.save(found, cache, device="cuda")
+    assert machine.current("cuda") == found
+    assert "TB/s" in str(found)
+    assert "the machine measured" in str(plan(64, 64, tokens=9, n=4, machine=found))
+
+
+def test_an_accelerator_is_not_measured_as_a_cpu(monkeypatch):
+    card = machine.ACCELERATORS["T4"]
+    monkeypatch.setattr(calibrate, "measure_accelerator", lambda device: card if device == "cuda" else None)
+    monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(*size))
+    assert ops.measure("cuda") is card
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", (9, 0), "H100"),
+        ("NVIDIA H200", (9, 0), "H200"),
+        ("NVIDIA GH200 480GB", (9, 0), "H200"),
+        ("Tesla T4", (7, 5), "T4"),
+        ("NVIDIA GeForce GTX 1080", (6, 1), "T4"),
+        ("NVIDIA A10G", (8, 6), "RTX 3090"),
+        ("NVIDIA GeForce RTX 5090", (12, 0), "RTX 4090"),
+        ("NVIDIA B200", (10, 0), "H200"),
+    ],
+)
+def test_the_class_of_a_card(name, capability, expected):
+    assert cards.class_of(name, capability) == expected

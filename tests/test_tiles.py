@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 
 from nplex import ops
 from nplex.algebra import BilinearAlgorithm
-from nplex.ops import bilinear, dense, tiles
+from nplex.ops import bilinear, dense, tiles, token_major
 
 N, RANK, A, B, TOKENS = 3, 5, 4, 2, 11
 
@@ -52,6 +52,19 @@ def test_tiles_give_the_value_and_gradients_of_the_formula(tiled):
 def test_only_the_gradients_that_are_asked_for(tiled, requires):
     tensors = inputs(requires_grad=requires)
     torch.testing.assert_close(gradients(product, tensors), gradients(formula, tensors))
+
+
+def token_major_formula(x, u, v, w, components, bias):
+    return token_major.formula(x, BilinearAlgorithm(u, v, w), components, bias).flatten(1)
+
+
+def test_sums_for_gpus_give_the_value_and_gradients_of_the_formula():
+    tensors = inputs()
+    torch.testing.assert_close(gradients(token_major_formula, tensors), gradients(formula, tensors))
+    wide = [t.detach().float().requires_grad_() for t in tensors]
+    half = [wide[0].detach().bfloat16().requires_grad_(), *wide[1:]]
+    for found, expected in zip(gradients(token_major_formula, half), gradients(formula, wide), strict=True):
+        assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 def test_without_gradients(tiled):

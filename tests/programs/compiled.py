@@ -7,7 +7,7 @@ from torch import nn
 
 from nplex.algebra import quaternion
 from nplex.nn import LearnedRule, Linear, share
-from nplex.ops import METHODS
+from nplex.ops import METHODS, machine, plan, token_major
 
 
 class Pair(nn.Module):
@@ -31,6 +31,15 @@ def same(model, x, run):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def transformed(model, x):
+    for function in (
+        torch.func.grad(lambda x: model(x).square().sum()),
+        torch.vmap(model),
+        lambda x: torch.func.jvp(model, (x,), (x,))[1],
+    ):
+        torch.testing.assert_close(torch.compile(function, fullgraph=True, backend="aot_eager")(x), function(x))
+
+
 def layers():
     for method in ("auto", *METHODS):
         yield f"rank 7, {method}", Linear(9, 14, rule=LearnedRule(4, 7), method=method)
@@ -42,10 +51,15 @@ def layers():
 def main():
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    ways = [way for way in sys.argv[1:] if way != "as on a GPU"]
+    if ways != sys.argv[1:]:
+        machine.GPU = plan.GPU = "cpu"
+        token_major.DEVICES = ("cpu",)
+        transformed(Linear(9, 14, rule=LearnedRule(4, 7), method="bilinear"), torch.randn(5, 9))
     for name, model in layers():
         width = (model.up if isinstance(model, Pair) else model).in_features
         x = torch.randn(5, width, requires_grad=True)
-        for way in sys.argv[1:]:
+        for way in ways:
             if way == "export":
                 batch = torch.export.Dim("batch")
                 program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()

@@ -12,6 +12,7 @@ from nplex.nn.expanded import Expanded
 from nplex.nn.rule import Rule, as_rule
 from nplex.ops.dispatch import check_method
 from nplex.ops.grouped import product_grouped
+from nplex.ops.tracing import autocast_type, cast
 
 Input = Float[Tensor, "*batch d_in"]
 State = Float[Tensor, "*batch d_hidden"]
@@ -97,7 +98,7 @@ class Cell(Expanded):
         )
 
     def _state(self, input: Input, state: State | None, name: str = "hidden") -> State:
-        """The state given, or zeros.
+        """The state given, or zeros; on CUDA in autocast's type, which torch gives its cells there alone.
 
         Raises:
             ValueError: input or state are neither one vector nor a batch of them.
@@ -110,10 +111,11 @@ class Cell(Expanded):
             raise RuntimeError(f"expected {self.input_size} numbers in input's last dimension, got {input.shape[-1]}")
         expected = (*input.shape[:-1], self.hidden_size)
         if state is None:
-            return input.new_zeros(expected)
+            state = input.new_zeros(expected)
         if state.shape != expected:
             raise RuntimeError(f"expected {name} of shape {expected} for this input, got {tuple(state.shape)}")
-        return state
+        dtype = autocast_type(state) if state.is_cuda else None
+        return state if dtype is None else cast(state, dtype)
 
 
 class RNNCell(Cell):

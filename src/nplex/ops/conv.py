@@ -26,6 +26,8 @@ from nplex.ops.tracing import plain_sizes
 # layer's inputs. Least squares over the logarithms of bilinear / dense in the 60 times of `python benchmarks/conv.py`
 # (one thread, AMD Zen 4; benchmarks/results/conv-1-thread.md): all choices but one of 1 % are then the faster ones.
 SMALL, ONE_PLACE, MIXING = 24, 2, 5
+# Grouped convolutions are slow on GPUs, nobody has measured how slow: this much slower, so that few are taken.
+ON_ACCELERATORS = 8
 Convolve = Callable[[Tensor, Tensor, int], Tensor]
 
 
@@ -149,7 +151,8 @@ def _bilinear_cost(r: Request) -> Work:
     """The blocks; mix the channels to R, R convolutions, mix back; backward each has its two."""
     n, a, b, rank, tokens = r.n, r.a, r.b, r.rank or 0, r.tokens
     work, mixing = r.work(), r.work()
-    _add_convolution(work, r, a, b, groups=rank, slower=(1 + SMALL / min(a, b)) * (ONE_PLACE if r.kernel == 1 else 1))
+    slower = (1 + SMALL / min(a, b)) * (ONE_PLACE if r.kernel == 1 else 1)
+    _add_convolution(work, r, a, b, groups=rank, slower=slower if r.device.type == "cpu" else ON_ACCELERATORS)
     if not r.prepared:
         work.mix(rank, n, a * b * r.kernel)
     mixing.mix(rank, n, tokens * b)
@@ -167,7 +170,7 @@ def _add_convolution(work: Work, r: Request, a: int, b: int, groups: int = 1, sl
     flops, numbers = 2 * r.tokens * a * b * r.kernel, r.tokens * (a + b) + a * b * r.kernel
     for _ in range(3 if r.training else 1):
         work.add(groups * flops, groups * (numbers - r.tokens * a), groups * r.tokens * a)
-        work.seconds += (slower - 1) * groups * flops / r.machine.flops_per_second
+        work.seconds += (slower - 1) * groups * flops / work.flops_per_second
 
 
 METHODS = {

@@ -4,11 +4,14 @@ A model this small gives times to about 20 %; what the plan needs is their order
 method has numbers of calls: what autograd and Python do around them, in units of `seconds_per_call`. These CALLS were
 fitted by hand to the times of `python benchmarks/plan.py --every 1` (one thread, float32, AMD Zen 4;
 benchmarks/results/plan-1-thread.md).
+
+On an accelerator an operation takes `max(flops / rate, bytes / bytes_per_second, seconds_per_call) +
+seconds_per_kernel`: Python starts the next one meanwhile, and torch.compile needs no Python. CALLS count nothing.
 """
 
 from dataclasses import dataclass
 
-from nplex.ops.machine import Machine
+from nplex.ops.machine import Accelerator, Machine
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Cost:
     seconds: float
 
 
+# On an accelerator: a matmul with as few rows as the algebra has dimensions moves its numbers at this share of the
+# speed of a copy, and one with short sums is this much slower for each term that is missing.
+FEW_ROWS, FILL = 0.5, 64
+
+
 class Work:
     """Adds up what operations cost on a machine.
 
@@ -38,10 +46,18 @@ class Work:
     matmul, and twice the bytes written: new pages, and lines that are read before they are written.
     """
 
-    def __init__(self, machine: Machine, element_size: int) -> None:
-        self.machine, self.element_size = machine, element_size
+    def __init__(self, machine: Machine, element_size: int, compiled: bool = False) -> None:
+        self.machine, self.element_size, self.compiled = machine, element_size, compiled
+        self.gpu = machine if isinstance(machine, Accelerator) else None
         self.flops = self.bytes = self.seconds = 0.0
         self.calls = 0
+
+    @property
+    def flops_per_second(self) -> float:
+        """Of a large matmul; on a CPU in float32."""
+        if self.gpu is None or self.element_size not in (2, 8):
+            return self.machine.flops_per_second
+        return self.gpu.half_flops_per_second if self.element_size == 2 else self.gpu.double_flops_per_second
 
     def matmul(
         self, rows: int | float, inner: int | float, columns: int | float, *, count: int = 1, packed: bool = False
@@ -56,12 +72,18 @@ class Work:
             count * (rows + columns) * inner,
             count * rows * columns,
         )
+        if self.gpu is not None:
+            self.kernel(flops, read, written, fill=1 + FILL / max(inner, 1))
+            return
         self.add(flops, read, written, again=0 if packed or 1 in (rows, columns) else read)
         if packed:
             self.seconds -= min(self._compute(flops), self._beyond(read + 2 * written))
 
     def mix(self, rows: int | float, inner: int | float, columns: int | float) -> None:
         """A matmul where two of the sizes are about the algebra's: one pass over the long side."""
+        if self.gpu is not None:
+            self.kernel(2 * rows * inner * columns, rows * inner + inner * columns, rows * columns, FEW_ROWS)
+            return
         self.add(2 * rows * inner * columns, rows * inner + inner * columns, rows * columns)
 
     def move(self, read: int | float, written: int | float) -> None:
@@ -70,12 +92,33 @@ class Work:
 
     def stream(self, written: int | float) -> None:
         """So many numbers that were written in pieces go to memory all the same."""
-        self.seconds += self._beyond(2 * written)
+        if self.gpu is None:
+            self.seconds += self._beyond(2 * written)
 
     def call(self, times: int) -> None:
         """Operations that move next to nothing; what autograd and Python do around others counts as some."""
         self.calls += times
-        self.seconds += times * self.machine.seconds_per_call
+        if self.gpu is None:
+            self.seconds += times * self.machine.seconds_per_call
+
+    def start(self, times: int) -> None:
+        """Kernels of an accelerator that move next to nothing."""
+        for _ in range(times if self.gpu is not None else 0):
+            self.kernel(0, 0, 0)
+
+    def kernel(
+        self, flops: int | float, read: int | float, written: int | float, speed: float = 1.0, fill: float = 1.0
+    ) -> None:
+        """One operation of an accelerator: traffic at `speed` of a copy's, arithmetic `fill` times as long."""
+        size, gpu = self.element_size * (read + written), self.gpu
+        if gpu is None:
+            raise TypeError(f"kernels are an accelerator's, got {self.machine}")
+        arithmetic = fill * flops / self.flops_per_second
+        self.flops += flops
+        self.bytes += size
+        self.calls += 1
+        least = 0.0 if self.compiled else gpu.seconds_per_call
+        self.seconds += max(arithmetic, size / gpu.bytes_per_second / speed, least) + gpu.seconds_per_kernel
 
     def repeat(self, times: int, other: "Work") -> None:
         """All of `other`, so many times."""
@@ -90,6 +133,9 @@ class Work:
 
     def add(self, flops: int | float, read: int | float, written: int | float, again: int | float = 0) -> None:
         """One operation and its pass over memory."""
+        if self.gpu is not None:
+            self.kernel(flops, read, written)
+            return
         size = self.element_size * (read + written)
         self.flops += flops
         self.bytes += size

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table
 from nplex.ops.cost import Work
 from nplex.ops.method import Method, Request
-from nplex.ops.tracing import autocast_type, is_batched, is_eager
+from nplex.ops.sums import products_summed
+from nplex.ops.tracing import autocast_type, cast, full_precision, is_batched, is_eager
 
 # Blocks of the weight are built in a buffer of about so many bytes, which stays in cache, and put in their places.
 TILE_BYTES = 2**21
@@ -43,12 +44,13 @@ def expand(
     One matmul over k gives the blocks `[i, j, a, b]`, one pass puts them in their places; in an ordinary call, some
     rows at a time.
     """
-    table = as_table(rule)
-    if autocast_type(components) is not None or not is_eager(table, components):
+    with full_precision(components):  # else gradients of factors would be narrow
+        table = as_table(rule)
+    if not is_eager(table, components):
         return formula(table, components)
     if torch.is_grad_enabled() and (table.requires_grad or components.requires_grad):
         return _Expand.apply(table, components)
-    return _forward(table, components)
+    return _narrow(table, components)
 
 
 def prepare(
@@ -71,11 +73,11 @@ class _Expand(torch.autograd.Function):
     @staticmethod
     def forward(ctx, table: Tensor, components: Tensor) -> Tensor:
         ctx.save_for_backward(table, components)
-        return _forward(table, components)
+        return _narrow(table, components)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        table, components = ctx.saved_tensors
+        table, components = (t.to(grad.dtype) for t in ctx.saved_tensors)
         for_table, for_components = ctx.needs_input_grad
         if not torch.is_grad_enabled() and not is_batched(grad):
             return _backward(table, components, grad, for_table, for_components)
@@ -83,6 +85,13 @@ class _Expand(torch.autograd.Function):
         grads = grad.reshape(n, a, n, b).transpose(1, 2).reshape(n * n, a * b)
         table_grad = (components.reshape(n, a * b) @ grads.mT).reshape(n, n, n) if for_table else None
         return table_grad, (table.reshape(n, n * n) @ grads).reshape(n, a, b) if for_components else None
+
+
+def _narrow(table: Float[Tensor, "n n n"], components: Float[Tensor, "n a b"]) -> Float[Tensor, "n*a n*b"]:
+    """The weight, in autocast's type where that is on."""
+    if (dtype := autocast_type(components)) is not None:
+        table, components = cast(table, dtype), cast(components, dtype)
+    return _forward(table, components)
 
 
 def _forward(table: Float[Tensor, "n n n"], components: Float[Tensor, "n a b"]) -> Float[Tensor, "n*a n*b"]:
@@ -117,12 +126,12 @@ def _backward(
         part = components[:, start : start + rows]
         grads = buffer[: n * n * part[0].numel()].view(n, n, -1, b)
         grads.copy_(places[:, :, start : start + rows])
-        flat = grads.view(n * n, -1)
+        grads = grads.flatten(0, 1)
         if components_grad is not None:
-            components_grad[:, start : start + rows] = torch.mm(weights, flat).view_as(part)
+            components_grad[:, start : start + rows] = torch.mm(weights, grads.flatten(1)).view_as(part)
         if table_grad is not None:
-            table_grad += torch.mm(part.flatten(1), flat.mT)
-    return None if table_grad is None else table_grad.to(table.dtype).view_as(table), components_grad
+            table_grad += products_summed(part, grads)
+    return None if table_grad is None else table_grad.view_as(table), components_grad
 
 
 def _places(components: Float[Tensor, "n a b"], weight: Float[Tensor, "n*a n*b"]) -> Float[Tensor, "n n a b"]:
@@ -171,7 +180,8 @@ def add_build(work: Work, r: Request) -> None:
     """
     n, a, b = r.n, r.a, r.b * r.kernel
     entries = n * n * a * b
-    tiles = math.ceil(a / max(1, min(a, TILE_BYTES // (r.element_size * n * n * b))))
+    rows = a if r.device.type != "cpu" else max(1, min(a, TILE_BYTES // (r.element_size * n * n * b)))
+    tiles = math.ceil(a / rows)
     build, back = r.work(), r.work()
     build.mix(n * n, n, a * b / tiles)
     build.move(entries / tiles, entries / tiles)

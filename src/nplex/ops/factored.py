@@ -57,7 +57,8 @@ def rule_first(
         return _rule_first_prepared(x, mixing, stacked, bias)
     inputs = x.reshape(-1, n, b).transpose(0, 1).reshape(n, -1)
     middle = torch.matmul(as_table(rule).reshape(n * n, n), inputs).reshape(n, -1, b)  # k; i, token
-    y = torch.bmm(middle, components.transpose(-1, -2)).sum(0)
+    parts = torch.bmm(middle, components.transpose(-1, -2))
+    y = parts.sum(0, dtype=parts.dtype)  # autocast would sum in float32 on CUDA, and leave it there
     return _outputs(y.reshape(n, -1, a), x, bias)
 
 

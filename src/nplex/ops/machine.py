@@ -1,4 +1,4 @@
-"""What a machine can do, in five numbers: `nplex measure` keeps them in the user's cache folder, else `DEFAULT`."""
+"""What a machine can do, in a few numbers: `nplex measure` keeps them in the user's cache folder, else defaults."""
 
 import dataclasses
 import functools
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from nplex.ops.cards import CARDS, GPU, card
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,53 @@ DEFAULT = Machine(
 )
 
 
+@dataclass(frozen=True)
+class Accelerator(Machine):
+    """How fast a GPU runs torch: arithmetic, traffic and what Python does go on at the same time.
+
+    Attributes:
+        flops_per_second: of a large matmul in float32.
+        bytes_per_second: of a copy, read and written; `memory_bytes_per_second` is the same.
+        cache_bytes: not used.
+        seconds_per_call: of one torch operation on the processor that starts it.
+        half_flops_per_second: in bfloat16 or float16.
+        double_flops_per_second: in float64.
+        seconds_per_kernel: from the end of one kernel to the next.
+    """
+
+    half_flops_per_second: float
+    double_flops_per_second: float
+    seconds_per_kernel: float
+
+    def __str__(self) -> str:
+        return "\n".join((
+            f"  {self.half_flops_per_second / 1e12:10.1f} TFLOP/s  large matmul, 2 bytes a number",
+            f"  {self.flops_per_second / 1e12:10.1f} TFLOP/s  4 bytes",
+            f"  {self.double_flops_per_second / 1e12:10.1f} TFLOP/s  8 bytes",
+            f"  {self.bytes_per_second / 1e12:10.2f} TB/s     a copy, read and written",
+            f"  {self.seconds_per_call * 1e6:10.1f} us       starting one torch operation",
+        ))
+
+
+def accelerator(half: float, single: float, double: float, terabytes: float) -> Accelerator:
+    """A GPU of so many TFLOP/s in three types and TB/s, with the usual waits."""
+    rate = terabytes * 1e12
+    return Accelerator(single * 1e12, rate, rate, 50e6, 5e-6, half * 1e12, double * 1e12, 2e-6)
+
+
+ACCELERATORS = {name: accelerator(*figures) for name, figures in CARDS.items()}
+
+
 def current(device: str = "cpu") -> Machine:
-    """The machine measured for this type of device and this number of threads, else `DEFAULT`.
+    """The machine measured for this type of device and this number of threads, else the default for it.
 
     The file is read once a process, the first time that somebody asks. While torch.compile or export look on it is
-    `DEFAULT`: what they make shall not depend on a file of the machine that made it.
+    the default: what they make shall not depend on a file of the machine that made it.
     """
+    default = ACCELERATORS[card()] if device == GPU else DEFAULT
     if torch.compiler.is_compiling():
-        return DEFAULT
-    return _known().get((device, torch.get_num_threads() if device == "cpu" else 1), DEFAULT)
+        return default
+    return _known().get((device, torch.get_num_threads() if device == "cpu" else 1), default)
 
 
 def cache_file() -> Path:
@@ -84,7 +124,8 @@ def load(path: Path) -> dict[tuple[str, int], Machine]:
         entries = json.loads(path.read_text("utf-8")).items()
         keys = [(device, int(threads)) for device, threads in (name.split() for name, _ in entries)]
         values = [{name: float(number) for name, number in value.items()} for _, value in entries]
-        return {key: Machine(**value) for key, value in zip(keys, values, strict=True)}
+        kinds = [Accelerator if "half_flops_per_second" in value else Machine for value in values]
+        return {key: kind(**value) for key, kind, value in zip(keys, kinds, values, strict=True)}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError) as error:

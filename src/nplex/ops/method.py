@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from nplex.ops.cost import Work
-from nplex.ops.machine import Machine
+from nplex.ops.machine import Accelerator, Machine
 
 
 class Request(NamedTuple):
@@ -24,6 +25,7 @@ class Request(NamedTuple):
         prepared: whether what the method makes of rule and components alone is at hand.
         machine: how fast it runs.
         kernel: places of a convolution's kernel.
+        compiled: whether torch.compile makes the kernels.
     """
 
     in_features: int
@@ -36,6 +38,12 @@ class Request(NamedTuple):
     prepared: bool
     machine: Machine
     kernel: int = 1
+    compiled: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed, as far as that counts for how."""
+        return torch.device("cuda" if isinstance(self.machine, Accelerator) else "cpu")
 
     @property
     def a(self) -> int:
@@ -49,7 +57,7 @@ class Request(NamedTuple):
 
     def work(self) -> Work:
         """An empty list of operations on this machine."""
-        return Work(self.machine, self.element_size)
+        return Work(self.machine, self.element_size, self.compiled)
 
 
 @dataclass(frozen=True, eq=False)

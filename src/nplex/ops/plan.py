@@ -5,6 +5,7 @@ convolutions and lookups all ask a `chooser`.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,18 +14,22 @@ from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
 from nplex.ops.cache import leaves
+from nplex.ops.cards import GPU
 from nplex.ops.cost import Cost
 from nplex.ops.dense import linear_cost
 from nplex.ops.machine import DEFAULT, Machine, current
 from nplex.ops.method import Method, Request
 from nplex.ops.methods import METHODS
-from nplex.ops.tracing import constant_when_compiled
+from nplex.ops.tracing import autocast_type, constant_when_compiled, is_static
 
 # With so few tokens all is in reading the weights. Where they are kept from call to call, as in generation, those of
 # the model's other layers have pushed them out of the cache meanwhile.
 FEW = 16
-# A compiled or exported graph serves every batch size, so its method is planned once, for this many tokens.
+# A compiled or exported graph serves every batch size, so its method is planned once, for this many tokens; on CUDA
+# for the real number where it is compiled for that alone.
 TOKENS_WHEN_COMPILING = 512
+# On a GPU, where no estimate was compared with a measurement yet, other methods than dense must promise this much.
+PROMISED = 1.1
 Sizes = tuple[int, int, int, int]  # n, a, b, places of a kernel
 Circumstances = tuple[int, bool, bool, str]  # bytes of a number, training, prepared, device
 
@@ -58,7 +63,7 @@ class Plan:
     @property
     def method(self) -> str:
         """The method with the lowest estimate."""
-        return _cheapest(self.costs)
+        return _cheapest(self.costs, self.request)
 
     def __str__(self) -> str:
         r = self.request
@@ -136,9 +141,11 @@ def chooser(methods: Mapping[str, Method]) -> Callable[..., str]:
 
     def taken(tokens: int, sizes: Sizes, rank: int | None, how: Circumstances) -> str:
         (n, a, b, kernel), (element_size, training, prepared, device) = sizes, how
-        request = Request(n * b, n * a, tokens, n, rank, element_size, training, prepared, current(device), kernel)
-        costs = _costs if torch.compiler.is_compiling() else _costs_before
-        return _cheapest(costs(tuple(methods.values()), request))
+        machine, compiled = current(device), torch.compiler.is_compiling()
+        rest = (element_size, training, prepared, machine, kernel, compiled and device == GPU)
+        request = Request(n * b, n * a, tokens, n, rank, *rest)
+        costs = _costs if compiled else _costs_before
+        return _cheapest(costs(tuple(methods.values()), request), request)
 
     @constant_when_compiled
     def taken_once(tokens: int, sizes: Sizes, rank: int | None, how: Circumstances) -> str:
@@ -151,10 +158,13 @@ def chooser(methods: Mapping[str, Method]) -> Callable[..., str]:
         training = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *leaves(rule)))
         # parameters have the same sizes at each call, other tensors' may be symbols
         run = taken_once if isinstance(components, torch.nn.Parameter) else taken
-        tokens = TOKENS_WHEN_COMPILING if torch.compiler.is_compiling() else tokens
+        device, size = components.device.type, components.element_size()
+        if torch.compiler.is_compiling() and not (device == GPU and is_static(tokens)):
+            tokens = TOKENS_WHEN_COMPILING
+        if device == GPU and (dtype := autocast_type(components)) is not None:
+            size = min(size, dtype.itemsize)
         rank = None if isinstance(rule, Tensor) else rule.rank
-        how = components.element_size(), training, prepared, components.device.type
-        return run(tokens, sizes, rank, how)
+        return run(tokens, sizes, rank, (size, training, prepared, device))
 
     return best
 
@@ -170,12 +180,14 @@ def _costs(methods: tuple[Method, ...], request: Request) -> tuple[Cost, ...]:
 _costs_before = functools.lru_cache(maxsize=4096)(_costs)  # layers ask at every call; torch.compile warns of it
 
 
-def _cheapest(costs: tuple[Cost, ...]) -> str:
-    best = costs[0]
+def _cheapest(costs: tuple[Cost, ...], request: Request) -> str:
+    gain = 1.0 if request.device.type == "cpu" else PROMISED
+    best, least = "", math.inf
     for cost in costs:  # not min(key=...): torch.compile cannot trace that
-        if cost.seconds < best.seconds:
-            best = cost
-    return best.method
+        seconds = cost.seconds * (gain if cost.method != "dense" else 1.0)
+        if seconds < least:
+            best, least = cost.method, seconds
+    return best
 
 
 def _as_found(r: Request) -> Request:

@@ -13,13 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.ops.tracing import is_batched
+from nplex.ops.sums import as_one_matmul, in_groups, products_summed
+from nplex.ops.tracing import autocast_type, cast, is_batched
 
 # On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
 LEAST_TOKENS, LEAST_BYTES, WIDE = 64, 2**20, 128
+# Elsewhere a tile has so many tokens: enough to fill a GPU, and what lies between input and output stays small.
+ACCELERATOR_TOKENS = 2**13
 # Block products are kept for the gradient of `decode` up to this multiple of the bytes of the input, which is kept
-# too; the others are made again. More would take more memory than the smaller layer saves. But all are kept from so
-# many inputs of a block on, where making them again is dear.
+# too; the others are made again. More would take more memory than the smaller layer saves. But on a CPU all are kept
+# from so many inputs of a block on, where making them again is dear.
 KEPT_SHARE, KEPT_FROM = 1.5, 256
 
 
@@ -58,13 +61,13 @@ def formula(
 
 
 def tile_tokens(tokens: int, rank: int, a: int, b: int, element_size: int, device: torch.device) -> int:
-    """Tokens of a tile: on a CPU about `a b / (a + b)`, twice that for wide blocks; elsewhere all.
+    """Tokens of a tile: on a CPU about `a b / (a + b)`, twice that for wide blocks; elsewhere ACCELERATOR_TOKENS.
 
     With `a b / (a + b)` tokens a tile reads as many bytes of blocks as of block inputs and outputs: with far fewer
     the blocks are read too often, with far more the tile leaves the cache, which matters little for wide blocks.
     """
     if device.type != "cpu":
-        return max(tokens, 1)
+        return max(1, min(tokens, ACCELERATOR_TOKENS))
     balanced = a * b // (a + b)
     balanced *= 2 if balanced >= WIDE else 1
     size = max(LEAST_TOKENS, balanced, LEAST_BYTES // (element_size * rank * (a + b)))
@@ -79,10 +82,13 @@ class _Product(torch.autograd.Function):
         ctx, x: Tensor, encode_component: Tensor, encode_input: Tensor, decode: Tensor, components: Tensor,
         bias: Tensor | None, prepared: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        rule = BilinearAlgorithm(encode_component, encode_input, decode)
-        made = blocks(rule, components) if prepared is None else prepared
+        factors, narrow = (encode_component, encode_input, decode), components
+        if (dtype := autocast_type(x)) is not None:  # here, so that gradients of factors are never narrow
+            factors, narrow = [cast(factor, dtype) for factor in factors], cast(components, dtype)
+        rule = BilinearAlgorithm(*factors)
+        made = blocks(rule, narrow) if prepared is None else prepared
         y, products = forward(x, rule, made, bias, keep=ctx.needs_input_grad[3])
-        ctx.save_for_backward(x, *rule, components, prepared, *products)
+        ctx.save_for_backward(x, encode_component, encode_input, decode, components, prepared, *products)
         return y
 
     @staticmethod
@@ -94,6 +100,7 @@ class _Product(torch.autograd.Function):
         if torch.is_grad_enabled() or is_batched(grad):
             *most, blocks_grad = _differentiable(x, rule, components, prepared, grad, (*wanted[:5], wanted[6]))
             return *most, bias_grad, blocks_grad
+        rule, components = BilinearAlgorithm(*(f.to(x.dtype) for f in rule)), components.to(x.dtype)
         made = blocks(rule, components) if prepared is None else prepared
         needs_blocks = wanted[6] if prepared is not None else wanted[1] or wanted[4]
         x_grad, input_grad, decode_grad, blocks_grad = _backward(
@@ -122,7 +129,11 @@ def forward(
     """
     s = _sizes(x, blocks)
     y = x.new_empty(s.tokens, s.n, s.a)
-    kept, most = [], s.tokens if s.b >= KEPT_FROM else KEPT_SHARE * s.tokens * s.n * s.b / (s.rank * s.a)
+    kept, most, on_cpu = [], KEPT_SHARE * s.tokens * s.n * s.b / (s.rank * s.a), x.device.type == "cpu"
+    if on_cpu and s.b >= KEPT_FROM:
+        most = s.tokens
+    elif not on_cpu:
+        most -= s.tile - 1  # large tiles: none that is only begun
     inputs, outputs = x.new_empty(s.n * s.tile * s.b), x.new_empty(s.n * s.tile * s.a)
     mixed, products = x.new_empty(s.rank * s.tile * s.b), x.new_empty(s.rank * s.tile * s.a)
     encode, weights = rule.encode_input.mT, blocks.mT
@@ -153,7 +164,8 @@ def _backward(
     x_grad = torch.empty_like(x, memory_format=torch.contiguous_format) if for_x else None
     encode_grad = _zeros(rule.encode_input) if for_encode else None
     decode_grad = _zeros(rule.decode) if for_decode else None
-    blocks_grad = _zeros(blocks) if for_blocks else None
+    alone = 0 < s.tokens <= s.tile
+    blocks_grad = _zeros(blocks) if for_blocks and not alone else None
     sizes = (s.n * s.b, s.rank * s.b, s.n * s.a, s.rank * s.a)
     inputs, mixed, outputs, product_grads = (x.new_empty(size * s.tile) for size in sizes)
     for start in range(0, s.tokens, s.tile):
@@ -165,23 +177,22 @@ def _backward(
             u = _view(products[start // s.tile] if made else product_grads, s.rank, stop - start, s.a)
             if not made:
                 torch.bmm(z, blocks.mT, out=u)
-            _add_matmul(decode_grad, dy.flatten(1), u.flatten(1).mT)
+            _add_products(decode_grad, dy, u)
         du = _mix(rule.decode.mT, dy, product_grads)
-        if blocks_grad is not None:
+        if for_blocks and alone:
+            blocks_grad = torch.bmm(du.mT, z)
+        elif blocks_grad is not None:
             _add_matmul(blocks_grad, du.mT, z)
         if x_grad is None and encode_grad is None:
             continue
         dz = torch.bmm(du, blocks, out=_view(mixed, s.rank, stop - start, s.b))
         if encode_grad is not None:
-            _add_matmul(encode_grad, xs.flatten(1), dz.flatten(1).mT)
+            _add_products(encode_grad, xs, dz)
         if x_grad is not None:
             x_grad[start:stop] = _mix(rule.encode_input, dz, inputs).transpose(0, 1)
-    return x_grad, _rounded(encode_grad, x), _rounded(decode_grad, x), _rounded(blocks_grad, x)
-
-
-def _rounded(grad: Tensor | None, like: Tensor) -> Tensor | None:
-    """In the type of `like`."""
-    return None if grad is None else grad.to(like.dtype)
+    if blocks_grad is not None and x.dtype != torch.float16:  # which may not hold them
+        blocks_grad = blocks_grad.to(x.dtype)
+    return x_grad, encode_grad, decode_grad, blocks_grad
 
 
 def _through_blocks(
@@ -194,10 +205,10 @@ def _through_blocks(
     """Gradients of encode_component and components, each one matmul."""
     if blocks_grad is None:
         return None, None
-    flat = blocks_grad.flatten(1)
-    encode_grad = torch.mm(components.flatten(1), flat.mT) if for_encode else None
-    components_grad = torch.mm(rule.encode_component, flat).view_as(components) if for_components else None
-    return encode_grad, components_grad
+    encode, components = rule.encode_component.to(blocks_grad.dtype), components.to(blocks_grad.dtype)
+    encode_grad = products_summed(components, blocks_grad) if for_encode else None
+    components_grad = torch.mm(encode, blocks_grad.flatten(1)) if for_components else None
+    return encode_grad, None if components_grad is None else components_grad.view_as(components)
 
 
 def _differentiable(
@@ -210,7 +221,9 @@ def _differentiable(
         x, *factors, components = (t.view_as(t) for t in (x, *rule, components))
         prepared = None if prepared is None else prepared.view_as(prepared)
         rule = BilinearAlgorithm(*factors)
-        y = formula(x, rule, blocks(rule, components) if prepared is None else prepared, None)
+        narrow = BilinearAlgorithm(*(factor.to(x.dtype) for factor in rule))
+        made = blocks(narrow, components.to(x.dtype)) if prepared is None else prepared
+        y = formula(x, narrow, made, None)
     inputs = (x, *rule, components, prepared)
     asked = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
     found = iter(torch.autograd.grad(y, asked, grad, create_graph=again, allow_unused=True))
@@ -244,6 +257,14 @@ def _mix(
 def _zeros(like: Tensor) -> Tensor:
     """Where a gradient is summed over tiles: in float32 for half precision."""
     return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total[p, q] += sum_tc left[p, t, c] right[q, t, c]`."""
+    if as_one_matmul(left):
+        _add_matmul(total, left.flatten(1), right.flatten(1).mT)
+    else:
+        total += in_groups(left, right)
 
 
 def _add_matmul(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -126,6 +126,19 @@ def forget_graphs() -> None:
         torch.compiler.reset()
 
 
+@constant_when_compiled
+def is_transformed_when_compiled() -> bool:
+    """As is_transformed, of what torch.compile is just tracing."""
+    return _is_transformed()
+
+
+def is_static(size: int) -> bool:
+    """Whether torch.compile knows a size as a number; False for one that stands for all, and before torch 2.8."""
+    from torch.fx.experimental import symbolic_shapes  # here: it loads sympy
+
+    return hasattr(symbolic_shapes, "has_static_value") and symbolic_shapes.has_static_value(size)
+
+
 def outside_graphs(function: Callable) -> Callable:
     """Marks a function that torch.compile leaves out of its graphs.
 
@@ -187,6 +200,11 @@ def autocast_type(tensor: Tensor) -> torch.dtype | None:
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def cast(tensor: Any, dtype: torch.dtype) -> Any:
+    """In autocast's type, as it would do for each matmul; float64 stays, and so does None."""
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
