@@ -172,8 +172,8 @@ def _prepared(model: nn.Module, teacher: nn.Module, trained: dict[str, nn.Parame
                     stack.callback(setattr, holder, name, True)
                     setattr(holder, name, False)
         if any(hasattr(module, "proj_size") for module in model.modules()):  # cuDNN's has no gradient in eval mode
-            stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
-            torch.backends.cudnn.enabled = False
+            own = {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic", "allow_tf32")}
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False, **own))
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)  # it passes by the modules inside
         stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
