@@ -441,6 +441,35 @@ def test_layers_of_one_input_share_moments_and_padding_is_left_out():
     torch.testing.assert_close(found["q"]["weight"][0].mean.float(), torch.cat(real).mean(0))
 
 
+class Again(nn.Module):
+    """Layers that get one input together at some calls and others alone at others, in a given order."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.a, self.b, self.c, self.calls = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), calls
+
+    def forward(self, *inputs):
+        return [getattr(self, name)(inputs[number]) for name, number in self.calls]
+
+
+@pytest.mark.parametrize(
+    "calls", ["a0 a1 b0", "a0 b0 a1", "a0 b0 c0 a1 b2 c2", "a0 b0 a1 b1 c1", "a1 b0 a0 c0", "a0 b0 c0 b1 c1 a2"]
+)
+def test_layers_of_some_inputs_in_common_keep_their_own_moments(calls):
+    torch.manual_seed(0)
+    calls = [(call[0], int(call[1])) for call in calls.split()]
+    model, batches = Again(calls), [[torch.randn(4, 8) + i for i in range(3)] for _ in range(3)]
+    names = sorted({name for name, _ in calls})
+    found = observe(model, {name: getattr(model, name) for name in names}, batches)
+    for name in names:
+        own = [batch[number] for batch in batches for at, number in calls if at == name]
+        moments = found[name]["weight"][0]
+        assert moments.count == 4 * len(own)
+        torch.testing.assert_close(moments.mean.float(), torch.cat(own).mean(0))
+        scatter = torch.cat(own).double().mT.cov(correction=0)
+        torch.testing.assert_close(moments.scatter / moments.count, scatter)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_as_before(training):
     torch.manual_seed(0)

@@ -42,12 +42,13 @@ class _Input(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """A tensor that this forward has shown, its version, its moments, and whether these hold no other."""
+    """A tensor that this forward has shown, its version, moments with it, their count then, and those without it."""
 
     tensor: weakref.ref
     version: int
     moments: Moments
-    is_new: bool
+    count: int
+    before: weakref.ref | None
 
 
 def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, Inputs]:
@@ -166,19 +167,22 @@ class _Watch:
         return look
 
     def _take(self, own: dict[tuple[str, int], Moments], given: _Input) -> None:
-        """One input of one weight; what another layer has taken in already is not taken in twice."""
+        """One input of one weight; what another layer with the same past has taken in is not taken in twice."""
         slot, key = (given.weight, given.part), (id(given.tensor), *given.geometry)
-        seen = self.seen.get(key)
+        seen, old = self.seen.get(key), own.get(slot)
+        past = None if old is None else weakref.ref(old)
         if seen is not None and seen.tensor() is given.tensor and seen.version == version(given.tensor):
-            if seen.is_new and slot not in own:
+            if seen.before == past and seen.count == seen.moments.count:
                 own[slot] = seen.moments
             if own.get(slot) is seen.moments:
                 return
-        is_new = slot not in own
-        moments = own.setdefault(slot, Moments())
+        moments = Moments() if old is None else old
+        if sum(each is old for slots in self.moments.values() for each in slots.values()) > 1:
+            moments = copy.deepcopy(moments)  # the others may never get this input
+        own[slot] = moments
         for vectors in given.vectors(self.mask):
             moments.add(vectors)
-        self.seen[key] = _Seen(weakref.ref(given.tensor), version(given.tensor), moments, is_new)
+        self.seen[key] = _Seen(weakref.ref(given.tensor), version(given.tensor), moments, moments.count, past)
 
     def inputs(self) -> dict[str, Inputs]:
         """By layer and weight, the parts in order; without layers that got no vectors."""
