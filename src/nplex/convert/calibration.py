@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.convert.checking import as_before, call
+from nplex.convert.checking import as_before, run
 from nplex.convert.report import FEW, Row
 from nplex.convert.twins import is_transposed_linear
 from nplex.nn import LowRankLinear
@@ -82,10 +82,11 @@ def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable
     try:
         with as_before(model), torch.no_grad():
             for count, batch in enumerate(batches, 1):
-                if isinstance(batch, str) or not isinstance(batch, Tensor | Mapping | Sequence):
-                    raise TypeError(f"calibration must be {WANTED}; batch {count} is a {type(batch).__name__}")
+                check_batch(batch, f"calibration must be {WANTED}; batch {count}")
                 watch.start(batch)
-                _run(model, batch, count)
+                run(model, batch, f"batch {count} of the calibration")
+    except _NotFinite as error:
+        raise ValueError(str(error)) from None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
@@ -93,6 +94,16 @@ def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable
     if not count:
         raise ValueError(f"calibration has no batches; give {WANTED}. An iterator gives its batches only once")
     return watch.inputs()
+
+
+def check_batch(batch: Any, what: str) -> None:
+    """Refuses what is no batch.
+
+    Raises:
+        TypeError: it is not a tensor, a mapping or a sequence.
+    """
+    if isinstance(batch, str) or not isinstance(batch, Tensor | Mapping | Sequence):
+        raise TypeError(f"{what} is a {type(batch).__name__}")
 
 
 def judged(row: Row, inputs: Inputs, layers: tuple[Any, Any], *, compare: bool) -> Row:
@@ -118,22 +129,6 @@ def judged(row: Row, inputs: Inputs, layers: tuple[Any, Any], *, compare: bool) 
     squares = spectrum(dense, *inputs["weight"])
     error = float(squares[rank:].sum() / squares.sum().clamp_min(1e-300)) ** 0.5
     return replace(row, low_rank=rank, low_rank_error=error)
-
-
-def _run(model: nn.Module, batch: Any, number: int) -> None:
-    """One forward; says what may be wrong where the model does not take the batch."""
-    try:
-        call(model, batch)
-    except _NotFinite as error:
-        raise ValueError(str(error)) from None
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
-        given = batch.values() if isinstance(batch, Mapping) else [batch] if isinstance(batch, Tensor) else batch
-        there = {str(p.device) for p in model.parameters()}
-        here = {str(value.device) for value in given if isinstance(value, Tensor)}
-        hint = f" (the batch is on {', '.join(here)}, the model on {', '.join(there)})" if here - there else ""
-        raise ValueError(
-            f"the model does not take batch {number} of the calibration{hint}: {type(error).__name__}: {error}"
-        ) from error
 
 
 class _NotFinite(Exception):
