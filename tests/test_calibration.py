@@ -470,6 +470,19 @@ def test_layers_of_some_inputs_in_common_keep_their_own_moments(calls):
         torch.testing.assert_close(moments.scatter / moments.count, scatter)
 
 
+def test_batches_and_calls_of_inference_mode_give_the_same_moments():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8))
+    layers, x = {"0": model[0], "2": model[2]}, torch.randn(20, 8)
+    expected = observe(model, layers, [x])
+    with torch.inference_mode():
+        within = observe(model, layers, [x])
+        batch = x.clone()
+    for found in (within, observe(model, layers, [batch])):
+        for name in layers:
+            assert torch.equal(found[name]["weight"][0].scatter, expected[name]["weight"][0].scatter)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_as_before(training):
     torch.manual_seed(0)

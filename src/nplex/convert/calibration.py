@@ -80,7 +80,7 @@ def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable
     hooks = [layer.register_forward_hook(watch.hook(name), with_kwargs=True) for name, layer in layers.items()]
     torch.backends.mha.set_fastpath_enabled(False)  # it passes by the layers inside
     try:
-        with as_before(model), torch.no_grad():
+        with as_before(model), torch.inference_mode(False), torch.no_grad():
             for count, batch in enumerate(batches, 1):
                 check_batch(batch, f"calibration must be {WANTED}; batch {count}")
                 watch.start(batch)
@@ -166,7 +166,8 @@ class _Watch:
         slot, key = (given.weight, given.part), (id(given.tensor), *given.geometry)
         seen, old = self.seen.get(key), own.get(slot)
         past = None if old is None else weakref.ref(old)
-        if seen is not None and seen.tensor() is given.tensor and seen.version == version(given.tensor):
+        number = -1 if given.tensor.is_inference() else version(given.tensor)  # those cannot be changed here
+        if seen is not None and seen.tensor() is given.tensor and seen.version == number:
             if seen.before == past and seen.count == seen.moments.count:
                 own[slot] = seen.moments
             if own.get(slot) is seen.moments:
@@ -177,7 +178,7 @@ class _Watch:
         own[slot] = moments
         for vectors in given.vectors(self.mask):
             moments.add(vectors)
-        self.seen[key] = _Seen(weakref.ref(given.tensor), version(given.tensor), moments, moments.count, past)
+        self.seen[key] = _Seen(weakref.ref(given.tensor), number, moments, moments.count, past)
 
     def inputs(self) -> dict[str, Inputs]:
         """By layer and weight, the parts in order; without layers that got no vectors."""
