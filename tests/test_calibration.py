@@ -499,6 +499,33 @@ def test_the_model_is_as_before(training):
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+def test_a_model_in_train_mode_is_calibrated_in_eval_mode():
+    torch.manual_seed(0)
+    model, batch = Attending(), tokens()
+    model.norm.running_var.fill_(3)
+    model.q.eval()
+    modes = [module.training for module in model.modules()]
+    layers = {"q": model.q, "out": model.out}
+    found = observe(model, layers, [batch])
+    assert [module.training for module in model.modules()] == modes
+    expected = observe(model.eval(), layers, [batch])
+    for name in layers:
+        assert torch.equal(found[name]["weight"][0].scatter, expected[name]["weight"][0].scatter)
+
+
+@pytest.mark.parametrize("rule", [2, "low-rank:0.5"])
+def test_conversion_in_inference_mode_gives_a_model_to_train(rule):
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), torch.randn(40, 8)
+    with torch.inference_mode():
+        nplex.preview(model, rule, calibration=[x])
+        nplex.convert_(model, rule, weights="nearest", calibration=[x])
+        made = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    nplex.convert_(made, rule, weights="nearest", calibration=[x])
+    for each in (model, made):
+        each(x).sum().backward()
+        assert all(p.grad is not None for p in each.parameters())
+
+
 def tokens_of_numbers(model):
     return {"input_ids": torch.arange(40).reshape(4, 10) % 20}
 

@@ -54,11 +54,11 @@ class _Seen(NamedTuple):
 def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, Inputs]:
     """The moments of the inputs of layers, by their names; a layer that no batch ran is not among them.
 
-    The model runs once for each batch without gradients, in the modes it is in; its buffers and the states of random
-    numbers are afterwards as before. Layers whose first input is one tensor, as those of query, key and value, share
-    its moments. Where a batch is a mapping with an `attention_mask` of zeros and ones, and an input has the mask's
-    shape before its last dimension, padding is left out. Of convolutions an input is a patch: what a place of the
-    output sees, of one group of channels.
+    The model runs once for each batch without gradients, in eval mode: noise of dropout is no input to come near
+    to. Modes, buffers and the states of random numbers are afterwards as before. Layers whose first input is one
+    tensor, as those of query, key and value, share its moments. Where a batch is a mapping with an `attention_mask`
+    of zeros and ones, and an input has the mask's shape before its last dimension, padding is left out. Of
+    convolutions an input is a patch: what a place of the output sees, of one group of channels.
 
     Memory is width^2 numbers for each different input (nplex.nn.moments), whatever the number of batches.
 
@@ -79,7 +79,10 @@ def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable
     watch, count, fast = _Watch(), 0, torch.backends.mha.get_fastpath_enabled()
     hooks = [layer.register_forward_hook(watch.hook(name), with_kwargs=True) for name, layer in layers.items()]
     torch.backends.mha.set_fastpath_enabled(False)  # it passes by the layers inside
+    modes = [(module, module.training) for module in model.modules()]
     try:
+        for module, _ in modes:
+            module.training = False
         with as_before(model), torch.inference_mode(False), torch.no_grad():
             for count, batch in enumerate(batches, 1):
                 check_batch(batch, f"calibration must be {WANTED}; batch {count}")
@@ -91,6 +94,8 @@ def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable
         torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()
+        for module, mode in modes:
+            module.training = mode
     if not count:
         raise ValueError(f"calibration has no batches; give {WANTED}. An iterator gives its batches only once")
     return watch.inputs()
