@@ -47,18 +47,18 @@ class _Seen(NamedTuple):
     tensor: weakref.ref
     version: int
     moments: Moments
-    count: int
+    size: int
     before: weakref.ref | None
 
 
 def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, Inputs]:
     """The moments of the inputs of layers, by their names; a layer that no batch ran is not among them.
 
-    The model runs once for each batch without gradients, in eval mode: noise of dropout is no input to come near
-    to. Modes, buffers and the states of random numbers are afterwards as before. Layers whose first input is one
-    tensor, as those of query, key and value, share its moments. Where a batch is a mapping with an `attention_mask`
-    of zeros and ones, and an input has the mask's shape before its last dimension, padding is left out. Of
-    convolutions an input is a patch: what a place of the output sees, of one group of channels.
+    The model runs once for each batch without gradients, in eval mode: dropout would add its noise. Modes, buffers
+    and the states of random numbers are afterwards as before. Layers whose first input is one tensor, as those of
+    query, key and value, share its moments. Where a batch is a mapping with an `attention_mask` of zeros and ones,
+    and an input has the mask's shape before its last dimension, padding is left out. Of convolutions an input is a
+    patch: what a place of the output sees, of one group of channels.
 
     Memory is width^2 numbers for each different input (nplex.nn.moments), whatever the number of batches.
 
@@ -102,7 +102,7 @@ def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable
 
 
 def check_batch(batch: Any, what: str) -> None:
-    """Refuses what is no batch.
+    """Refuses what cannot be a batch.
 
     Raises:
         TypeError: it is not a tensor, a mapping or a sequence.
@@ -173,7 +173,7 @@ class _Watch:
         past = None if old is None else weakref.ref(old)
         number = -1 if given.tensor.is_inference() else version(given.tensor)  # those cannot be changed here
         if seen is not None and seen.tensor() is given.tensor and seen.version == number:
-            if seen.before == past and seen.count == seen.moments.count:
+            if seen.before == past and seen.size == seen.moments.count:
                 own[slot] = seen.moments
             if own.get(slot) is seen.moments:
                 return

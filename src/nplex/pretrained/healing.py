@@ -38,8 +38,7 @@ def heal(
     run in eval mode. The same call gives the same numbers; torch's random numbers stay as they were.
 
     Args:
-        model: converted, on the device where it is to be trained; it is changed. After an error, or
-            Ctrl-C, it is as before.
+        model: converted, on the device where it is to be trained; it is changed. After an error it is as before.
         teacher: the model before its conversion; on any device, in any precision, or offloaded by accelerate.
         batches: what the models take: tensors, tuples of arguments, or mappings as tokenizers give. Of 10 or more
             the last tenth, at most 8, only measures.
@@ -64,11 +63,7 @@ def heal(
         >>> groups.after < groups.before, whole.after < whole.before
         (True, True)
     """
-    found, settings = _checked(model, teacher, batches, accelerator), Healing() if settings is None else settings
-    if not isinstance(settings, Healing):
-        raise TypeError(f"settings must be a Healing, got {settings!r}")
-    if outputs is not None and not callable(outputs):
-        raise TypeError(f"outputs must be a function of two outputs and a batch, got {outputs!r}")
+    found = _checked(model, teacher, batches, settings := settings or Healing(), outputs, accelerator)
     changed = _changed(model, teacher)
     names = find_blocks(model, blocks, changed)
     trained = _trained(model, teacher, changed, everything=settings.everything)
@@ -86,11 +81,15 @@ def heal(
             raise
 
 
-def _checked(model: Any, teacher: Any, batches: Any, accelerator: Any) -> list[Any]:
+def _checked(model: Any, teacher: Any, batches: Any, settings: Any, outputs: Any, accelerator: Any) -> list[Any]:
     """The batches as a list."""
     for name, module in (("model", model), ("teacher", teacher)):
         if not isinstance(module, nn.Module):
             raise TypeError(f"the {name} must be a torch.nn.Module, got {type(module).__name__}")
+    if not isinstance(settings, Healing):
+        raise TypeError(f"settings must be a Healing, got {settings!r}")
+    if outputs is not None and not callable(outputs):
+        raise TypeError(f"outputs must be a function of two outputs and a batch, got {outputs!r}")
     if isinstance(batches, torch.Tensor | Mapping | str) or not isinstance(batches, Iterable):
         raise TypeError(f"batches must be {WANTED}; got one {type(batches).__name__}, put it in a list")
     if accelerator is not None and accelerator.num_processes > 1:

@@ -245,7 +245,7 @@ class Run:
 
 def _sum(tensor: Tensor) -> int:
     """A checksum of a tensor's numbers."""
-    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def _close(own: list[float], other: Any) -> bool:
