@@ -291,6 +291,9 @@ def test_several_in_one_folder_and_one_under_another_name(tmp_path):
     assert torch.equal(other(x), model(x))
     with pytest.raises(ValueError, match="2 adapters"):
         adapters.load(base, tmp_path / "both", name="c")
+    for wrong in ("a\\d", "\\g<1>", "", "x y", "items"):
+        with pytest.raises(ValueError, match="cannot be the name"):
+            adapters.load(base, tmp_path / "one", name=wrong)
 
 
 def test_after_folding_the_same_adapter_fits_and_merges(tmp_path):

@@ -441,6 +441,48 @@ def test_layers_of_one_input_share_moments_and_padding_is_left_out():
     torch.testing.assert_close(found["q"]["weight"][0].mean.float(), torch.cat(real).mean(0))
 
 
+class Again(nn.Module):
+    """Layers that get one input together at some calls and others alone at others, in a given order."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.a, self.b, self.c, self.calls = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), calls
+
+    def forward(self, *inputs):
+        return [getattr(self, name)(inputs[number]) for name, number in self.calls]
+
+
+@pytest.mark.parametrize(
+    "calls", ["a0 a1 b0", "a0 b0 a1", "a0 b0 c0 a1 b2 c2", "a0 b0 a1 b1 c1", "a1 b0 a0 c0", "a0 b0 c0 b1 c1 a2"]
+)
+def test_layers_of_some_inputs_in_common_keep_their_own_moments(calls):
+    torch.manual_seed(0)
+    calls = [(call[0], int(call[1])) for call in calls.split()]
+    model, batches = Again(calls), [[torch.randn(4, 8) + i for i in range(3)] for _ in range(3)]
+    names = sorted({name for name, _ in calls})
+    found = observe(model, {name: getattr(model, name) for name in names}, batches)
+    for name in names:
+        own = [batch[number] for batch in batches for at, number in calls if at == name]
+        moments = found[name]["weight"][0]
+        assert moments.count == 4 * len(own)
+        torch.testing.assert_close(moments.mean.float(), torch.cat(own).mean(0))
+        scatter = torch.cat(own).double().mT.cov(correction=0)
+        torch.testing.assert_close(moments.scatter / moments.count, scatter)
+
+
+def test_batches_and_calls_of_inference_mode_give_the_same_moments():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8))
+    layers, x = {"0": model[0], "2": model[2]}, torch.randn(20, 8)
+    expected = observe(model, layers, [x])
+    with torch.inference_mode():
+        within = observe(model, layers, [x])
+        batch = x.clone()
+    for found in (within, observe(model, layers, [batch])):
+        for name in layers:
+            assert torch.equal(found[name]["weight"][0].scatter, expected[name]["weight"][0].scatter)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_as_before(training):
     torch.manual_seed(0)
@@ -455,6 +497,33 @@ def test_the_model_is_as_before(training):
     assert not any(m._forward_hooks for m in model.modules())
     assert model.training == training
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_model_in_train_mode_is_calibrated_in_eval_mode():
+    torch.manual_seed(0)
+    model, batch = Attending(), tokens()
+    model.norm.running_var.fill_(3)
+    model.q.eval()
+    modes = [module.training for module in model.modules()]
+    layers = {"q": model.q, "out": model.out}
+    found = observe(model, layers, [batch])
+    assert [module.training for module in model.modules()] == modes
+    expected = observe(model.eval(), layers, [batch])
+    for name in layers:
+        assert torch.equal(found[name]["weight"][0].scatter, expected[name]["weight"][0].scatter)
+
+
+@pytest.mark.parametrize("rule", [2, "low-rank:0.5"])
+def test_conversion_in_inference_mode_gives_a_model_to_train(rule):
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), torch.randn(40, 8)
+    with torch.inference_mode():
+        nplex.preview(model, rule, calibration=[x])
+        nplex.convert_(model, rule, weights="nearest", calibration=[x])
+        made = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    nplex.convert_(made, rule, weights="nearest", calibration=[x])
+    for each in (model, made):
+        each(x).sum().backward()
+        assert all(p.grad is not None for p in each.parameters())
 
 
 def tokens_of_numbers(model):

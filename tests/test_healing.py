@@ -286,6 +286,7 @@ OTHERS = {
     "trained": lambda t, m, b: (converted(t, 4), t, b, SHORT),
     "teacher": lambda t, m, b: (m, shaken(t), b, SHORT),
     "batches": lambda t, m, b: (m, t, b[:-1], SHORT),
+    "batches of other": lambda t, m, b: (m, t, [*b[:1], *b[:0:-1]], SHORT),
     "other numbers": lambda t, m, b: (shaken(m), t, b, SHORT),
 }
 
@@ -304,7 +305,7 @@ def test_a_folder_of_another_healing_is_refused(what, tmp_path):
     nplex.heal(converted(teacher), teacher, words(), SHORT, folder=tmp_path)
     model, other, batches, settings = OTHERS[what](teacher, converted(teacher), words())
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=f"belongs to another healing, its {what}"):
+    with pytest.raises(ValueError, match=f"belongs to another healing, its {what.removesuffix(' of other')}"):
         nplex.heal(model, other, batches, settings, folder=tmp_path)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -447,6 +448,26 @@ BAD = {
         lambda: (converted(stack()), stack(), numbers()), {"outputs": lambda own, other, batch: own.sum() * math.nan},
         "loss is",
     ),
+    "outputs that are no loss": (
+        lambda: (converted(stack()), stack(), numbers()), {"outputs": lambda own, other, batch: own - other},
+        "outputs= must give a loss",
+    ),
+    "outputs of 5": (lambda: (converted(stack()), stack(), numbers()), {"outputs": 5}, "outputs must be"),
+    "blocks as a text": (lambda: (converted(stack()), stack(), numbers()), {"blocks": "0"}, "blocks must be a list"),
+    "blocks as a number": (lambda: (converted(stack()), stack(), numbers()), {"blocks": 5}, "blocks must be a list"),
+    "batches of texts": (lambda: (converted(stack()), stack(), ["text"]), {}, "batch 0 is a str"),
+    "a batch of None": (lambda: (converted(stack()), stack(), [*numbers(), None]), {}, "is a NoneType"),
+    "batches of another width": (
+        lambda: (converted(stack()), stack(), [torch.randn(4, 5)]), {}, "does not take batch 0: RuntimeError",
+    ),
+    "batches with labels": (
+        lambda: (converted(stack()), stack(), [{"input": numbers()[0], "labels": 1}]), {},
+        "does not take batch 0: TypeError",
+    ),
+    "a shorter teacher": (lambda: (converted(stack()), stack()[:-1], numbers()), {}, "before its conversion"),
+    "a teacher without the block": (
+        lambda: (converted(Held()), stack(), numbers()), {"blocks": ["body.0"]}, "before its conversion",
+    ),
 }  # fmt: skip
 
 
@@ -468,6 +489,25 @@ def test_bad_input_is_refused_and_nothing_half_done(name, unchecked):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("error", [KeyError, TypeError, OSError, KeyboardInterrupt])
+def test_after_any_error_the_model_is_as_before(error):
+    teacher = stack()
+    model, calls = converted(teacher), []
+    before = copy.deepcopy(model.state_dict())
+
+    def outputs(own, other, batch):
+        calls.append(batch)
+        if own.requires_grad and len(calls) > 8:
+            raise error
+        return (own - other).square().mean()
+
+    with pytest.raises(error):
+        nplex.heal(model, teacher, numbers(), SHORT, outputs=outputs)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 def test_trained_parameters_of_the_teacher_are_refused():
     teacher = stack()
     model = converted(teacher)
@@ -481,6 +521,7 @@ def test_trained_parameters_of_the_teacher_are_refused():
     [
         ({"group": 0}, "group must be"), ({"steps": -1}, "steps must be"), ({"rate": 0}, "rate must be"),
         ({"clip": math.nan}, "clip must be"), ({"fade": 2}, "fade is"), ({"group_steps": 0, "steps": 0}, "both 0"),
+        ({"rate": "a"}, "rate must be"), ({"clip": None}, "clip must be"), ({"fade": "a"}, "fade must be"),
     ],
 )  # fmt: skip
 def test_settings_are_checked(options, message, unchecked):

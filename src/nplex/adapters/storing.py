@@ -99,7 +99,7 @@ def load(model: nn.Module, folder: str | Path, *, name: str | None = None, same_
                 f"{path} holds {len(described)} adapters ({', '.join(described)}), name= is for one alone"
             )
         (old,) = described
-        tensors = {re.sub(rf"^{re.escape(old)}/", f"{name}/", at): value for at, value in tensors.items()}
+        tensors = {re.sub(rf"^{re.escape(old)}/", lambda _: f"{name}/", at): value for at, value in tensors.items()}
         described = {name: described[old]}
     check_addable(model, described)
     try:

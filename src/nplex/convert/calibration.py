@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.convert.checking import as_before, call
+from nplex.convert.checking import as_before, run
 from nplex.convert.report import FEW, Row
 from nplex.convert.twins import is_transposed_linear
 from nplex.nn import LowRankLinear
@@ -42,22 +42,23 @@ class _Input(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """A tensor that this forward has shown, its version, its moments, and whether these hold no other."""
+    """A tensor that this forward has shown, its version, moments with it, their count then, and those without it."""
 
     tensor: weakref.ref
     version: int
     moments: Moments
-    is_new: bool
+    size: int
+    before: weakref.ref | None
 
 
 def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, Inputs]:
     """The moments of the inputs of layers, by their names; a layer that no batch ran is not among them.
 
-    The model runs once for each batch without gradients, in the modes it is in; its buffers and the states of random
-    numbers are afterwards as before. Layers whose first input is one tensor, as those of query, key and value, share
-    its moments. Where a batch is a mapping with an `attention_mask` of zeros and ones, and an input has the mask's
-    shape before its last dimension, padding is left out. Of convolutions an input is a patch: what a place of the
-    output sees, of one group of channels.
+    The model runs once for each batch without gradients, in eval mode: dropout would add its noise. Modes, buffers
+    and the states of random numbers are afterwards as before. Layers whose first input is one tensor, as those of
+    query, key and value, share its moments. Where a batch is a mapping with an `attention_mask` of zeros and ones,
+    and an input has the mask's shape before its last dimension, padding is left out. Of convolutions an input is a
+    patch: what a place of the output sees, of one group of channels.
 
     Memory is width^2 numbers for each different input (nplex.nn.moments), whatever the number of batches.
 
@@ -78,20 +79,36 @@ def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable
     watch, count, fast = _Watch(), 0, torch.backends.mha.get_fastpath_enabled()
     hooks = [layer.register_forward_hook(watch.hook(name), with_kwargs=True) for name, layer in layers.items()]
     torch.backends.mha.set_fastpath_enabled(False)  # it passes by the layers inside
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        with as_before(model), torch.no_grad():
+        for module, _ in modes:
+            module.training = False
+        with as_before(model), torch.inference_mode(False), torch.no_grad():
             for count, batch in enumerate(batches, 1):
-                if isinstance(batch, str) or not isinstance(batch, Tensor | Mapping | Sequence):
-                    raise TypeError(f"calibration must be {WANTED}; batch {count} is a {type(batch).__name__}")
+                check_batch(batch, f"calibration must be {WANTED}; batch {count}")
                 watch.start(batch)
-                _run(model, batch, count)
+                run(model, batch, f"batch {count} of the calibration")
+    except _NotFinite as error:
+        raise ValueError(str(error)) from None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()
+        for module, mode in modes:
+            module.training = mode
     if not count:
         raise ValueError(f"calibration has no batches; give {WANTED}. An iterator gives its batches only once")
     return watch.inputs()
+
+
+def check_batch(batch: Any, what: str) -> None:
+    """Refuses what cannot be a batch.
+
+    Raises:
+        TypeError: it is not a tensor, a mapping or a sequence.
+    """
+    if isinstance(batch, str) or not isinstance(batch, Tensor | Mapping | Sequence):
+        raise TypeError(f"{what} is a {type(batch).__name__}")
 
 
 def judged(row: Row, inputs: Inputs, layers: tuple[Any, Any], *, compare: bool) -> Row:
@@ -117,22 +134,6 @@ def judged(row: Row, inputs: Inputs, layers: tuple[Any, Any], *, compare: bool) 
     squares = spectrum(dense, *inputs["weight"])
     error = float(squares[rank:].sum() / squares.sum().clamp_min(1e-300)) ** 0.5
     return replace(row, low_rank=rank, low_rank_error=error)
-
-
-def _run(model: nn.Module, batch: Any, number: int) -> None:
-    """One forward; says what may be wrong where the model does not take the batch."""
-    try:
-        call(model, batch)
-    except _NotFinite as error:
-        raise ValueError(str(error)) from None
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
-        given = batch.values() if isinstance(batch, Mapping) else [batch] if isinstance(batch, Tensor) else batch
-        there = {str(p.device) for p in model.parameters()}
-        here = {str(value.device) for value in given if isinstance(value, Tensor)}
-        hint = f" (the batch is on {', '.join(here)}, the model on {', '.join(there)})" if here - there else ""
-        raise ValueError(
-            f"the model does not take batch {number} of the calibration{hint}: {type(error).__name__}: {error}"
-        ) from error
 
 
 class _NotFinite(Exception):
@@ -166,19 +167,23 @@ class _Watch:
         return look
 
     def _take(self, own: dict[tuple[str, int], Moments], given: _Input) -> None:
-        """One input of one weight; what another layer has taken in already is not taken in twice."""
+        """One input of one weight; what another layer with the same past has taken in is not taken in twice."""
         slot, key = (given.weight, given.part), (id(given.tensor), *given.geometry)
-        seen = self.seen.get(key)
-        if seen is not None and seen.tensor() is given.tensor and seen.version == version(given.tensor):
-            if seen.is_new and slot not in own:
+        seen, old = self.seen.get(key), own.get(slot)
+        past = None if old is None else weakref.ref(old)
+        number = -1 if given.tensor.is_inference() else version(given.tensor)  # those cannot be changed here
+        if seen is not None and seen.tensor() is given.tensor and seen.version == number:
+            if seen.before == past and seen.size == seen.moments.count:
                 own[slot] = seen.moments
             if own.get(slot) is seen.moments:
                 return
-        is_new = slot not in own
-        moments = own.setdefault(slot, Moments())
+        moments = Moments() if old is None else old
+        if sum(each is old for slots in self.moments.values() for each in slots.values()) > 1:
+            moments = copy.deepcopy(moments)  # the others may never get this input
+        own[slot] = moments
         for vectors in given.vectors(self.mask):
             moments.add(vectors)
-        self.seen[key] = _Seen(weakref.ref(given.tensor), version(given.tensor), moments, is_new)
+        self.seen[key] = _Seen(weakref.ref(given.tensor), number, moments, moments.count, past)
 
     def inputs(self) -> dict[str, Inputs]:
         """By layer and weight, the parts in order; without layers that got no vectors."""

@@ -143,6 +143,22 @@ def call(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, Sequence) else model(example)
 
 
+def run(model: nn.Module, batch: Any, what: str) -> Any:
+    """The forward of a batch.
+
+    Raises:
+        ValueError: the model does not take it; says what may be wrong.
+    """
+    try:
+        return call(model, batch)
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+        given = batch.values() if isinstance(batch, Mapping) else [batch] if isinstance(batch, Tensor) else batch
+        there = {str(p.device) for p in model.parameters()}
+        here = {str(value.device) for value in given if isinstance(value, Tensor)}
+        hint = f" (the batch is on {', '.join(here)}, the model on {', '.join(there)})" if here - there else ""
+        raise ValueError(f"the model does not take {what}{hint}: {type(error).__name__}: {error}") from error
+
+
 def _reached(outputs: Any, parameters: list[nn.Parameter]) -> set[int]:
     """The parameters to which a gradient comes from the outputs, wherever these are held."""
     found = [outputs] if isinstance(outputs, Tensor) else [slot.get() for slot in walk([outputs])]

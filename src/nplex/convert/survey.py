@@ -139,7 +139,7 @@ def _content(module: nn.Module) -> set[str]:
 
 def _not_finite(module: nn.Module) -> str:
     """The name of a parameter with a number that is not finite, or nothing."""
-    found = (name for name, p in module.named_parameters() if not p.is_meta and not bool(p.isfinite().all()))
+    found = (name for name, p in module.named_parameters() if not p.is_meta and not bool(p.detach().isfinite().all()))
     return next(found, "")
 
 

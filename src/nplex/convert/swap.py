@@ -131,6 +131,7 @@ class _Prepared(NamedTuple):
     report: Report
 
 
+@torch.inference_mode(False)  # parameters that are made within it could not be fitted, nor trained later
 def _prepare(
     model: nn.Module, found: Survey, weights: str, calibration: Iterable[Any] | None, *, compare: bool = False
 ) -> _Prepared:

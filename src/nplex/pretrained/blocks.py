@@ -50,10 +50,13 @@ def find_blocks(model: nn.Module, names: Iterable[str] | None, changed: Iterable
         changed: names of the parameters that are not the teacher's.
 
     Raises:
+        TypeError: the names are no list.
         ValueError: a name is unknown, or no list was found.
     """
     modules, changed = dict(model.named_modules()), tuple(changed)
     if names is not None:
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise TypeError(f"blocks must be a list of names, as ['encoder.0', 'encoder.1'], got {names!r}")
         named = list(names)
         if wrong := [name for name in named if name not in modules]:
             there = ", ".join(name for name, _ in model.named_children())

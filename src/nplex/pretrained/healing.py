@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nplex.convert.calibration import WANTED
+from nplex.convert.calibration import WANTED, check_batch
 from nplex.pretrained.blocks import find_blocks
 from nplex.pretrained.distillation import Outputs
 from nplex.pretrained.healing_loop import Run
@@ -49,7 +49,7 @@ def heal(
         accelerator: of accelerate, for its device and precision; one process.
 
     Raises:
-        TypeError: model or teacher is not a module, or batches is a single one.
+        TypeError: an argument is of another kind than it must be, or batches is a single one.
         ValueError: nothing is converted or can be trained, the teacher has another shape or shares parameters, there
             are no batches, a block is unknown or never runs, a number is not finite, or the folder is another's.
 
@@ -63,7 +63,7 @@ def heal(
         >>> groups.after < groups.before, whole.after < whole.before
         (True, True)
     """
-    found, settings = _checked(model, teacher, batches, accelerator), settings or Healing()
+    found = _checked(model, teacher, batches, settings := settings or Healing(), outputs, accelerator)
     changed = _changed(model, teacher)
     names = find_blocks(model, blocks, changed)
     trained = _trained(model, teacher, changed, everything=settings.everything)
@@ -74,18 +74,22 @@ def heal(
         try:
             pair = Pair(model, teacher, found, names, settings, outputs)
             return Run(pair, trained, settings, folder, accelerator).report()
-        except (ValueError, RuntimeError):
+        except BaseException:  # a Ctrl-C too: what was learned is in the folder
             with torch.no_grad():
                 for name, parameter in trained.items():
                     parameter.copy_(kept[name])
             raise
 
 
-def _checked(model: Any, teacher: Any, batches: Any, accelerator: Any) -> list[Any]:
+def _checked(model: Any, teacher: Any, batches: Any, settings: Any, outputs: Any, accelerator: Any) -> list[Any]:
     """The batches as a list."""
     for name, module in (("model", model), ("teacher", teacher)):
         if not isinstance(module, nn.Module):
             raise TypeError(f"the {name} must be a torch.nn.Module, got {type(module).__name__}")
+    if not isinstance(settings, Healing):
+        raise TypeError(f"settings must be a Healing, got {settings!r}")
+    if outputs is not None and not callable(outputs):
+        raise TypeError(f"outputs must be a function of two outputs and a batch, got {outputs!r}")
     if isinstance(batches, torch.Tensor | Mapping | str) or not isinstance(batches, Iterable):
         raise TypeError(f"batches must be {WANTED}; got one {type(batches).__name__}, put it in a list")
     if accelerator is not None and accelerator.num_processes > 1:
@@ -95,6 +99,8 @@ def _checked(model: Any, teacher: Any, batches: Any, accelerator: Any) -> list[A
         raise ValueError(
             "there are no batches; give what the model takes, as [tokenizer(texts, return_tensors='pt')]"
         )
+    for index, batch in enumerate(found):
+        check_batch(batch, f"batches must be {WANTED}; batch {index}")
     return found
 
 
@@ -111,7 +117,8 @@ def _changed(model: nn.Module, teacher: nn.Module) -> list[str]:
             raise ValueError(f"{name} is {sizes}; the teacher must be the model before its conversion")
     there = dict(teacher.named_modules())
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(getattr(there.get(name), "_modules", ())) != len(module):
+        listed = isinstance(module, nn.ModuleList | nn.Sequential)
+        if listed and len(getattr(there.get(name), "_modules", ())) != len(module):
             raise ValueError(
                 f"{name} holds {len(module)} modules in the model and not in the teacher; the teacher must be the "
                 f"model before its conversion"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nplex.files import read_tensors, write_tensors
 from nplex.optim import param_groups
+from nplex.pretrained.blocks import tensors_of
 from nplex.pretrained.distillation import relative_error
 from nplex.pretrained.healing_report import Healing, HealingReport, HealingRow
 from nplex.pretrained.pair import Pair
@@ -194,7 +195,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What must be alike for a run to go on; the teacher by what it gives for the first batch."""
         fixed = {name: p for name, p in self.pair.student.state_dict().items() if name not in self.trained}
-        sums = [zlib.crc32(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()) for t in fixed.values()]
+        sums = [_sum(tensor) for tensor in fixed.values()]
         settings = asdict(self.settings)
         hidden = self.pair.taught(0)[0][-1].hidden
         return {
@@ -202,7 +203,10 @@ class Run:
             "blocks": self.pair.order,
             "trained": {name: list(parameter.shape) for name, parameter in self.trained.items()},
             "other numbers": zlib.crc32(json.dumps([*zip(fixed, sums, strict=True)]).encode()),
-            "batches": [len(self.pair.batches), list(hidden.shape)],
+            "batches": [
+                len(self.pair.batches),
+                zlib.crc32(str([*map(_sum, tensors_of(self.pair.batches))]).encode()),
+            ],
             "teacher": hidden.flatten()[:: -(-hidden.numel() // 64)].tolist(),
         }
 
@@ -237,6 +241,11 @@ class Run:
                 self.accelerator.scaler.load_state_dict(header["scaler"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it to start anew") from None
+
+
+def _sum(tensor: Tensor) -> int:
+    """A checksum of a tensor's numbers."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def _close(own: list[float], other: Any) -> bool:

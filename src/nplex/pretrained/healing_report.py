@@ -48,6 +48,9 @@ class Healing:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+        for name in ("group_rate", "rate", "clip", "fade"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int | float):
+                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
         for name in ("group_rate", "rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be greater than 0 and finite, got {getattr(self, name)!r}")

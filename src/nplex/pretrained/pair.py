@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nplex.convert.checking import call
+from nplex.convert.checking import run
 from nplex.pretrained.blocks import Call, mapped, replay, tensors_of, watched
 from nplex.pretrained.distillation import Outputs, mask_of, output_loss, relative_error
 from nplex.pretrained.healing_report import Healing
@@ -36,6 +36,8 @@ class Pair:
         self.trained_on = len(batches) - min(8, len(batches) // 10)
         self._again = settings.group_steps + settings.steps > self.trained_on
         self.order: list[str] = []
+        if strange := [name for name in names if name not in dict(teacher.named_modules())]:
+            raise ValueError(f"the teacher has no block {strange[0]}; it must be the model before its conversion")
         self.order = [each.block for each in self.taught(0)[0]]
         if missing := [name for name in names if name not in self.order]:
             raise ValueError(f"block {missing[0]} never runs; name the blocks that run by blocks=[...]")
@@ -57,7 +59,7 @@ class Pair:
         if index in self._kept:
             return self._kept[index]
         with watched(self._teacher, self._names) as calls:
-            output = call(self._teacher, _on(self._teacher, self.batches[index]))
+            output = run(self._teacher, _on(self._teacher, self.batches[index]), f"batch {index}")
         if self.order and [each.block for each in calls] != self.order:
             raise ValueError(f"the teacher's blocks run in another order for batch {index} than for batch 0")
         for each in calls:
@@ -88,10 +90,14 @@ class Pair:
         theirs, output = self.taught(index)
         batch = _on(self.student, self.batches[index])
         with watched(self.student, self._names) as calls:
-            own = call(self.student, batch)
+            own = run(self.student, batch, f"batch {index}")
         if [each.block for each in calls] != self.order:
             raise ValueError("the model's blocks run in another order than the teacher's")
-        return self._errors([each.hidden for each in calls], theirs, index), self._outputs(own, output, batch)
+        loss: Any = self._outputs(own, output, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise ValueError(f"outputs= must give a loss, a tensor of one number; got {found}")
+        return self._errors([each.hidden for each in calls], theirs, index), loss.reshape(())
 
     def _errors(self, hidden: list[Tensor], calls: list[Call], index: int) -> Tensor:
         two = getattr(getattr(self.student, "config", None), "is_encoder_decoder", False)
