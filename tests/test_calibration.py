@@ -499,20 +499,6 @@ def test_the_model_is_as_before(training):
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_a_model_in_train_mode_is_calibrated_in_eval_mode():
-    torch.manual_seed(0)
-    model, batch = Attending(), tokens()
-    model.norm.running_var.fill_(3)
-    model.q.eval()
-    modes = [module.training for module in model.modules()]
-    layers = {"q": model.q, "out": model.out}
-    found = observe(model, layers, [batch])
-    assert [module.training for module in model.modules()] == modes
-    expected = observe(model.eval(), layers, [batch])
-    for name in layers:
-        assert torch.equal(found[name]["weight"][0].scatter, expected[name]["weight"][0].scatter)
-
-
 @pytest.mark.parametrize("rule", [2, "low-rank:0.5"])
 def test_conversion_in_inference_mode_gives_a_model_to_train(rule):
     model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), torch.randn(40, 8)

@@ -79,10 +79,7 @@ def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable
     watch, count, fast = _Watch(), 0, torch.backends.mha.get_fastpath_enabled()
     hooks = [layer.register_forward_hook(watch.hook(name), with_kwargs=True) for name, layer in layers.items()]
     torch.backends.mha.set_fastpath_enabled(False)  # it passes by the layers inside
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        for module, _ in modes:
-            module.training = False
         with as_before(model), torch.inference_mode(False), torch.no_grad():
             for count, batch in enumerate(batches, 1):
                 check_batch(batch, f"calibration must be {WANTED}; batch {count}")
@@ -94,8 +91,6 @@ def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable
         torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
     if not count:
         raise ValueError(f"calibration has no batches; give {WANTED}. An iterator gives its batches only once")
     return watch.inputs()
