@@ -1,6 +1,7 @@
 """Calibrated conversion: moments, nearest outputs, low rank."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -439,6 +440,14 @@ def test_layers_of_one_input_share_moments_and_padding_is_left_out():
     real = [model.embed(batch["input_ids"])[batch["attention_mask"].bool()] for batch in batches]
     assert found["q"]["weight"][0].count == sum(map(len, real))
     torch.testing.assert_close(found["q"]["weight"][0].mean.float(), torch.cat(real).mean(0))
+
+
+def test_the_mask_of_an_encoder_is_not_taken_for_the_decoders():
+    torch.manual_seed(0)
+    model, batch = Attending().eval(), tokens()
+    model.config = SimpleNamespace(is_encoder_decoder=True)
+    found = observe(model, {"q": model.q}, [batch])
+    assert found["q"]["weight"][0].count == batch["input_ids"].numel()
 
 
 class Again(nn.Module):

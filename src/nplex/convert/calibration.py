@@ -54,11 +54,12 @@ class _Seen(NamedTuple):
 def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, Inputs]:
     """The moments of the inputs of layers, by their names; a layer that no batch ran is not among them.
 
-    The model runs once for each batch without gradients, in eval mode: dropout would add its noise. Modes, buffers
-    and the states of random numbers are afterwards as before. Layers whose first input is one tensor, as those of
-    query, key and value, share its moments. Where a batch is a mapping with an `attention_mask` of zeros and ones,
-    and an input has the mask's shape before its last dimension, padding is left out. Of convolutions an input is a
-    patch: what a place of the output sees, of one group of channels.
+    The model runs once for each batch without gradients, in the modes it is in: `model.eval()` first turns dropout
+    off. Its buffers and the states of random numbers are afterwards as before. Layers whose first input is one
+    tensor, as those of query, key and value, share its moments. Where a batch is a mapping with an `attention_mask`
+    of zeros and ones, and an input has the mask's shape before its last dimension, padding is left out. It is not in
+    encoder-decoders, whose decoder's input may have that shape too: give them batches without padding. Of
+    convolutions an input is a patch: what a place of the output sees, of one group of channels.
 
     Memory is width^2 numbers for each different input (nplex.nn.moments), whatever the number of batches.
 
@@ -76,7 +77,7 @@ def observe(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable
         raise TypeError(f"calibration must be {WANTED}; got one {type(batches).__name__}, put it in a list")
     if any(p.is_meta for p in model.parameters()):
         raise ValueError("calibration runs the model, but it is on the meta device: load its weights first")
-    watch, count, fast = _Watch(), 0, torch.backends.mha.get_fastpath_enabled()
+    watch, count, fast = _Watch(model), 0, torch.backends.mha.get_fastpath_enabled()
     hooks = [layer.register_forward_hook(watch.hook(name), with_kwargs=True) for name, layer in layers.items()]
     torch.backends.mha.set_fastpath_enabled(False)  # it passes by the layers inside
     try:
@@ -138,14 +139,15 @@ class _NotFinite(Exception):
 class _Watch:
     """The hooks of one calibration, and what they saw."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.masked = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         self.moments: dict[str, dict[tuple[str, int], Moments]] = {}
         self.seen: dict[tuple, _Seen] = {}
         self.mask: Tensor | None = None
 
     def start(self, batch: Any) -> None:
         """Forgets the tensors of the last batch, and looks which tokens of this one are padding."""
-        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        mask = batch.get("attention_mask") if self.masked and isinstance(batch, Mapping) else None
         self.mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
         self.seen.clear()
 
