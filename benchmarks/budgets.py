@@ -100,7 +100,7 @@ def done(study: Study, model: Model) -> list[dict]:
 
 
 def descended(loss: Callable[[float], float]) -> dict[float, float]:
-    """The losses of rates, each sqrt(2) from the next, until the lowest is not at an end of them or TRIED is reached."""
+    """The losses of rates, each sqrt(2) from the next, until the lowest is not at an end of them (or TRIED)."""
     rates = {step: START * 2 ** (step / 2) for step in range(-TRIED, TRIED + 1)}
     found = {step: loss(rates[step]) for step in (0, -1, 1)}
     while (best := min(found, key=lambda step: found[step])) in {min(found), max(found)} and abs(best) < TRIED:

@@ -115,8 +115,8 @@ def foot(found: dict) -> str:
     """Versions and machine."""
     env, seconds = found["environment"], sum(row["seconds"] for row in found["models"])
     return (
-        f"{len(found['models'])} models, {seconds / 60:.0f} minutes of training without the runs that chose rates. nplex "
-        f"{', '.join(found['commits'])}, torch {env['torch']}, {env['processor']}, one thread, {env['date']}."
+        f"{len(found['models'])} models, {seconds / 60:.0f} minutes of training without the runs that chose rates. "
+        f"nplex {', '.join(found['commits'])}, torch {env['torch']}, {env['processor']}, one thread, {env['date']}."
     )
 
 
