@@ -1,17 +1,18 @@
 """Is a wider hypercomplex model better than a dense one of the same parameters, or of the same training FLOPs?
 
-    python benchmarks/budgets.py           # not run to its end yet
-    python benchmarks/budgets.py --base 64 # an hour and a half beside other programs
-    python benchmarks/budgets.py --quick   # tiny models and three steps, to see that it runs; writes no results
+    python benchmarks/budgets.py           # three hours of one core
+    python benchmarks/budgets.py --quick   # tiny models and a few steps, to see that it runs; writes no results
 
 The language recipe on bytes, its blocks of each family: dense; learned rules of rank n and of the generic rank; low
 rank; two block-diagonal matrices with a permutation between them. For each dense width of BUDGETS each family gets
 the width at which (a) the parameters of its blocks, (b) the FLOPs of its training equal the dense model's; all read
-the same number of bytes. Each model is tuned alike: a short run with each of RATES, the best on the dev part counts.
-Every run has a folder of its own below --out, so that a second call goes on with what is missing. Writes
+the same number of bytes. Each model is tuned alike, on the first seed: runs of the full length with rates a factor of
+sqrt(2) apart, from START up and down until the best on the dev part has a worse one on each side. Every run has a
+folder of its own below --out, so that a second call goes on with what is missing. Writes
 results/budgets.json, .md and .png. Sizes and counts are in budgets_models.py, table and figure in budgets_page.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,10 +29,10 @@ from nplex.lab.environment import environment
 from nplex.lab.train import Interrupted
 
 RESULTS = Path(__file__).parents[1] / "results"
-BUDGETS = (64, 128)  # widths of the dense models that the others are made equal to
-WIDTHS = (64, 96, 128, 192, 256)  # of dense models, the curve to compare with
-RATES = (1e-3, 3e-3, 1e-2)
-TUNING = 5  # a tuning run has a fifth of the steps
+BUDGETS = (256,)  # widths of the dense models that the others are made equal to
+WIDTHS = (192, 256, 384)  # of dense models, the curve to compare with
+START = 1.41e-3  # the first rate that is tried
+TRIED = 5  # at most, factors of sqrt(2) up or down
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,13 @@ class Study:
 
     data: Path | None
     steps: int
+    seeds: int
     out: Path
 
 
-@dataclass(frozen=True)
-class Job:
-    """A model to be tuned and trained."""
-
-    model: Model
-    seed: int
-
-
 def main(
-    size: Annotated[int, typer.Option("--bytes", min=10_000, help="That each run reads.")] = 2_048_000,
-    seeds: Annotated[int, typer.Option(min=1, help="How many, from 0; rates are chosen with the first.")] = 1,
+    size: Annotated[int, typer.Option("--bytes", min=10_000, help="That each run reads.")] = 512_000,
+    seeds: Annotated[int, typer.Option(min=1, help="How many, from 0; rates are chosen with the first.")] = 3,
     processes: Annotated[int, typer.Option(min=1, help="Models at a time, each of one thread.")] = 1,
     data: Annotated[Path | None, typer.Option(help="A folder; the built-in text if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Where the runs are.")] = Path("runs/budgets"),
@@ -62,14 +56,13 @@ def main(
 ) -> None:
     """Run what is missing, then print the table and write it with all figures as JSON and a figure."""
     torch.set_num_threads(1)
-    steps = TUNING if quick else max(TUNING, size // batch_shape(data)[0])
-    study = Study(data, steps, out / "quick" if quick else out)
+    steps = 5 if quick else max(1, size // batch_shape(data)[0])
+    study = Study(data, steps, seeds, out / "quick" if quick else out)
     check_counts(data, width=32)
     chosen = points(data, *(((32,), (32, 40)) if quick else (tuple(base or BUDGETS), WIDTHS)))
     models = list(dict.fromkeys(point.model for point in chosen))
-    jobs = [Job(model, seed) for seed in range(seeds) for model in models]
     try:
-        rows = [row for _, row in all_done(done, study, jobs, processes, "budgets")]
+        rows = [row for _, rows in all_done(done, study, models, processes, "budgets") for row in rows]
     except (Interrupted, KeyboardInterrupt):
         CONSOLE.print("stopped; the same command goes on")
         raise typer.Exit(130) from None
@@ -81,25 +74,39 @@ def main(
     figure(found, place.with_suffix(".png"))
 
 
-def done(study: Study, job: Job) -> dict:
-    """A model's short runs, and the one with the best of their rates; those that are finished are only read."""
-    data, folder, model = loaded(study.data), study.out / job.model.folder, job.model
-    tuned = {}
-    for rate in RATES:
-        tuning = recipe(model, rate, study.steps // TUNING)
-        run = experiment.run(tuning, data, 0, folder / f"tuning-{rate:g}")
-        tuned[rate] = run["history"][-1][tuning.task(data).main]
-    rate = min(tuned, key=tuned.__getitem__)
-    chosen = recipe(model, rate, study.steps)
-    run, size = experiment.run(chosen, data, job.seed, folder / f"seed{job.seed}"), counted(model, study.data)
-    return {
-        "family": model.family.name, "rule": model.family.rule, "width": model.width, "seed": job.seed,
-        "tuning": tuned, "rate": rate, "dev": run["history"][-1][chosen.task(data).main],
-        "test": run["scores"]["loss"], "interval": run["interval"], "blocks": size.blocks,
-        "parameters": run["parameters"], "flops": size.flops * study.steps, "seconds": run["training_seconds"],
-        "bytes": round(run["training_seconds"] * run["training_tokens_per_second"]),
-        "recipe": run["recipe"], "environment": run["environment"],
-    }  # fmt: skip
+def done(study: Study, model: Model) -> list[dict]:
+    """A model's runs with the best of its rates, one for each seed; those that are finished are only read."""
+    data, folder = loaded(study.data), study.out / model.folder
+
+    def trained(rate: float, seed: int) -> tuple[dict, float]:
+        chosen = recipe(model, rate, study.steps)
+        run = experiment.run(chosen, data, seed, folder / f"rate-{rate:.2e}-seed{seed}")
+        return run, run["history"][-1][chosen.task(data).main]
+
+    tuned = descended(lambda rate: trained(rate, 0)[1])
+    rate = min(tuned, key=lambda rate: tuned[rate])
+    size, rows = counted(model, study.data), []
+    for seed in range(study.seeds):
+        run, dev = trained(rate, seed)
+        rows.append({
+            "family": model.family.name, "rule": model.family.rule, "width": model.width, "seed": seed,
+            "tuning": tuned, "rate": rate, "dev": dev,
+            "test": run["scores"]["loss"], "interval": run["interval"], "blocks": size.blocks,
+            "parameters": run["parameters"], "flops": size.flops * study.steps, "seconds": run["training_seconds"],
+            "bytes": round(run["training_seconds"] * run["training_tokens_per_second"]),
+            "recipe": run["recipe"], "environment": run["environment"],
+        })  # fmt: skip
+    return rows
+
+
+def descended(loss: Callable[[float], float]) -> dict[float, float]:
+    """The losses of rates, each sqrt(2) from the next, until the lowest is not at an end of them (or TRIED)."""
+    rates = {step: START * 2 ** (step / 2) for step in range(-TRIED, TRIED + 1)}
+    found = {step: loss(rates[step]) for step in (0, -1, 1)}
+    while (best := min(found, key=lambda step: found[step])) in {min(found), max(found)} and abs(best) < TRIED:
+        step = best + (1 if best > 0 else -1)
+        found[step] = loss(rates[step])
+    return {rates[step]: found[step] for step in sorted(found)}
 
 
 def summary(study: Study, chosen: list[Point], rows: list[dict]) -> dict:
@@ -108,7 +115,7 @@ def summary(study: Study, chosen: list[Point], rows: list[dict]) -> dict:
         {"family": p.model.family.name, "width": p.model.width, "base": p.base, "equal": p.equal} for p in chosen
     ]
     return {
-        "steps": study.steps, "tuning_steps": study.steps // TUNING, "rates": RATES, "dense": DENSE.name,
+        "steps": study.steps, "dense": DENSE.name,
         "compared": compared, "models": rows, "environment": environment(),
         "commits": sorted({row["environment"]["commit"] for row in rows}),
     }  # fmt: skip

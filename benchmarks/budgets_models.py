@@ -17,10 +17,11 @@ import nplex
 from nplex.lab.recipes.tasks import recipe_of
 
 LAYERS, HEADS = 2, 4
-LINES = 16  # of a batch
+LINES = 8  # of a batch
 STEP = 8  # widths are multiples of it: heads, n and the blocks of all families divide them
 LARGEST = 1024
 SHARE = 4  # low rank and block-diagonal layers have a quarter of a dense layer's parameters, as n = 4
+TESTED = 98_304  # bytes of dev, and of test
 BLOCKS = "blocks."
 
 
@@ -41,14 +42,15 @@ class Family:
 
 DENSE = Family("dense")
 FAMILIES = (
-    Family("n = 2, rank 2", "2:2"),  # the generic rank too
     Family("n = 4, rank 4", "4:4"),
-    Family("n = 4, rank 7", "4:7"),
     Family("n = 8, rank 8", "8:8"),
-    Family("n = 8, rank 24", "8:24"),
     Family("low rank", structure="low rank"),
     Family("block-diagonal", structure="block-diagonal"),
+    Family("n = 2, rank 2", "2:2"),  # the generic rank too
+    Family("n = 4, rank 7", "4:7"),
+    Family("n = 8, rank 24", "8:24"),
 )
+DEAREST = 2.5  # models of equal parameters that take more than so many times the dense one's FLOPs are left out
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,9 @@ def counted(model: Model, folder: Path | None) -> Size:
 
 @cache
 def loaded(folder: Path | None) -> Any:
-    """The data, read once in each process."""
-    return recipe_of("language", "dense").load(folder)
+    """The data, read once in each process; of dev and test no more than is needed to tell models apart."""
+    data = recipe_of("language", "dense").load(folder)
+    return replace(data, dev=data.dev[:TESTED], test=data.test[:TESTED])
 
 
 @cache
@@ -207,13 +210,14 @@ def attention_flops(width: int, tokens: int, length: int) -> float:
 
 def points(folder: Path | None, budgets: tuple[int, ...], widths: tuple[int, ...]) -> list[Point]:
     """All that is trained: dense models, then for each budget each family at equal parameters and at equal FLOPs."""
-    found = [Point(Model(DENSE, width), width, "") for width in widths]
+    found = [Point(Model(DENSE, width), width, "") for width in sorted(widths, key=lambda w: w not in budgets)]
     for base in budgets:
         dense = counted(Model(DENSE, base), folder)
-        for equal, measure in MEASURES.items():
-            for family in FAMILIES:
+        for family in FAMILIES:
+            for equal, measure in MEASURES.items():
                 width = fitting(lambda w, f=family, m=measure: m(counted(Model(f, w), folder)), measure(dense))
-                found.append(Point(Model(family, width), base, equal))
+                if counted(model := Model(family, width), folder).flops <= DEAREST * dense.flops:
+                    found.append(Point(model, base, equal))
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import LogLocator, NullFormatter
+from scipy.stats import t
 
 from nplex.lab import plot
 
@@ -58,9 +59,18 @@ def line(found: dict, point: dict, row: dict, reference: dict) -> list[str]:
         point["family"], point["equal"] or "-", str(row["width"]),
         f"{row['blocks']:,}", f"{row['blocks'] / reference['blocks']:.2f}",
         f"{row['flops'] / 1e12:.2f}", f"{row['flops'] / reference['flops']:.2f}",
-        f"{row['seconds']:.0f}", f"{row['rate']:g}", f"{row['test']:.4f}", f"{row['test'] - reference['test']:+.4f}",
+        f"{row['seconds']:.0f}", f"{row['rate']:.2e}", f"{row['test']:.4f}", difference(row, reference),
         "-" if same is None else f"{row['test'] - same:+.4f}",
     ]  # fmt: skip
+
+
+def difference(row: dict, reference: dict) -> str:
+    """The mean difference over the seeds, and half of its 95 % interval."""
+    found = [ours - theirs for ours, theirs in zip(row["tests"], reference["tests"], strict=True)]
+    shown = f"{statistics.mean(found):+.4f}"
+    if len(found) > 1:
+        shown += f" ± {t.ppf(0.975, len(found) - 1) * statistics.stdev(found) / math.sqrt(len(found)):.4f}"
+    return shown
 
 
 def dense_at(found: dict, axis: str, value: float) -> float | None:
@@ -87,17 +97,17 @@ def lowest(rows: list[tuple[dict, dict]], reference: dict, equal: str) -> str:
 def lead(found: dict) -> str:
     """What was trained, and how it was counted."""
     recipe = found["models"][0]["recipe"]
-    low, high = min(found["rates"]), max(found["rates"])
     edges = sorted({
-        f"{m['family']} {m['width']} ({m['rate']:g})" for m in found["models"] if m["rate"] in (low, high)
-    })
-    rates = ", ".join(f"{rate:g}" for rate in found["rates"])
+        f"{m['family']} {m['width']} ({m['rate']:.2e})" for m in found["models"]
+        if m["rate"] in (min(m["tuning"]), max(m["tuning"]))
+    })  # fmt: skip
     seeds = len({row["seed"] for row in found["models"]})
     return (
         f"Language models on bytes, {recipe['layers']} blocks, {recipe['heads']} heads, feed-forward 4 times the "
         f"width: {found['steps']:,} steps each, {found['models'][0]['bytes']:,} bytes, {seeds} seed(s). Loss: nats a "
-        f"byte on the test part. Rate: the best of {rates} in short runs of {found['tuning_steps']} steps, three for "
-        f"every model. At an end of these rates: {'; '.join(edges) or 'none'}.\n\n{COUNTED}"
+        f"byte on the test part. Rate: the best on the dev part with the first seed, of rates a factor of sqrt(2) "
+        f"apart, so many that it is not at an end of them{f' (but for {chr(59).join(edges)})' if edges else ''}. To "
+        f"dense: the mean of the differences seed by seed, and its 95 % interval (Student's t).\n\n{COUNTED}"
     )
 
 
@@ -105,8 +115,8 @@ def foot(found: dict) -> str:
     """Versions and machine."""
     env, seconds = found["environment"], sum(row["seconds"] for row in found["models"])
     return (
-        f"{len(found['models'])} models, {seconds / 60:.0f} minutes of training without the short runs. nplex "
-        f"{', '.join(found['commits'])}, torch {env['torch']}, {env['processor']}, one thread, {env['date']}."
+        f"{len(found['models'])} models, {seconds / 60:.0f} minutes of training without the runs that chose rates. "
+        f"nplex {', '.join(found['commits'])}, torch {env['torch']}, {env['processor']}, one thread, {env['date']}."
     )
 
 
