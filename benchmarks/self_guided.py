@@ -1,6 +1,6 @@
 """Does a dense twin that is faded out help a hypercomplex model, at equal training FLOPs?
 
-    python benchmarks/self_guided.py            # 18 runs, an hour of one core
+    python benchmarks/self_guided.py            # 18 runs; not run yet
     python benchmarks/self_guided.py --steps 6  # to see that it runs; writes no results
 
 Self-guided training (Wei et al., arXiv 2406.16450): in the first part of training each converted weight is
@@ -65,30 +65,16 @@ def computed(model: nn.Module, name: str) -> Tensor:
 def trained(rule: str, guided: int, seed: int, steps: int) -> float:
     """The loss on the test part after `steps`, `guided` of them with a guide; as step_sizes.trained without."""
     torch.manual_seed(seed)
-    train, test = step_sizes.texts()
     n, rank = RULES[rule]
     model = step_sizes.Bytes(WIDTH)
     nplex.convert_(model, LearnedRule(n, rank=rank), where=nplex.only("blocks.*"))
     guide = Guide(model)
     parameters = [*model.parameters(), *(guide.parameters() if guided else ())]
-    optimizer = torch.optim.AdamW(
-        [p for p in parameters if p.requires_grad], lr=RATE, betas=(0.9, 0.98), weight_decay=0.0
-    )
-    warm_up = step_sizes.WARM_UP
-    curve = lambda step: min((step + 1) / warm_up, (1 + math.cos(math.pi * step / steps)) / 2)  # noqa: E731
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        optimizer.zero_grad()
-        text = step_sizes.lines(train, step_sizes.LINES, generator)
-        share = (1 + math.cos(math.pi * step / guided)) / 2 if step < guided else 0.0
-        loss = guide.loss(model, text, share) if step < guided else model(text)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        pieces = step_sizes.lines(test, step_sizes.TESTED, torch.Generator().manual_seed(0))
-        return fmean(float(model(piece)) for piece in pieces.split(step_sizes.LINES))
+
+    def loss(step: int, text: Tensor) -> Tensor:
+        return guide.loss(model, text, (1 + math.cos(math.pi * step / guided)) / 2) if step < guided else model(text)
+
+    return step_sizes.fitted(model, [p for p in parameters if p.requires_grad], RATE, seed, steps, loss)
 
 
 def flops(rule: str) -> tuple[float, float]:

@@ -14,9 +14,10 @@ are in --out and not done again. Writes results/step-sizes.json, .md and .png.
 
 import math
 import sysconfig
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -90,19 +91,31 @@ def lines(text: torch.Tensor, count: int, generator: torch.Generator) -> torch.T
 def trained(contestant: str, rate: float, seed: int, width: int, steps: int) -> float:
     """The loss on the test part, in nats a byte."""
     torch.manual_seed(seed)
-    train, test = texts()
     model, rule = Bytes(width), CONTESTANTS[contestant]()
     if rule is not None:
         nplex.convert_(model, rule, where=nplex.only("blocks.*"))
     grouped = contestant.endswith("groups")
     what = nplex.optim.param_groups(model, lr=rate) if grouped else model.parameters()
+    return fitted(model, what, rate, seed, steps, lambda step, text: model(text))
+
+
+def fitted(
+    model: nn.Module,
+    what: Iterable[Any],
+    rate: float,
+    seed: int,
+    steps: int,
+    loss: Callable[[int, torch.Tensor], torch.Tensor],
+) -> float:
+    """The loss on the test part after `steps` of AdamW with `loss(step, text)`."""
+    train, test = texts()
     optimizer = torch.optim.AdamW(what, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     curve = lambda step: min((step + 1) / WARM_UP, (1 + math.cos(math.pi * step / steps)) / 2)  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
+    for step in range(steps):
         optimizer.zero_grad()
-        model(lines(train, LINES, generator)).backward()
+        loss(step, lines(train, LINES, generator)).backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():

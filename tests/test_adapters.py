@@ -456,7 +456,7 @@ def test_wrong_order_of_calls(tmp_path):
     with pytest.raises(ValueError, match="there is an adapter 'german' already"):
         adapters.add_(model, name="german")
     for call in (adapters.use_, adapters.remove_):
-        with pytest.raises(ValueError, match="no adapter 'french'; there is german"):
+        with pytest.raises(ValueError, match="unknown adapter 'french'; choose from german"):
             call(model, "french")
     adapters.save(model, tmp_path)
     with pytest.raises(ValueError, match="there is an adapter 'german' already"):

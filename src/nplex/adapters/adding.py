@@ -108,7 +108,7 @@ def use_(model: nn.Module, name: str | None) -> None:
     The others are frozen until they are used. Call it between steps; an optimizer must hold the numbers of this one.
 
     Raises:
-        ValueError: there is no such adapter, or the model is wrapped or merged.
+        ValueError: the adapter is unknown, or the model is wrapped or merged.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile, which looks anew
     check_model(model)
@@ -125,7 +125,7 @@ def remove_(model: nn.Module, name: str | None = None) -> None:
     """Takes an adapter out of all layers, or all adapters; the base is as it was, and stays frozen.
 
     Raises:
-        ValueError: there is no such adapter, or the model is wrapped or merged.
+        ValueError: the adapter is unknown, or the model is wrapped or merged.
     """
     check_model(model)
     check_not_merged(model)
@@ -242,9 +242,7 @@ def check_known(model: nn.Module, name: str | None) -> None:
     if not present:
         raise ValueError(f"{type(model).__name__} has no adapters: nplex.adapters.add_ adds one")
     if name is not None and name not in present:
-        raise ValueError(
-            f"there is no adapter {name!r}; there {'is' if len(present) < 2 else 'are'} {', '.join(present)}"
-        )
+        raise ValueError(f"unknown adapter {name!r}; choose from {', '.join(present)}")
 
 
 def adapted(model: nn.Module) -> dict[str, Any]:

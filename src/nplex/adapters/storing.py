@@ -39,7 +39,7 @@ def save(model: nn.Module, folder: str | Path, *, name: str | None = None) -> No
         name: of one adapter; None for all.
 
     Raises:
-        ValueError: there is no such adapter, one is merged, or a number is not finite; or the model is wrapped.
+        ValueError: the adapter is unknown, one is merged, or a number is not finite; or the model is wrapped.
         OSError: the files cannot be written.
     """
     check_model(model)

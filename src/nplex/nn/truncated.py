@@ -26,7 +26,7 @@ def truncate_(layer: LowRankLinear, dense: nn.Linear, moments: Moments | None = 
         `|| (W - left right) C^(1/2) ||^2` and `|| W C^(1/2) ||^2`.
     """
     weight = dense.weight.detach()
-    left, right, squares = _decompose(weight, _second_moment(weight, layer.bias is not None, moments), layer.low_rank)
+    left, right, squares = _decompose(weight, moments, layer.bias is not None, layer.low_rank)
     even = (right.norm(dim=1) / left.norm(dim=0).clamp_min(1e-300)).sqrt().clamp_min(1e-300)
     left, right = left * even, right / even[:, None]
     layer.left.copy_(left[None] / layer.rule.initial_norm)
@@ -42,30 +42,26 @@ def truncate_(layer: LowRankLinear, dense: nn.Linear, moments: Moments | None = 
 @torch.no_grad()
 def spectrum(dense: nn.Linear, moments: Moments) -> Float[Tensor, "ranks"]:
     """The squared singular values of `W C^(1/2)`, the largest first: at rank r those after the first r are missed."""
-    weight = dense.weight.detach()
-    return _decompose(weight, _second_moment(weight, dense.bias is not None, moments), 0)[2]
+    return _decompose(dense.weight.detach(), moments, dense.bias is not None, 0)[2]
 
 
-def _second_moment(weight: Tensor, centred: bool, moments: Moments | None) -> Tensor:
-    """C, or what counts all inputs alike."""
-    width = weight.shape[1]
-    if moments is None:
-        dtype = torch.float64 if weight.device.type != "mps" else torch.float32
-        return torch.eye(width, dtype=dtype, device=weight.device)
-    return moments.blocks(1, width, centred=centred)[0, 0]
-
-
-def _decompose(weight: Tensor, c: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def _decompose(weight: Tensor, moments: Moments | None, centred: bool, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """left, right and all squared singular values; the decomposition is as large as the smaller width."""
-    w = weight.to(c)
-    if len(w) <= len(c):
-        squares, vectors = torch.linalg.eigh((w @ c) @ w.mT)
+    if moments is None:  # all inputs count alike
+        c, w = None, weight.to(torch.float64 if weight.device.type != "mps" else torch.float32)
+    else:
+        c = moments.blocks(1, weight.shape[1], centred=centred)[0, 0]
+        w = weight.to(c)
+    if w.shape[0] <= w.shape[1]:
+        squares, vectors = torch.linalg.eigh((w if c is None else w @ c) @ w.mT)
         left = vectors.flip(1)[:, :rank]
         right = left.mT @ w
     else:
-        root = factor_of(c)
-        image = w @ root
+        root = None if c is None else factor_of(c)
+        image = w if root is None else w @ root
         squares, vectors = torch.linalg.eigh(image.mT @ image)
         some = vectors.flip(1)[:, :rank]
-        left, right = image @ some, torch.linalg.solve_triangular(root, some.mT, upper=False, left=False)
+        left, right = image @ some, some.mT
+        if root is not None:
+            right = torch.linalg.solve_triangular(root, right, upper=False, left=False)
     return left, right, squares.flip(0).clamp_min(0)

@@ -4,9 +4,6 @@ A model this small gives times to about 20 %; what the plan needs is their order
 method has numbers of calls: what autograd and Python do around them, in units of `seconds_per_call`. These CALLS were
 fitted by hand to the times of `python benchmarks/plan.py --every 1` (one thread, float32, AMD Zen 4;
 benchmarks/results/plan-1-thread.md).
-
-On an accelerator an operation takes `max(flops / rate, bytes / bytes_per_second, seconds_per_call) +
-seconds_per_kernel`: Python starts the next one meanwhile, and torch.compile needs no Python. CALLS count nothing.
 """
 
 from dataclasses import dataclass
@@ -33,11 +30,6 @@ class Cost:
     seconds: float
 
 
-# On an accelerator: a matmul with as few rows as the algebra has dimensions moves its numbers at this share of the
-# speed of a copy, and one with short sums is this much slower for each term that is missing.
-FEW_ROWS, FILL = 0.5, 64
-
-
 class Work:
     """Adds up what operations cost on a machine.
 
@@ -46,18 +38,10 @@ class Work:
     matmul, and twice the bytes written: new pages, and lines that are read before they are written.
     """
 
-    def __init__(self, machine: Machine, element_size: int, compiled: bool = False) -> None:
-        self.machine, self.element_size, self.compiled = machine, element_size, compiled
-        self.gpu = machine if isinstance(machine, Accelerator) else None
+    def __init__(self, machine: Machine, element_size: int) -> None:
+        self.machine, self.element_size, self.flops_per_second = machine, element_size, machine.flops_per_second
         self.flops = self.bytes = self.seconds = 0.0
         self.calls = 0
-
-    @property
-    def flops_per_second(self) -> float:
-        """Of a large matmul; on a CPU in float32."""
-        if self.gpu is None or self.element_size not in (2, 8):
-            return self.machine.flops_per_second
-        return self.gpu.half_flops_per_second if self.element_size == 2 else self.gpu.double_flops_per_second
 
     def matmul(
         self, rows: int | float, inner: int | float, columns: int | float, *, count: int = 1, packed: bool = False
@@ -72,18 +56,12 @@ class Work:
             count * (rows + columns) * inner,
             count * rows * columns,
         )
-        if self.gpu is not None:
-            self.kernel(flops, read, written, fill=1 + FILL / max(inner, 1))
-            return
         self.add(flops, read, written, again=0 if packed or 1 in (rows, columns) else read)
         if packed:
             self.seconds -= min(self._compute(flops), self._beyond(read + 2 * written))
 
     def mix(self, rows: int | float, inner: int | float, columns: int | float) -> None:
         """A matmul where two of the sizes are about the algebra's: one pass over the long side."""
-        if self.gpu is not None:
-            self.kernel(2 * rows * inner * columns, rows * inner + inner * columns, rows * columns, FEW_ROWS)
-            return
         self.add(2 * rows * inner * columns, rows * inner + inner * columns, rows * columns)
 
     def move(self, read: int | float, written: int | float) -> None:
@@ -92,33 +70,15 @@ class Work:
 
     def stream(self, written: int | float) -> None:
         """So many numbers that were written in pieces go to memory all the same."""
-        if self.gpu is None:
-            self.seconds += self._beyond(2 * written)
+        self.seconds += self._beyond(2 * written)
 
     def call(self, times: int) -> None:
         """Operations that move next to nothing; what autograd and Python do around others counts as some."""
         self.calls += times
-        if self.gpu is None:
-            self.seconds += times * self.machine.seconds_per_call
+        self.seconds += times * self.machine.seconds_per_call
 
     def start(self, times: int) -> None:
         """Kernels of an accelerator that move next to nothing."""
-        for _ in range(times if self.gpu is not None else 0):
-            self.kernel(0, 0, 0)
-
-    def kernel(
-        self, flops: int | float, read: int | float, written: int | float, speed: float = 1.0, fill: float = 1.0
-    ) -> None:
-        """One operation of an accelerator: traffic at `speed` of a copy's, arithmetic `fill` times as long."""
-        size, gpu = self.element_size * (read + written), self.gpu
-        if gpu is None:
-            raise TypeError(f"kernels are an accelerator's, got {self.machine}")
-        arithmetic = fill * flops / self.flops_per_second
-        self.flops += flops
-        self.bytes += size
-        self.calls += 1
-        least = 0.0 if self.compiled else gpu.seconds_per_call
-        self.seconds += max(arithmetic, size / gpu.bytes_per_second / speed, least) + gpu.seconds_per_kernel
 
     def repeat(self, times: int, other: "Work") -> None:
         """All of `other`, so many times."""
@@ -133,9 +93,6 @@ class Work:
 
     def add(self, flops: int | float, read: int | float, written: int | float, again: int | float = 0) -> None:
         """One operation and its pass over memory."""
-        if self.gpu is not None:
-            self.kernel(flops, read, written)
-            return
         size = self.element_size * (read + written)
         self.flops += flops
         self.bytes += size
@@ -146,8 +103,67 @@ class Work:
 
     def _compute(self, flops: int | float) -> float:
         """Seconds for the arithmetic; 8-byte numbers take twice as long."""
-        return flops / self.machine.flops_per_second * max(1.0, self.element_size / 4)
+        return flops / self.flops_per_second * max(1.0, self.element_size / 4)
 
     def _beyond(self, numbers: int | float) -> float:
         far = self.element_size * numbers - self.machine.cache_bytes
         return max(0.0, far) / self.machine.memory_bytes_per_second
+
+
+# A matmul with as few rows as the algebra has dimensions moves its numbers at this share of the speed of a copy, and
+# one with short sums is this much slower for each term that is missing.
+FEW_ROWS, FILL = 0.5, 64
+
+
+class AcceleratorWork(Work):
+    """Adds up what operations cost on an accelerator.
+
+    Each takes `max(flops / rate, bytes / bytes_per_second, seconds_per_call) + seconds_per_kernel`: Python starts the
+    next one meanwhile, and torch.compile needs no Python. Calls beside the operations take no time.
+    """
+
+    def __init__(self, machine: Accelerator, element_size: int, compiled: bool) -> None:
+        super().__init__(machine, element_size)
+        self._waits = machine.seconds_per_kernel
+        self._least = 0.0 if compiled else machine.seconds_per_call
+        rates = {2: machine.half_flops_per_second, 8: machine.double_flops_per_second}
+        self.flops_per_second = rates.get(element_size, machine.flops_per_second)
+
+    def matmul(
+        self, rows: int | float, inner: int | float, columns: int | float, *, count: int = 1, packed: bool = False
+    ) -> None:
+        """`count` matmuls in one kernel."""
+        read, fill = count * (rows + columns) * inner, 1 + FILL / max(inner, 1)
+        self._kernel(2 * count * rows * inner * columns, read, count * rows * columns, fill=fill)
+
+    def mix(self, rows: int | float, inner: int | float, columns: int | float) -> None:
+        """A matmul where two of the sizes are about the algebra's."""
+        read = rows * inner + inner * columns
+        self._kernel(2 * rows * inner * columns, read, rows * columns, speed=FEW_ROWS)
+
+    def stream(self, written: int | float) -> None:
+        """Nothing: traffic counts where it is caused."""
+
+    def call(self, times: int) -> None:
+        """What Python does around operations, while they run."""
+        self.calls += times
+
+    def start(self, times: int) -> None:
+        """Kernels that move next to nothing."""
+        for _ in range(times):
+            self._kernel(0, 0, 0)
+
+    def add(self, flops: int | float, read: int | float, written: int | float, again: int | float = 0) -> None:
+        """One operation and its pass over memory."""
+        self._kernel(flops, read, written)
+
+    def _kernel(
+        self, flops: int | float, read: int | float, written: int | float, speed: float = 1.0, fill: float = 1.0
+    ) -> None:
+        """One operation: traffic at `speed` of a copy's, arithmetic `fill` times as long."""
+        size = self.element_size * (read + written)
+        self.flops += flops
+        self.bytes += size
+        self.calls += 1
+        traffic = size / self.machine.bytes_per_second / speed
+        self.seconds += max(fill * flops / self.flops_per_second, traffic, self._least) + self._waits

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nplex.ops.cost import Work
+from nplex.ops.cost import AcceleratorWork, Work
 from nplex.ops.machine import Accelerator, Machine
 
 
@@ -57,7 +57,9 @@ class Request(NamedTuple):
 
     def work(self) -> Work:
         """An empty list of operations on this machine."""
-        return Work(self.machine, self.element_size, self.compiled)
+        if isinstance(self.machine, Accelerator):
+            return AcceleratorWork(self.machine, self.element_size, self.compiled)
+        return Work(self.machine, self.element_size)
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,14 +37,8 @@ class Healing:
     checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "group": 1,
-            "group_steps": 0,
-            "steps": 0,
-            "seed": 0,
-            "cache": 0,
-            "checkpoint_every": 1,
-        }.items():
+        least_of = {"group": 1, "group_steps": 0, "steps": 0, "seed": 0, "cache": 0, "checkpoint_every": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
@@ -110,7 +104,8 @@ class HealingReport:
         errors = [("in the whole model", "error before", "after")]
         for name, before, after in (*self.blocks, ("outputs", *self.outputs)):
             errors.append((name, f"{before:.4f}", f"{after:.4f}"))
-        where = f"{self.held_out} batches that were not" if self.held_out else "a batch that was"
+        where = "a batch that was" if self.held_out == 0 else "1 batch that was not"
+        where = where if self.held_out < 2 else f"{self.held_out} batches that were not"
         lines = [*text_table(phases, "<>>>>>"), *text_table(errors, "<>>")]
         lines.append(f"{self.trained:,} parameters trained; measured on {where} trained on")
         if self.idle:

@@ -5,6 +5,8 @@ import gzip
 import io
 import tarfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LONGEST_LINE = 1 << 20
@@ -59,12 +61,19 @@ def _decoded(line: bytes, name: str, number: int) -> str:
         raise ValueError(f"{name}, line {number}: expected UTF-8, got byte 0x{text[error.start]:02x}") from None
 
 
-def _opened(path: Path, member: str | None) -> io.BufferedIOBase:
-    """The bytes of the file, decompressed as they are read; a member of an archive when all of that is checked."""
-    if member is None:
-        return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(path.read_bytes())), mode="r:") as archive:
-        for info in archive:
-            if info.isfile() and info.name.endswith(member) and (file := archive.extractfile(info)):
-                return io.BytesIO(file.read())
-    raise FileNotFoundError(f"{path} has no file called {member}")
+@contextmanager
+def _opened(path: Path, member: str | None) -> Iterator[io.BufferedIOBase]:
+    """The bytes of the file, decompressed as they are read."""
+    packed = member is not None or path.suffix == ".gz"
+    with gzip.open(path, "rb") if packed else path.open("rb") as file:
+        if member is None:
+            yield file
+            return
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            found = (info for info in archive if info.isfile() and info.name.endswith(member))
+            inside = archive.extractfile(info) if (info := next(found, None)) else None
+            if not isinstance(inside, io.BufferedIOBase):
+                raise FileNotFoundError(f"{path} has no file called {member}")
+            yield inside
+        while file.read(LONGEST_LINE):  # only at the end stands the checksum of what was read
+            pass
