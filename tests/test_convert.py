@@ -270,7 +270,7 @@ def test_other_parameters_are_told():
     ("arguments", "message"),
     [
         (([nn.Linear(8, 8)], 2), "the model must be a torch.nn.Module, got list"),
-        ((Own(), 2, "a"), "where must be a function"),
+        ((Own(), 2, 3), "where must be a name or pattern"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message, unchecked):
@@ -364,7 +364,7 @@ def test_embeddings_change_only_where_asked_for():
     for where in (None, nplex.all_but("nothing")):
         found = rows(nplex.preview(model, 4, where=where))
         assert [row.changes for row in found.values()] == [False, True, False]
-        assert found["words"].reason == "embeddings change only where `where` asks for them"
+        assert found["words"].reason == "an embedding"
     assert rows(nplex.preview(model, 4, where=nplex.only("words")))["words"].changes
     assert rows(nplex.preview(model, 4, where=lambda name, module: name == "bag"))["bag"].changes
 
@@ -468,7 +468,7 @@ def test_names_of_one_layer_that_match_different_rules():
         ({}, TypeError, "a mapping of rules needs patterns"),
         ({1: 4}, TypeError, "a mapping of rules needs patterns"),
         ({"a": 4, "b": 0}, ValueError, "'b': rule must be a positive integer.*got 0"),
-        ({"b": "4"}, TypeError, "'b': rule must be a positive integer.*got '4'"),
+        ({"b": "four"}, ValueError, "'b': a rule is dense, a number n.*got 'four'"),
         (None, TypeError, "^rule must be a positive integer.*got None"),
     ],
 )
@@ -492,7 +492,7 @@ SENSIBLE = {
     "cls.predictions.transform.dense": (nn.Linear(512, 512), "an output head by its name (cls)"),
     "model.value_head.0": (nn.Linear(512, 512), "an output head by its name (value_head)"),
     "fc": (nn.Linear(512, 512), "an output head by its name (fc)"),
-    "words": (nn.Embedding(5000, 64), "embeddings change only where `where` asks for them"),
+    "words": (nn.Embedding(5000, 64), "an embedding"),
     "layers.0.mlp.gate": (nn.Linear(512, 8), "a router by its name and its few outputs"),
     "layers.0.small": (nn.Linear(64, 63), "tiny: 4,032 weights, fewer than 4,096"),
     "stem": (nn.Conv2d(3, 64, 7), "a convolution from 3 channels, as an image has"),

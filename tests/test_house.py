@@ -109,7 +109,7 @@ PUBLIC = {
     "nplex.nn.init": ["like_"],
     "nplex.convert": [
         "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of",
-        "sensible", "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow",
+        "sensible", "parse_rule", "Conversion", "Rules", "Where", "Layers", "Report", "Row", "FoldReport", "FoldRow",
         "FactorReport", "FactorRow", "CheckReport", "CheckRow",
     ],
     "nplex.adapters": [

@@ -186,7 +186,10 @@ def test_octonion_layer_is_pairs_of_quaternions():
         ({"rule": 0}, "rule must be a positive integer, an Algebra or a Rule, got 0"),
         ({"rule": -4}, "rule must be a positive integer, an Algebra or a Rule, got -4"),
         ({"rule": True}, "rule must be a positive integer, an Algebra or a Rule, got True"),
-        ({"rule": "4"}, "rule must be a positive integer, an Algebra or a Rule, got '4'"),
+        (
+            {"rule": "four"},
+            "a rule is dense, a number n (learned), n:R (learned, at rank R) or an algebra's name; got",
+        ),
         ({"rule": 2.0}, "rule must be a positive integer, an Algebra or a Rule, got 2.0"),
         ({"rule": 16}, "n = 16 is larger than in_features = 8: take a rule with n of 8 or less"),
         ({"rule": 10, "in_features": 12}, "n = 10 is larger than out_features = 8"),

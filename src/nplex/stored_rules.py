@@ -1,14 +1,14 @@
 """Rules as they lie on disk: in a model's file, in a run, or as a table of numbers."""
 
-import json
 from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra import Algebra, BilinearAlgorithm
+from nplex.algebra import BilinearAlgorithm
 from nplex.algebra.bilinear import check_real
 from nplex.files import read_tensors
+from nplex.nn.written import table_of_json
 
 __all__ = ["stored_rules", "table_of_json", "learning_ends", "LEARNED"]
 
@@ -58,25 +58,6 @@ def stored_rules(path: Path) -> dict[str, Float[Tensor, "n n n"] | BilinearAlgor
     for name, rule in rules.items():
         _check(f"{path}: {name}", rule)
     return rules
-
-
-def table_of_json(path: Path) -> Float[Tensor, "n n n"]:
-    """The table of a JSON file, `[k][i][j]` as nested lists, alone or under "table".
-
-    Raises:
-        ValueError: the file is not JSON, or holds no cube of finite numbers.
-    """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, expected JSON with n x n x n numbers: {error}") from None
-    table = value.get("table") if isinstance(value, dict) else value
-    if not isinstance(table, list):
-        raise ValueError(f'{path}: expected n x n x n numbers as nested lists, alone or under "table"')
-    try:
-        return Algebra.from_table(table).table
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def learning_ends(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

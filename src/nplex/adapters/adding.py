@@ -11,14 +11,14 @@ from torch.nn.parameter import is_lazy
 
 from nplex.adapters.choosing import AdapterReport, Chosen, choose, others
 from nplex.adapters.delta import Delta, Deltas, Guests, components
-from nplex.algebra import Algebra
 from nplex.convert.reasons import check_model, check_no_adapters, check_not_merged
 from nplex.convert.report import rule_label
 from nplex.convert.spec import Choice
 from nplex.convert.survey import base_of
-from nplex.convert.where import Where
+from nplex.convert.where import Layers, as_where
 from nplex.nn import Rule, as_rule
 from nplex.nn.sharing import mark_shared
+from nplex.nn.written import RuleLike
 
 RULES = "adapter_rules"
 MakeRule = Callable[[torch.device, torch.dtype], Rule]
@@ -26,13 +26,13 @@ MakeRule = Callable[[torch.device, torch.dtype], Rule]
 
 def add_(
     model: nn.Module,
-    rule: int | Algebra | Rule = 4,
+    rule: RuleLike = 4,
     *,
     low_rank: int | float = 1,
     shared: bool = True,
     scale: int | float = 1.0,
     dropout: int | float = 0.0,
-    where: Where | None = None,
+    where: Layers | None = None,
     name: str = "default",
 ) -> AdapterReport:
     """Adds `scale sum_k kron(rule[k], left[k] right[k])` to the weights of linear layers, in place.
@@ -46,20 +46,20 @@ def add_(
 
     Args:
         model: any model; it is changed. Make the optimizer, wrap and compile afterwards.
-        rule: n for learned rules, an algebra for fixed ones, or a rule that fresh ones are like.
+        rule: n for learned rules, an algebra for fixed ones, a rule that fresh ones are like, or a text as "4:7".
         low_rank: r; a delta has r (d_in + d_out) numbers for any n, and a rank of n^2 r at most. Below 1, as 1/4 with
             n = 4, it has n r components of rank 1: fewer numbers than the smallest LoRA.
         shared: one rule for all deltas, at the base of the model as `adapter_rules`; or one for each.
         scale: what the delta is multiplied by.
         dropout: the share of the delta's inputs that are set to zero in training.
-        where: which layers, by name and module, as in convert_; None for all but output heads.
+        where: which layers, as in convert_; None for all but output heads.
         name: of the adapter.
 
     Returns:
         A report that prints itself: a row for each layer, with the reason where it gets no delta.
 
     Raises:
-        TypeError: the model is not a module, the rule no rule, or where no function.
+        TypeError: the model is not a module, the rule no rule, or where neither names nor a function.
         ValueError: a number is impossible, the name is taken, no layer is left, or the model is wrapped, merged or
             has adapters of peft.
 
@@ -72,13 +72,11 @@ def add_(
         adapter 'default' in 1 of 1 layers: 384 parameters, 64 of them the shared rule; 2.31 % of the base
         the base is frozen: what else is to be trained, as a new head, requires_grad_()
     """
-    if where is not None and not callable(where):
-        raise TypeError(f"where must be a function of name and module, as nplex.only gives, got {where!r}")
     template = as_rule(rule, power=1.0, device=None if isinstance(rule, Rule) else "meta")
     check_options(template, low_rank, scale, dropout)
     check_addable(model, [name])
     options: dict[str, Any] = {"low_rank": low_rank, "scale": float(scale), "dropout": float(dropout)}
-    return _add(model, name, choose(model, where), template, shared, options)
+    return _add(model, name, choose(model, as_where(where)), template, shared, options)
 
 
 def _add(

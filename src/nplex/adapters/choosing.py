@@ -7,11 +7,12 @@ from typing import Any
 from torch import nn
 
 from nplex import nn as nx
+from nplex.convert.heads import output_head
 from nplex.convert.reasons import FLOATS, QUANTIZED
 from nplex.convert.report import FoldRow, label, text_table
 from nplex.convert.survey import names_of
 from nplex.convert.twins import TWINS, is_layer, is_transposed_linear, our_class
-from nplex.convert.where import Where, output_head, unselected
+from nplex.convert.where import Where, unselected
 
 NO_LINEAR = "not a linear layer"
 READS = "reads the weights of its projections and does not call them, so that a delta would be skipped"

@@ -15,7 +15,7 @@ from nplex.cli.healing import Healer
 from nplex.terminal import TWIN, messages, refuse, refusing
 
 if TYPE_CHECKING:
-    from nplex.convert import Report, Where
+    from nplex.convert import Report
 
 Model = Annotated[
     Path, typer.Argument(help="A folder that transformers wrote, or a file that nplex.save wrote.", metavar="MODEL")
@@ -25,20 +25,16 @@ RuleOption = Annotated[
     list[str],
     typer.Option(
         "--rule", metavar="RULE...",
-        help=f"{TWIN}, low-rank:128, low-rank:0.5. Or several for parts of the model: 'encoder.*=4' "
-        "'decoder.*=quaternion' '*=dense'.",
+        help=f"{TWIN}, a .json file of n x n x n numbers, low-rank:128, low-rank:0.5. Or several for parts of the "
+        "model: 'encoder.*=4' 'decoder.*=quaternion' '*=dense'.",
     ),
 ]  # fmt: skip
 Only = Annotated[
-    list[str] | None, typer.Option("--only", metavar="PATTERN...", help="Layers whose name matches, as 'encoder.*'.")
+    list[str] | None,
+    typer.Option("--only", metavar="NAME...", help="Layers of this name, or as 'encoder.*'."),
 ]
-AllBut = Annotated[
-    list[str] | None, typer.Option("--all-but", metavar="PATTERN...", help="Layers whose name matches none.")
-]
-Everything = Annotated[
-    bool,
-    typer.Option("--everything", help="Also layers seldom worth it: heads, routers, tiny layers (not embeddings)."),
-]
+AllBut = Annotated[list[str] | None, typer.Option("--all-but", metavar="NAME...", help="Layers but these.")]
+Everything = Annotated[bool, typer.Option("--everything", help="Embeddings, output heads and routers too.")]
 Shared = Annotated[bool, typer.Option("--shared", help="One rule for all converted layers.")]
 Calibrate = Annotated[
     Path | None,
@@ -81,7 +77,7 @@ def preview(
         from nplex.stored import open_model
 
         found = open_model(model, weights=False, tell=_tell)
-        report = look(found, _rules(rule), where=_where(only, all_but, everything), shared=shared)
+        report = look(found, _rules(rule), **_layers(only, all_but, everything), shared=shared)
     _print(report, as_json)
 
 
@@ -117,7 +113,7 @@ def convert(  # noqa: PLR0913 - options of the command line
     with refusing():
         from nplex.stored import check_out
 
-        chosen = {"rule": _rules(rule), "where": _where(only, all_but, everything), "shared": shared}
+        chosen = {"rule": _rules(rule), **_layers(only, all_but, everything), "shared": shared}
         check_out(model, out, force=force)
         if calibrate is not None and weights == "fresh":
             refuse("--calibrate is for --weights nearest: fresh weights know nothing of texts")
@@ -192,35 +188,23 @@ def count(model: Model, as_json: Json = False) -> None:
     _print(found, as_json)
 
 
-def _rules(texts: list[str]) -> Any:
+def _rules(texts: list[str]) -> str | dict[str, str]:
     """One rule, or a mapping from patterns to rules."""
     pairs = [text.rpartition("=") for text in texts]
     if len(texts) == 1 and not pairs[0][1]:
-        if (rule := _rule(texts[0])) is None:
-            refuse("dense converts nothing; give a rule, as --rule 4")
-        return rule
+        return texts[0]
     if bare := [text for text, (_, equals, _) in zip(texts, pairs, strict=True) if not equals]:
         refuse(f"several rules need patterns, as --rule 'encoder.*=4' '*=2'; {bare[0]} has none")
-    return {pattern: _rule(rule) for pattern, _, rule in pairs}
+    return {pattern: rule for pattern, _, rule in pairs}
 
 
-def _rule(text: str) -> Any:
-    """One rule, or a low rank as convert_ takes it."""
-    from nplex.convert import parse_rule
-
-    return text if text.startswith("low-rank:") else parse_rule(text)
-
-
-def _where(only: list[str] | None, all_but: list[str] | None, everything: bool) -> "Where | None":
-    """The layers asked for, and unless everything is, those that are sensible."""
+def _layers(only: list[str] | None, all_but: list[str] | None, everything: bool) -> dict[str, Any]:
+    """Which layers, as convert_ takes it."""
     from nplex import convert
 
     if only and all_but:
         refuse("--only and --all-but exclude each other: give one of them")
-    chosen = convert.only(*only) if only else convert.all_but(*all_but) if all_but else None
-    if everything:
-        return chosen
-    return convert.sensible if chosen is None else convert.all_of(chosen, convert.sensible)
+    return {"where": convert.all_but(all_but) if all_but else only, "everything": everything}
 
 
 def _tell(text: str) -> None:

@@ -23,11 +23,12 @@ def plan(
       nplex plan 512 2048 --rule 4:7 --training
     """
     with refusing():
-        from nplex.convert import parse_rule
+        from nplex.nn import as_rule
         from nplex.ops import plan_for
 
-        if (parsed := parse_rule(rule)) is None:
+        if rule == "dense":
             refuse("a dense layer has one way only; give a rule, as --rule 4")
+        parsed = as_rule(rule)
         sizes = {"tokens": tokens, "n": parsed.n, "rank": parsed.rank}
         print(plan_for(in_features, out_features, **sizes, training=training, prepared=prepared))
 

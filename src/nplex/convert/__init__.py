@@ -6,10 +6,10 @@ from nplex.convert.fold import fold_
 from nplex.convert.report import FactorReport, FactorRow, FoldReport, FoldRow, Report, Row
 from nplex.convert.spec import Conversion, Rules, parse_rule
 from nplex.convert.swap import convert_, preview
-from nplex.convert.where import Where, all_but, all_of, only, sensible
+from nplex.convert.where import Layers, Where, all_but, all_of, only, sensible
 
 __all__ = [
     "preview", "convert_", "check", "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible",
-    "parse_rule", "Conversion", "Rules", "Where", "Report", "Row", "FoldReport", "FoldRow", "FactorReport",
+    "parse_rule", "Conversion", "Rules", "Where", "Layers", "Report", "Row", "FoldReport", "FoldRow", "FactorReport",
     "FactorRow", "CheckReport", "CheckRow",
 ]  # fmt: skip

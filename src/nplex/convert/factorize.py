@@ -14,7 +14,7 @@ from nplex.convert.reasons import HOOKS, check_model
 from nplex.convert.references import References, exchange_modules
 from nplex.convert.report import FactorReport, FactorRow
 from nplex.convert.survey import names_of
-from nplex.convert.where import Where, unselected
+from nplex.convert.where import Layers, Where, as_where, unselected
 from nplex.nn import FixedRule, LearnedRule, Rule
 from nplex.nn.rule import FACTORS
 from nplex.nn.sharing import succeed
@@ -35,7 +35,7 @@ class _Held(NamedTuple):
 def factorize_(
     model: nn.Module,
     *,
-    where: Where | None = None,
+    where: Layers | None = None,
     rank: int | None = None,
     tolerance: float | None = None,
     seed: int = 0,
@@ -51,7 +51,7 @@ def factorize_(
 
     Args:
         model: a model or a layer; it is changed.
-        where: which layers, by name and module, as in convert_; a rule is replaced if all layers that use it are.
+        where: which layers, as in convert_, None for all; a rule is replaced if all layers that use it are.
         rank: R for every rule; None for the smallest that is found for each.
         tolerance: the largest relative error of the stored factors; None for 1e-10 in float64, 1e-5 in float32,
             1e-2 in float16, 5e-2 in bfloat16. Found were, for random tables of n = 2 to 8, at most 1e-13, 3e-7,
@@ -72,7 +72,7 @@ def factorize_(
         (0.75, LearnedRule(n=2, rank=3))
     """
     searches: dict[tuple, Search] = {}
-    rules = _survey(model, optimizer, True, where)
+    rules = _survey(model, optimizer, True, as_where(where))
     swaps = [_factorized(entry, rank, tolerance, seed, searches) if entry.row.changes else entry for entry in rules]
     return _put_in(model, rules, swaps, optimizer)
 

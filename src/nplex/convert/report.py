@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from nplex.convert.heads import BY_DEFAULT
 from nplex.nn import Rule
 
 SIZES = (
@@ -166,6 +167,8 @@ class Report:
             f"{_changed(self.rows)} layers change: {self.total_before:,} -> {self.total_after:,} "
             f"parameters in all ({share:.1f} %)"
         )
+        if kept := sum(row.reason.startswith(BY_DEFAULT) for row in self.rows):
+            lines.append(f"{kept} of them dense by default; to convert them too: everything=True (--everything)")
         if frozen := sum(row.note == FROZEN for row in self.rows):
             lines.append(f'{frozen} frozen: take weights="nearest", or train them (requires_grad_)')
         if (error := self.output_error) is not None:

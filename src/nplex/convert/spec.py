@@ -1,7 +1,6 @@
 """What to convert, and to which rule: frozen values, and the text of a rule."""
 
 import copy
-import fnmatch
 import math
 import re
 from collections.abc import Mapping
@@ -11,12 +10,15 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from nplex.algebra import Algebra, named, real
-from nplex.convert.where import Where, unselected
-from nplex.nn import FixedRule, LearnedRule, Rule, as_rule
+from nplex.algebra import Algebra, real
+from nplex.convert.heads import default_reason
+from nplex.convert.where import Layers, Where, as_where, fits, is_wild, only_leaves, unselected, with_everything
+from nplex.nn import LearnedRule, Rule, as_rule
+from nplex.nn.written import LOW_RANK, RuleLike, parse_rule, resolve
 
-Rules = int | str | Algebra | Rule | Mapping[str, int | str | Algebra | Rule | None]
-LOW_RANK = "low-rank:"
+__all__ = ["Conversion", "Choice", "LowRank", "Rules", "parse_rule"]
+
+Rules = RuleLike | Mapping[str, RuleLike | None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Choice:
     """One rule of a conversion, and the names it is for.
 
     Attributes:
-        pattern: of full names, as fnmatch reads it.
+        pattern: of names, as nplex.only reads it.
         rule: n, an algebra, a rule, or a low rank; None for layers that are skipped.
         shared: whether all its layers use one rule.
     """
@@ -89,51 +91,54 @@ class Conversion:
     """Which layers get which rule.
 
     Attributes:
-        rule: n, an algebra, a rule, or a low rank as text; each converted layer gets a fresh rule of its own like it.
-            Or a mapping from patterns of full names to these, in which the first that matches counts and
-            None means: skip.
-        where: which layers, by name and module; None for all but embeddings.
+        rule: n, an algebra, a rule, or these as text, a low rank, a table; each converted layer gets a fresh rule of
+            its own like it. Or a mapping from patterns of names to these, in which the first that matches counts
+            and None or "dense" means: skip.
+        where: which layers; None for all but embeddings, output heads and routers.
         shared: whether all layers of a rule use one, registered at the base of the model as `rule`, `rule_1`, ...
         weights: "fresh" or "nearest".
+        everything: whether embeddings, heads and routers are converted too.
     """
 
     rule: Rules
-    where: Where | None = None
+    where: Layers | None = None
     shared: bool = False
     weights: str = "fresh"
+    everything: bool = False
 
     def __post_init__(self) -> None:
         if self.weights not in ("fresh", "nearest"):
             raise ValueError(f"weights must be fresh or nearest, got {self.weights!r}")
-        is_mapping = isinstance(self.rule, Mapping)
         if isinstance(self.rule, Mapping) and not all(isinstance(key, str) and key for key in self.rule or [""]):
             raise TypeError(
                 f'a mapping of rules needs patterns, as in {{"encoder.*": 4, "*": None}}, got {self.rule}'
             )
-        for choice in self.choices:
-            try:
-                if choice.rule is not None or not is_mapping:
-                    _ = choice.template
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{choice.pattern!r}: {error}" if is_mapping else str(error)) from None
-        if self.where is not None and not callable(self.where):
-            raise TypeError(f"where must be a function of name and module, as nplex.only gives, got {self.where!r}")
+        _ = self.choices, self.condition  # refused here
+
+    @cached_property
+    def condition(self) -> Where | None:
+        """What `where` says, as a function."""
+        where = as_where(self.where)
+        return with_everything(where) if self.everything else where
 
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
         """All rules, in the order in which they are tried."""
-        rules = self.rule if isinstance(self.rule, Mapping) else {"*": self.rule}
+        if not isinstance(self.rule, Mapping):
+            if isinstance(self.rule, str) and self.rule == "dense":
+                raise ValueError("dense converts nothing; give a rule, as 4, '4:7' or 'quaternion'")
+            return (_choice("*", self.rule, self.shared),)
         choices = []
-        for pattern, rule in rules.items():
-            if isinstance(rule, str) and rule.startswith(LOW_RANK):
-                choices.append(Choice(pattern, _low_rank(rule), shared=False))
-            else:
-                choices.append(Choice(pattern, rule, self.shared))  # pyright: ignore - other texts are refused above
+        for pattern, rule in self.rule.items():
+            try:
+                choices.append(Choice(pattern, None, False) if rule is None else _choice(pattern, rule, self.shared))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{pattern!r}: {error}") from None
         return tuple(choices)
 
-    def choose(self, names: list[str], module: nn.Module) -> Choice | str:
-        """The rule for a module, or the reason to skip it."""
-        if reason := unselected(self.where, names, module):
+    def choose(self, names: list[str], module: nn.Module, head: str = "") -> Choice | str:
+        """The rule for a module, or the reason to skip it; with the reason why it is a head whatever its name."""
+        if reason := unselected(self.condition, names, module):
             return reason
         found = {self.first(name) for name in names}
         if len(found) > 1:
@@ -141,11 +146,30 @@ class Conversion:
         choice = found.pop()
         if choice is None:
             return "its name matches no pattern of the rules"
-        return f"skipped by the rule for {choice.pattern!r}" if choice.rule is None else choice
+        if choice.rule is None:
+            return f"skipped by the rule for {choice.pattern!r}"
+        return self._default(choice, names, module, head) or choice
 
     def first(self, name: str) -> Choice | None:
         """The first rule whose pattern the name matches."""
-        return next((choice for choice in self.choices if fnmatch.fnmatchcase(name, choice.pattern)), None)
+        return next((choice for choice in self.choices if fits(name, choice.pattern)), None)
+
+    def _default(self, choice: Choice, names: list[str], module: nn.Module, head: str) -> str:
+        """Why a layer is skipped by default, or nothing; one that is named in a mapping of rules is asked for."""
+        is_named = not is_wild(choice.pattern) and not names[0].startswith(f"{choice.pattern}.")
+        if self.everything or is_named or not only_leaves(self.condition):
+            return ""
+        return next((reason for name in names if (reason := default_reason(name, module))), head)
+
+
+def _choice(pattern: str, rule: RuleLike, shared: bool) -> Choice:
+    """One rule, however it is written."""
+    if isinstance(rule, str) and rule.startswith(LOW_RANK):
+        return Choice(pattern, _low_rank(rule), shared=False)
+    found = resolve(rule)
+    choice = Choice(pattern, LearnedRule(*found) if isinstance(found, tuple) else found, shared)
+    _ = found is None or choice.template  # refused here
+    return choice
 
 
 def _low_rank(rule: str) -> LowRank:
@@ -158,31 +182,3 @@ def _low_rank(rule: str) -> LowRank:
     raise ValueError(
         f"low-rank needs a rank, as low-rank:128, or a share of the weights, as low-rank:0.5; got {rule!r}"
     )
-
-
-def parse_rule(text: str) -> Rule | None:
-    """The rule that a text names: "4" (learned, n = 4), "4:7" (at rank 7), "quaternion"; None for "dense".
-
-    Raises:
-        ValueError: the text names no rule; says what does.
-
-    Examples:
-        >>> parse_rule("4:7")
-        LearnedRule(n=4, rank=7)
-    """
-    if text == "dense":
-        return None
-    n, colon, rank = text.partition(":")
-    try:
-        if not n.isdecimal() or not (rank.isdecimal() or not colon):
-            return FixedRule(named(text))
-        if int(n) < 1 or int(rank or 1) < 1:
-            raise ValueError("n and R must be 1 or more")
-        if int(n) > 256:  # before memory is asked for
-            raise ValueError(f"n = {n} would need a table of {n}^3 numbers; n is at most 256")
-        return LearnedRule(int(n), int(rank) if colon else None)
-    except ValueError as error:
-        raise ValueError(
-            f"a rule is dense, a number n (learned), n:R (learned, at rank R) or an algebra's name; "
-            f"got {text!r}: {error}"
-        ) from None

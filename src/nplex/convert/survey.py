@@ -7,11 +7,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from nplex.convert.heads import BY_DEFAULT, head_by_place
 from nplex.convert.reasons import check_model, check_no_adapters, lost, special
 from nplex.convert.references import References
 from nplex.convert.report import FROZEN, Report, Row, label
 from nplex.convert.spec import Choice, Conversion
 from nplex.convert.twins import TWINS, is_layer, make_twin, shadow, twin_class, untransposed
+from nplex.convert.where import unfitting
 from nplex.nn import Rule
 from nplex.nn.sharing import check_base, mark_shared
 
@@ -46,11 +48,11 @@ def survey(model: nn.Module, spec: Conversion) -> Survey:
         )
     names = names_of(model)
     parts = {part for module in names if is_unit(module) for part in module.modules() if part is not module}
-    references = References(model)
+    references, heads = References(model), head_by_place(model)
     rows, choices = [], {}
     for module, places in names.items():
         if module not in parts and _is_listed(module):
-            row, choice = _row(module, places, spec, references)
+            row, choice = _row(module, places, spec, references, heads.get(module, ""))
             rows.append(row)
             choices |= {} if choice is None else {row.name: choice}
     found = Survey(Report(tuple(rows), _numel(model), 0, _others(names, parts), _unmatched(spec, rows)), choices)
@@ -78,11 +80,15 @@ def _is_listed(module: nn.Module) -> bool:
     return is_unit(module) or isinstance(module, tuple(TWINS)) or bool(special(module))
 
 
-def _row(module: Any, places: list[str], spec: Conversion, references: References) -> tuple[Row, Choice | None]:
+def _row(
+    module: Any, places: list[str], spec: Conversion, references: References, head: str
+) -> tuple[Row, Choice | None]:
     """What happens to one layer, and by which rule."""
     row = Row(places[0], tuple(places[1:]), label(module), None, "", _numel(module), _numel(module))
-    choice = "already converted" if is_layer(module) else _own_kind(module) or spec.choose(places, module)
+    choice = "already converted" if is_layer(module) else _own_kind(module) or spec.choose(places, module, head)
     reason = choice if isinstance(choice, str) else lost(module) or references.reason(module)
+    if reason.startswith(BY_DEFAULT):
+        reason = references.reason(module) or reason
     if isinstance(choice, str) or reason:
         return replace(row, reason=reason), None
     twin = _shadow_twin(module, choice)
@@ -158,9 +164,11 @@ def zeros(module: nn.Module) -> list[str]:
 
 
 def _unmatched(spec: Conversion, rows: list[Row]) -> tuple[str, ...]:
-    """Patterns with a rule that fit no layer: written wrongly, or hidden by those before."""
-    first = {spec.first(name) for row in rows for name in (row.name, *row.also)}
-    return tuple(c.pattern for c in spec.choices if c.rule is not None and c.pattern != "*" and c not in first)
+    """Patterns with a rule, or of where, that fit no layer: written wrongly, or hidden by those before."""
+    names = [name for row in rows for name in (row.name, *row.also)]
+    first = set(map(spec.first, names))
+    rules = tuple(c.pattern for c in spec.choices if c.rule is not None and c.pattern != "*" and c not in first)
+    return (*rules, *unfitting(spec.condition, names))
 
 
 def _others(names: dict[nn.Module, list[str]], parts: set[nn.Module]) -> tuple[tuple[str, int, int], ...]:

@@ -14,7 +14,7 @@ from nplex.convert.report import Report
 from nplex.convert.spec import Choice, Conversion, Rules
 from nplex.convert.survey import Survey, base_of, survey, zeros
 from nplex.convert.twins import is_layer, make_twin, untransposed
-from nplex.convert.where import Where
+from nplex.convert.where import Layers
 from nplex.nn import Rule
 from nplex.nn.nearest import nearest_
 from nplex.nn.sharing import mark_shared, register
@@ -24,7 +24,8 @@ def preview(
     model: nn.Module,
     rule: Rules,
     *,
-    where: Where | None = None,
+    where: Layers | None = None,
+    everything: bool = False,
     shared: bool = False,
     weights: str = "fresh",
     calibration: Iterable[Any] | None = None,
@@ -36,8 +37,9 @@ def preview(
 
     Args:
         model: any model; on the meta device too, without calibration.
-        rule: n, an algebra, a rule, or a low rank; or a mapping from patterns of names to these, see convert_.
-        where: which layers, by name and module; see `only`, `all_but` and `sensible`. None for all but embeddings.
+        rule: as in convert_.
+        where: which layers, as in convert_.
+        everything: as in convert_.
         shared: whether all converted layers of a rule use one.
         weights: as in convert_; the nearest ones need numbers that are finite.
         calibration: as in convert_; the weights are the nearest then.
@@ -55,8 +57,8 @@ def preview(
         1 of 2 layers change: 18,696 -> 6,472 parameters in all (34.6 %)
     """
     if calibration is None:
-        return survey(model, Conversion(rule, where, shared, weights)).report
-    found = survey(model, Conversion(rule, where, shared, "nearest"))
+        return survey(model, Conversion(rule, where, shared, weights, everything)).report
+    found = survey(model, Conversion(rule, where, shared, "nearest", everything))
     return replace(_prepare(model, found, "nearest", calibration, compare=True).report, done=False)
 
 
@@ -64,7 +66,8 @@ def convert_(
     model: nn.Module,
     rule: Rules,
     *,
-    where: Where | None = None,
+    where: Layers | None = None,
+    everything: bool = False,
     shared: bool = False,
     weights: str = "fresh",
     calibration: Iterable[Any] | None = None,
@@ -72,22 +75,23 @@ def convert_(
 ) -> Report:
     """Replaces torch's layers by their twins with 1/n of the parameters, in place.
 
-    Linear, Bilinear, convolutions and transposed ones, recurrent layers and cells, MultiheadAttention, and, where
-    `where` asks for them, embeddings; wherever they are in the model. A layer used at several places is replaced by
-    one layer at all of them; layers already converted are left alone; a weight tied to another module stays dense.
-    All new layers are made before any is put in, so that nothing is changed when an error is raised; for that time
-    the model needs 1/n more memory. Make the optimizer afterwards (one made before holds the old weights) or pass it,
-    then train.
+    Every layer of torch.nn with weights has a twin; embeddings, output heads and routers change only where they are
+    asked for. A layer used at several places is replaced by one layer at all of them; layers already converted are
+    left alone; a weight tied to another module stays dense. All new layers are made before any is put in, so that
+    nothing is changed when an error is raised; for that time the model needs 1/n more memory. Make the optimizer
+    afterwards (one made before holds the old weights) or pass it, then train.
 
     Args:
         model: any model that contains such layers; it is changed.
         rule: n, an algebra, or a rule; each layer gets a fresh one of its own like it. A rule that is shared
-            already (`nplex.nn.share`) is used itself. Or "low-rank:128" for two factors of that rank in the place of
-            a linear layer's weight (nplex.nn.LowRankLinear of n = 1), "low-rank:0.5" for half its size. Or a mapping
-            from patterns of full names to these, `{"encoder.*": 4, "decoder.*": quaternion}`: the first that matches
-            counts, None skips a layer, and so does no match.
-        where: which layers, by name and module; see `only`, `all_but` and `sensible`. It answers True, False, or a
-            text, the reason to skip. None for all but embeddings. A layer with several names is taken if all are.
+            already (`nplex.nn.share`) is used itself. Or what else nplex.nn.as_rule takes: "4:7", a table, a .json
+            file. Or "low-rank:128" for two factors of that rank in the place of a linear layer's weight
+            (nplex.nn.LowRankLinear of n = 1), "low-rank:0.5" for half its size. Or a mapping from patterns of names
+            to these, `{"encoder.*": 4, "decoder.*": "quaternion"}`: the first that matches counts, None skips.
+        where: which layers: names or patterns, as "encoder" or ["q_proj", "*.up"]; or a function of name and module
+            that answers True, False, or a text, the reason to skip; see `only`, `all_but` and `sensible`. None for
+            all but embeddings, output heads and routers. A layer with several names is taken if all are.
+        everything: whether embeddings, heads and routers are converted too.
         shared: one rule for all converted layers, registered as `model.rule` (of transformers' models with a head
             as `model.base_model.rule`); with a mapping one for each of its rules: `rule`, `rule_1`, ...
         weights: "fresh" first values, or those "nearest" to the old weights, with the old biases; the report tells
@@ -95,15 +99,15 @@ def convert_(
         calibration: batches of what the model takes (tensors, tuples of arguments, or mappings as of tokenizers):
             nearest are then the outputs on them, and biases take up the mean error. The model runs once on each;
             memory is width^2 numbers for each different input, and three times that for the layer being fitted.
-            Layers that no batch ran, and recurrent and transposed ones, get the nearest weights; the report says so.
+            Layers that no batch ran, recurrent and transposed ones get the nearest weights; the report says so.
         optimizer: one that holds the old weights; it is changed too. Components and biases stand where weights and
             biases stood, with fresh state; rules beside them, or in the first group without weight decay if they
             have one. Rates are not changed: right for Adam and learned rules, see nplex.optim for others.
 
     Raises:
         TypeError: the model is not a module, the rule no rule, or the optimizer none that can be changed.
-        ValueError: no layer can be converted (the reasons are named), or the model is itself such a layer, wrapped,
-            has adapters, or cannot hold a shared rule; calibration is empty, not taken, or not finite in a layer.
+        ValueError: no layer can be converted (reasons are named); the model is itself such a layer, is wrapped, has
+            adapters, or cannot hold a shared rule; calibration is empty, not taken, or not finite in a layer.
 
     Examples:
         >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 256, batch_first=True), 2)
@@ -114,12 +118,17 @@ def convert_(
     check_optimizer(optimizer)
     if calibration is not None and weights != "nearest":
         raise ValueError(f'calibration is for weights="nearest", got weights={weights!r}')
-    found = survey(model, Conversion(rule, where, shared, weights))
+    found = survey(model, Conversion(rule, where, shared, weights, everything))
     if not found.choices:
-        if any(map(is_layer, model.modules())):
-            return found.report
-        raise ValueError(f"nothing to convert in {type(model).__name__}:\n{found.report}")
+        return _unchanged(model, found.report)
     return _put_in(model, found, _prepare(model, found, weights, calibration), optimizer)
+
+
+def _unchanged(model: nn.Module, report: Report) -> Report:
+    """The report of a model that is converted already; refuses one in which nothing can be converted."""
+    if not any(map(is_layer, model.modules())):
+        raise ValueError(f"nothing to convert in {type(model).__name__}:\n{report}")
+    return report
 
 
 class _Prepared(NamedTuple):

@@ -8,7 +8,7 @@ from nplex.nn.embedding import Embedding, EmbeddingBag
 from nplex.nn.linear import Linear
 from nplex.nn.low_rank import LowRankLinear
 from nplex.nn.recurrent import GRU, LSTM, RNN
-from nplex.nn.rule import FixedRule, LearnedRule, Rule, as_rule
+from nplex.nn.rule import FixedRule, LearnedRule, Rule
 from nplex.nn.sharing import missing_rules, share
 from nplex.nn.transformer import (
     Transformer,
@@ -18,6 +18,7 @@ from nplex.nn.transformer import (
     TransformerEncoderLayer,
 )
 from nplex.nn.weight_cache import cached
+from nplex.nn.written import as_rule
 
 __all__ = [
     "Linear",

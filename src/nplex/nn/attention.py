@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nplex.algebra import Algebra, BilinearAlgorithm
+from nplex.algebra import BilinearAlgorithm
 from nplex.nn import init
 from nplex.nn.arguments import check_widths
 from nplex.nn.expanded import Expanded
 from nplex.nn.linear import Linear
-from nplex.nn.rule import Rule, as_rule
 from nplex.nn.sharing import new_like
+from nplex.nn.written import RuleLike, as_rule
 from nplex.ops.attention import Mask, append, attend, check_inputs, check_masks, merge_masks
 from nplex.ops.dispatch import check_method
 from nplex.ops.grouped import product_grouped
@@ -109,7 +109,7 @@ class MultiheadAttention(Expanded):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
         method: str = "auto",
     ) -> None:
         super().__init__()

@@ -7,10 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.algebra import Algebra
 from nplex.nn.arguments import check_widths
 from nplex.nn.expanded import Expanded
-from nplex.nn.rule import Rule, as_rule
+from nplex.nn.written import RuleLike, as_rule
 from nplex.ops.dispatch import check_method, product
 from nplex.ops.tracing import autocast_type, full_precision, is_eager
 
@@ -70,7 +69,7 @@ class Bilinear(Expanded):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
         method: str = "auto",
     ) -> None:
         super().__init__()

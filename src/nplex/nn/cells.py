@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nplex.algebra import Algebra
 from nplex.nn.expanded import Expanded
-from nplex.nn.rule import Rule, as_rule
+from nplex.nn.written import RuleLike, as_rule
 from nplex.ops.dispatch import check_method
 from nplex.ops.grouped import product_grouped
 from nplex.ops.tracing import autocast_type, cast
@@ -68,13 +67,13 @@ class Cell(Expanded):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
         method: str = "auto",
     ) -> None:
         super().__init__()
         self._build_cell(self.torch_layer(input_size, hidden_size, bias, "meta"), rule, method, device, dtype)
 
-    def _build_cell(self, shape: nn.Module, rule: int | Algebra | Rule, method: str, device: Any, dtype: Any) -> None:
+    def _build_cell(self, shape: nn.Module, rule: RuleLike, method: str, device: Any, dtype: Any) -> None:
         rule = as_rule(rule, device=device, dtype=dtype)
         check_method(method, factors=rule.rank is not None)
         self.method = method
@@ -138,7 +137,7 @@ class RNNCell(Cell):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
         method: str = "auto",
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):

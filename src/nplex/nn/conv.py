@@ -9,10 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.algebra import Algebra
 from nplex.nn.arguments import plain
 from nplex.nn.expanded import Expanded
-from nplex.nn.rule import Rule, as_rule
+from nplex.nn.written import RuleLike, as_rule
 from nplex.ops.conv import check_method, convolution
 
 Sizes = int | tuple[int, ...]
@@ -149,7 +148,7 @@ class Conv(_Channels):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
         method: str = "auto",
     ) -> None:
         super().__init__()
@@ -245,7 +244,7 @@ class ConvTranspose(_Channels):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
     ) -> None:
         super().__init__()
         shape = self.torch_layer(

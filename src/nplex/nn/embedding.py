@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.algebra import Algebra
 from nplex.nn.arguments import check_widths
 from nplex.nn.computed import read_only
 from nplex.nn.nearest import nearest_
-from nplex.nn.rule import Rule, as_rule
+from nplex.nn.rule import Rule
 from nplex.nn.twin import Twin, adopt
+from nplex.nn.written import RuleLike, as_rule
 from nplex.ops.dense import expand
 from nplex.ops.lookup import by_frequency, clip, look_up
 from nplex.ops.tracing import full_precision
@@ -59,7 +59,7 @@ class _Rows(Twin):
         return by_frequency(rows, ids, self.num_embeddings) if self.scale_grad_by_freq else rows
 
     @classmethod
-    def _nearest(cls, dense: Any, freeze: bool, rule: int | Algebra | Rule) -> Any:
+    def _nearest(cls, dense: Any, freeze: bool, rule: RuleLike) -> Any:
         """The twin of torch's layer whose W is nearest to its table; a shared rule stays as it is."""
         table = dense.weight.detach()
         if not bool(table.isfinite().all()):
@@ -139,7 +139,7 @@ class Embedding(_Rows):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
     ) -> None:
         super().__init__()
         rule = as_rule(rule, power=1.0, device=device, dtype=dtype)
@@ -160,7 +160,7 @@ class Embedding(_Rows):
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
     ) -> "Embedding":
         """`W` nearest to the table: a layer has n times fewer numbers, so it holds no other table exactly.
 
@@ -240,7 +240,7 @@ class EmbeddingBag(_Rows):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
     ) -> None:
         super().__init__()
         if mode not in MODES:
@@ -268,7 +268,7 @@ class EmbeddingBag(_Rows):
         include_last_offset: bool = False,
         padding_idx: int | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
     ) -> "EmbeddingBag":
         """`W` nearest to the table, with torch's arguments: see Embedding.from_pretrained."""
         options = (max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset, padding_idx)

@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nplex.algebra import Algebra
 from nplex.nn import init
 from nplex.nn.arguments import check_widths
 from nplex.nn.computed import read_only
-from nplex.nn.rule import Rule, as_rule
 from nplex.nn.twin import Sizes, Twin, adopt
+from nplex.nn.written import RuleLike, as_rule
 from nplex.ops.grouped import expand_grouped, transposed
 
 
@@ -46,7 +45,7 @@ class Expanded(Twin):
     def _build(
         self,
         shape: nn.Module,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:

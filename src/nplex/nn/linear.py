@@ -7,12 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nplex import ops
-from nplex.algebra import Algebra
 from nplex.nn import init
 from nplex.nn.arguments import check_widths
 from nplex.nn.computed import read_only
-from nplex.nn.rule import Rule, as_rule
 from nplex.nn.twin import Twin
+from nplex.nn.written import RuleLike, as_rule
 from nplex.ops.dispatch import check_method
 
 
@@ -65,7 +64,7 @@ class Linear(Twin):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
         method: str = "auto",
     ) -> None:
         super().__init__()

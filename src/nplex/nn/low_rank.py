@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nplex.algebra import Algebra
 from nplex.nn.arguments import check_positive, check_widths
 from nplex.nn.computed import read_only
-from nplex.nn.rule import Rule, as_rule
 from nplex.nn.twin import Twin
+from nplex.nn.written import RuleLike, as_rule
 from nplex.ops.dense import expand
 from nplex.ops.low_rank import product
 
@@ -69,7 +68,7 @@ class LowRankLinear(Twin):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
         low_rank: int,
     ) -> None:
         super().__init__()
@@ -122,6 +121,6 @@ class LowRankLinear(Twin):
         return read_only(expand(self.rule(), self.components)[: self.out_features, : self.in_features].contiguous())
 
     @classmethod
-    def like(cls, layer: Any, *, rule: int | Algebra | Rule, low_rank: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def like(cls, layer: Any, *, rule: RuleLike, low_rank: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A fresh twin of a torch.nn.Linear: same sizes, device, type and mode, new numbers."""
         return cls._like(layer, {"rule": rule, "low_rank": low_rank})

@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from nplex.algebra import Algebra
 from nplex.nn.arguments import plain
 from nplex.nn.expanded import Expanded
-from nplex.nn.rule import Rule
+from nplex.nn.written import RuleLike
 from nplex.ops.tracing import outside_graphs, recurrence_is_traced
 
 State = Float[Tensor, "*state d_out"]
@@ -137,7 +136,7 @@ class RNN(Recurrent):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
     ) -> None:
         super().__init__()
         sizes = (input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional)
@@ -169,7 +168,7 @@ class LSTM(Recurrent):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
     ) -> None:
         super().__init__()
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
@@ -200,7 +199,7 @@ class GRU(Recurrent):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
     ) -> None:
         super().__init__()
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)

@@ -4,7 +4,6 @@ import abc
 import math
 import warnings
 from collections.abc import Callable
-from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -236,30 +235,6 @@ class FixedRule(Rule):
     def extra_repr(self) -> str:
         """One line for print(model)."""
         return f"{self.algebra.name}{'' if self.rank is None else f', rank={self.rank}'}"
-
-
-def as_rule(
-    rule: int | Algebra | Rule,
-    *,
-    power: float = 1.5,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Rule:
-    """A whole number n becomes a LearnedRule of norm `n^power`, an algebra a FixedRule, a rule stays itself.
-
-    Raises:
-        TypeError: it is none of these; a bool is not a number here.
-        ValueError: the number is not positive.
-    """
-    if isinstance(rule, Rule):
-        return rule
-    if isinstance(rule, Algebra):
-        return FixedRule(rule, device=device, dtype=dtype)
-    if isinstance(rule, bool) or not isinstance(rule, SupportsIndex):
-        raise TypeError(f"rule must be a positive integer, an Algebra or a Rule, got {rule!r}")
-    if rule.__index__() < 1:
-        raise ValueError(f"rule must be a positive integer, an Algebra or a Rule, got {rule}")
-    return LearnedRule(rule, norm=rule.__index__() ** power, device=device, dtype=dtype)
 
 
 def _numbers(table: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.algebra import Algebra
 from nplex.nn import init
 from nplex.nn.arguments import plain
 from nplex.nn.attention import MultiheadAttention
@@ -18,6 +17,7 @@ from nplex.nn.linear import Linear
 from nplex.nn.rule import Rule
 from nplex.nn.sharing import new_like
 from nplex.nn.twin import kind_among, rebuilt, to_dense
+from nplex.nn.written import RuleLike
 from nplex.ops.attention import Mask, is_causal_mask
 from nplex.ops.tracing import Leaf
 
@@ -28,7 +28,7 @@ class _Container(Leaf):
     """One of torch's containers, which computes nothing itself: from torch's, and back to it, part by part."""
 
     @classmethod
-    def like(cls, layer: Any, *, rule: int | Algebra | Rule) -> Any:
+    def like(cls, layer: Any, *, rule: RuleLike) -> Any:
         """A fresh twin of a torch layer or stack: same sizes, options, device, type and mode, new numbers.
 
         Raises:
@@ -58,7 +58,7 @@ class _Layer(_Container):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
         method: str = "auto",
     ) -> None:
         sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias)
@@ -160,7 +160,7 @@ class TransformerEncoder(_Container, nn.TransformerEncoder):
         return super().forward(src, mask, src_key_padding_mask, _causal_hint(self, src, mask, is_causal))
 
     @classmethod
-    def like(cls, layer: nn.TransformerEncoder, *, rule: int | Algebra | Rule) -> Any:
+    def like(cls, layer: nn.TransformerEncoder, *, rule: RuleLike) -> Any:
         """As that of the layers; without torch's nested tensors."""
         (twin := super().like(layer, rule=rule)).use_nested_tensor = False
         return twin
@@ -232,7 +232,7 @@ class Transformer(_Container, nn.Transformer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        rule: int | Algebra | Rule,
+        rule: RuleLike,
         method: str = "auto",
     ) -> None:
         nothing: Any = nn.Identity()
@@ -270,13 +270,13 @@ class Transformer(_Container, nn.Transformer):
     _reset_parameters = reset_parameters  # torch's own would fill rules and components as if they were weights
 
     @classmethod
-    def like(cls, layer: nn.Transformer, *, rule: int | Algebra | Rule) -> Any:
+    def like(cls, layer: nn.Transformer, *, rule: RuleLike) -> Any:
         """As that of the layers; a custom encoder or decoder that is not torch's is copied."""
         (twin := super().like(layer, rule=rule)).reset_parameters()
         return twin
 
 
-def _twin(part: nn.Module, rule: int | Algebra | Rule) -> nn.Module:
+def _twin(part: nn.Module, rule: RuleLike) -> nn.Module:
     """A fresh one of ours where there is one, each layer of a list, or else a copy with first values."""
     ours = (TransformerEncoder, TransformerDecoder, TransformerEncoderLayer, TransformerDecoderLayer)
     if kind := kind_among(part, (Linear, MultiheadAttention, *ours)):

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nplex.algebra import Algebra
 from nplex.nn.arguments import check_dtype, guarded, plain
 from nplex.nn.rule import Rule
 from nplex.nn.sharing import RuleUser, attach
+from nplex.nn.written import RuleLike
 from nplex.ops.tracing import Leaf, full_precision
 
 Sizes = dict[str, tuple[int, ...] | None]
@@ -61,7 +61,7 @@ class Twin(Leaf, RuleUser):
         return super()._apply(guarded(fn), recurse)
 
     @classmethod
-    def like(cls, layer: Any, *, rule: int | Algebra | Rule) -> Any:
+    def like(cls, layer: Any, *, rule: RuleLike) -> Any:
         """A fresh twin of a torch layer: same sizes, options, device, type and mode, new numbers."""
         return cls._like(layer, {"rule": rule})
 

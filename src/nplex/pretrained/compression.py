@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn, optim
 
-from nplex.convert import Report, Where, convert_, sensible
+from nplex.convert import Layers, Report, convert_
 
 
 def compress_(
@@ -13,7 +13,7 @@ def compress_(
     *,
     keep: float = 0.5,
     calibration: Iterable[Any],
-    where: Where | None = sensible,
+    where: Layers | None = None,
     optimizer: optim.Optimizer | None = None,
 ) -> Report:
     """Replaces linear layers by two factors each, with the nearest outputs on calibration data, in place.
@@ -29,7 +29,7 @@ def compress_(
         model: it is changed; nothing is when an error is raised.
         keep: the share of the weights of these layers that is kept, between 0 and 1.
         calibration: batches of what the model takes, as in convert_.
-        where: which layers, as in convert_; by default those that are sensible.
+        where: which layers, as in convert_.
         optimizer: as in convert_.
 
     Raises:
