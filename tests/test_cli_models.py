@@ -42,7 +42,8 @@ def folder(tmp_path_factory):
 
 def test_preview_of_a_file_reads_names_and_shapes(file):
     result = ok(call("preview", file, "--rule", 4))
-    assert "Linear(64, 96, rule=4)" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "Linear(64, 96, rule=4)" in ok(call("preview", file, "--rule", 4, "--full")).stdout
     assert "an embedding" in result.stdout
     found = json.loads(ok(call("preview", file, "--rule", "0=4", "2=2", "--json")).stdout)
     assert [row["now"] for row in found["rows"]][:2] == ["Linear(64, 96, rule=4)", "Linear(96, 64, rule=2)"]

@@ -206,3 +206,22 @@ def test_names_in_what_else_takes_layers(unchecked):
     for call in (nplex.preview, nplex.convert_, nplex.adapters.add_):
         with pytest.raises(TypeError, match="where must be a name"):
             call(Model(), 2, where=3)
+
+
+def test_reports_fold_equal_layers_and_keep_to_80_columns():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 128, batch_first=True), 12)
+    long = nn.ModuleDict({"a_module_with_a_rather_long_name_in_it": nn.ModuleDict({"bert": model, "other": Model()})})
+    long.requires_grad_(False)
+    for given in (model, long):
+        for weights in ("fresh", "nearest"):
+            report = nplex.preview(given, {"*.layers.3.*": "low-rank:0.5", "*": "8:20"}, weights=weights)
+            lines = str(report).splitlines()
+            assert max(map(len, lines)) <= 80
+            assert len(lines) < len(report.full.splitlines())
+            shown = str(report)
+            assert all(row.reason in " ".join(shown.split()) for row in report.rows if row.reason)
+    assert (
+        str(nplex.preview(model, 4)).splitlines()[1].startswith("layers.0-11.self_attn  12 x  MultiheadAttention(32")
+    )
+    report = nplex.preview(nn.ModuleList([nn.Linear(16, 16) for _ in range(3)]), {"1": None, "*": 4})
+    assert "*      2 x" in str(report)

@@ -52,6 +52,7 @@ HealSteps = Annotated[
     tuple[int, int] | None,
     typer.Option(help="Steps of healing, 16 texts each: of groups of blocks and of the whole model, as 400 300."),
 ]
+Full = Annotated[bool, typer.Option("--full", help="Print a row for each layer, however wide.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT, if nplex wrote it.")]
 
@@ -63,6 +64,7 @@ def preview(
     all_but: AllBut = None,
     everything: Everything = False,
     shared: Shared = False,
+    full: Full = False,
     as_json: Json = False,
 ) -> None:
     """Print what a conversion would change, and why it skips a layer. Reads no weights, writes nothing.
@@ -78,7 +80,7 @@ def preview(
 
         found = open_model(model, weights=False, tell=_tell)
         report = look(found, _rules(rule), **_layers(only, all_but, everything), shared=shared)
-    _print(report, as_json)
+    _print(report, as_json, full)
 
 
 def convert(  # noqa: PLR0913 - options of the command line
@@ -220,10 +222,11 @@ def _step(what: str) -> Iterator[None]:
         yield
 
 
-def _print(report: Any, as_json: bool) -> None:
+def _print(report: Any, as_json: bool, full: bool = False) -> None:
     """A report on stdout, for people or programs."""
     if not as_json:
-        print(replace(report, done=False) if hasattr(report, "done") else report)  # no optimizer is at hand here
+        report = replace(report, done=False) if hasattr(report, "done") else report  # no optimizer is at hand here
+        print(report.full if full else report)
         return
     extra = {name: getattr(report, name) for name in ("total_after",) if hasattr(report, name)}
     print(json.dumps(asdict(report) | extra, indent=1))

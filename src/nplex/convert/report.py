@@ -1,10 +1,12 @@
 """Reports of conversion, folding and factorization: values that print themselves."""
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from nplex.convert.folded import folded
 from nplex.convert.heads import BY_DEFAULT
 from nplex.nn import Rule
 
@@ -120,7 +122,7 @@ class FactorRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion changes.
+    """What a conversion changes. Prints in 80 columns, with equal layers in one row; `full` has them all.
 
     Attributes:
         rows: one for each layer of a kind that can be converted.
@@ -151,15 +153,28 @@ class Report:
         errors = [row.output_error for row in self.rows if row.output_error is not None]
         return (sum(error**2 for error in errors) / len(errors)) ** 0.5 if errors else None
 
-    def __str__(self) -> str:
+    @property
+    def full(self) -> str:
+        """The report with a row for each layer, however wide."""
         table = [("layer", "was", "was_parameters", "now", "now_parameters", "")]
         for row in self.rows:
             numbers = (f"{row.was_parameters:,}", row.now or "skipped", f"{row.now_parameters:,}")
             table.append((row.names, row.was, *numbers, row.remark))
-        lines = text_table(table, "<<><><")
+        return "\n".join([*text_table(table, "<<><><"), *self._summary()])
+
+    def __str__(self) -> str:
+        cells = [(row.names, row.was, row.now or "skipped", row.remark) for row in self.rows]
+        rows = folded(cells, [(row.was_parameters, row.now_parameters) for row in self.rows])
+        return "\n".join([*rows, *self._summary()])
+
+    def _summary(self) -> list[str]:
+        """The lines below the rows."""
+        lines = []
         if self.others:
             kinds = ", ".join(f"{count} {kind} ({numbers:,})" for kind, count, numbers in self.others)
-            lines.append(f"other modules with parameters, skipped: {kinds}")
+            lines.append(
+                textwrap.fill(f"other modules with parameters, skipped: {kinds}", 80, subsequent_indent="    ")
+            )
         if self.unmatched:
             lines.append(f"patterns that no layer matches: {', '.join(map(repr, self.unmatched))}")
         share = 100 * self.total_after / max(self.total_before, 1)
@@ -174,7 +189,7 @@ class Report:
         if (error := self.output_error) is not None:
             lines += self._calibrated(error)
         last = [self.optimizer or OPTIMIZER + PASS_IT] * (self.done and any(row.changes for row in self.rows))
-        return "\n".join(lines + last)
+        return lines + last
 
     def _calibrated(self, error: float) -> Iterator[str]:
         """What a calibration says of all layers."""

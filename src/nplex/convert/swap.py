@@ -50,11 +50,13 @@ def preview(
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8))
-        >>> print(preview(model, rule=4, where=lambda name, module: name == "0"))
-        layer  was              was_parameters  now                      now_parameters
-        0      Linear(64, 256)          16,640  Linear(64, 256, rule=4)           4,416
-        2      Linear(256, 8)            2,056  skipped                           2,056  not selected by where
+        >>> print(preview(model, rule=4))
+        layer  was              now           parameters
+        0      Linear(64, 256)  rule=4   16,640 -> 4,416
+        2      Linear(256, 8)   skipped            2,056
+            an output head: the last layer, with 8 outputs that no layer takes
         1 of 2 layers change: 18,696 -> 6,472 parameters in all (34.6 %)
+        1 of them dense by default; to convert them too: everything=True (--everything)
     """
     if calibration is None:
         return survey(model, Conversion(rule, where, shared, weights, everything)).report
