@@ -269,7 +269,7 @@ def test_on_the_meta_device():
 
 def test_an_error_leaves_the_model_as_it_was(monkeypatch):
     model = Tagger()
-    nplex.convert_(model, 2, shared=True)
+    nplex.convert_(model, 2, shared=True, everything=True)
     before = list(model.modules())
     monkeypatch.setattr(Linear, "to_torch", lambda self: (_ for _ in ()).throw(RuntimeError("out of memory")))
     with pytest.raises(RuntimeError, match="out of memory"):

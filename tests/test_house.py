@@ -20,7 +20,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 FLOORS = {
     "on_start": 0, "algebra": 0, "ops": 1, "nn": 2, "convert": 2.5, "files": 3, "counting": 3, "optim": 3,
-    "pretrained": 3.2, "model_card": 3.1, "huggingface": 3.3, "on_import": 3.4,
+    "pretrained": 3.2, "estimating": 3.3, "model_card": 3.1, "huggingface": 3.3, "on_import": 3.4,
     "model_state": 2.9, "model_folder": 3.4, "adapters": 3.1,
     "rule_names": 3, "figures": 3.2, "stored": 3.5, "stored_rules": 3.5, "terminal": 0,
     "lab.checked": 4.9, "lab.results": 5.25,
@@ -49,6 +49,7 @@ MANY_ARGUMENTS: dict[str, str] = {
     "nplex.nn.attention.MultiheadAttention.__init__": "torch.nn.MultiheadAttention's signature, rule and method",
     "nplex.nn.transformer._Layer.__init__": "torch.nn.TransformerEncoderLayer's and DecoderLayer's, rule and method",
     "nplex.nn.transformer.Transformer.__init__": "torch.nn.Transformer's signature, rule and method",
+    "nplex.cli.estimating.estimate": "each is an option of the command line",
     "nplex.cli.models.convert": "each is an option of the command line",
     "nplex.lab.cli.experiments.compare": "each is an option of the command line",
     "nplex.lab.cli.experiments.run": "each is an option of the command line",
@@ -87,8 +88,8 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 
 PUBLIC = {
     "nplex": [
-        "adapters", "algebra", "ops", "nn", "optim", "preview", "convert_", "compress_", "heal", "check", "fold_",
-        "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save",
+        "adapters", "algebra", "ops", "nn", "optim", "preview", "estimate", "convert_", "compress_", "heal", "check",
+        "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save",
         "load",
     ],
     "nplex.algebra": [
@@ -112,6 +113,7 @@ PUBLIC = {
         "sensible", "parse_rule", "Conversion", "Rules", "Where", "Layers", "Report", "Row", "FoldReport", "FoldRow",
         "FactorReport", "FactorRow", "CheckReport", "CheckRow",
     ],
+    "nplex.estimating": ["estimate", "Estimate", "RuleEstimate", "LayerEstimate"],
     "nplex.adapters": [
         "add_", "use_", "remove_", "merge_", "unmerge_", "save", "load", "AdapterReport", "AdapterRow",
     ],

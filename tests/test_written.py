@@ -9,7 +9,7 @@ from torch import nn
 
 import nplex
 from nplex.algebra import named
-from nplex.cli.models import _layers
+from nplex.cli.models import layers
 from nplex.convert import parse_rule
 from nplex.nn import LowRankLinear, as_rule
 from nplex.nn.written import table_of_json
@@ -185,7 +185,7 @@ def test_names_and_lists_as_where(where, names):
     names = {"encoder.1.up", "encoder.1.gate", "encoder.1.down"} if names is None else names
     for given in (where, nplex.only(where), *([[*where]] if not isinstance(where, str) else [])):
         assert changed(model, where=given) == names
-    assert changed(model, **_layers([where] if isinstance(where, str) else [*where], None, False)) == names
+    assert changed(model, **layers([where] if isinstance(where, str) else [*where], None, False)) == names
 
 
 def test_a_name_that_fits_nothing_is_told():
@@ -195,7 +195,7 @@ def test_a_name_that_fits_nothing_is_told():
         nplex.convert_(Model(), 2, where="nope")
 
 
-def test_names_in_what_else_takes_layers(unchecked):
+def test_names_in_what_else_takeslayers(unchecked):
     model = Model()
     report = nplex.adapters.add_(model, "2", where="up")
     assert [row.name for row in report.rows if row.changes] == ["encoder.0.up", "encoder.1.up"]
@@ -208,7 +208,7 @@ def test_names_in_what_else_takes_layers(unchecked):
             call(Model(), 2, where=3)
 
 
-def test_reports_fold_equal_layers_and_keep_to_80_columns():
+def test_reports_fold_equallayers_and_keep_to_80_columns():
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 128, batch_first=True), 12)
     long = nn.ModuleDict({"a_module_with_a_rather_long_name_in_it": nn.ModuleDict({"bert": model, "other": Model()})})
     long.requires_grad_(False)

@@ -16,6 +16,7 @@ from nplex.convert import (
     unfactorize_,
 )
 from nplex.counting import count
+from nplex.estimating import estimate
 from nplex.figures import show
 from nplex.files import load, save
 from nplex.pretrained import compress_, heal
@@ -24,7 +25,7 @@ from nplex.rule_names import identify
 __version__ = "0.1.0"
 
 __all__ = [
-    "adapters", "algebra", "ops", "nn", "optim", "preview", "convert_", "compress_", "heal", "check", "fold_",
-    "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save",
+    "adapters", "algebra", "ops", "nn", "optim", "preview", "estimate", "convert_", "compress_", "heal", "check",
+    "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save",
     "load",
 ]  # fmt: skip

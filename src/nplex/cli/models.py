@@ -79,7 +79,7 @@ def preview(
         from nplex.stored import open_model
 
         found = open_model(model, weights=False, tell=_tell)
-        report = look(found, _rules(rule), **_layers(only, all_but, everything), shared=shared)
+        report = look(found, _rules(rule), **layers(only, all_but, everything), shared=shared)
     _print(report, as_json, full)
 
 
@@ -115,7 +115,7 @@ def convert(  # noqa: PLR0913 - options of the command line
     with refusing():
         from nplex.stored import check_out
 
-        chosen = {"rule": _rules(rule), **_layers(only, all_but, everything), "shared": shared}
+        chosen = {"rule": _rules(rule), **layers(only, all_but, everything), "shared": shared}
         check_out(model, out, force=force)
         if calibrate is not None and weights == "fresh":
             refuse("--calibrate is for --weights nearest: fresh weights know nothing of texts")
@@ -200,7 +200,7 @@ def _rules(texts: list[str]) -> str | dict[str, str]:
     return {pattern: rule for pattern, _, rule in pairs}
 
 
-def _layers(only: list[str] | None, all_but: list[str] | None, everything: bool) -> dict[str, Any]:
+def layers(only: list[str] | None, all_but: list[str] | None, everything: bool) -> dict[str, Any]:
     """Which layers, as convert_ takes it."""
     from nplex import convert
 

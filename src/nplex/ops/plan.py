@@ -169,6 +169,12 @@ def chooser(methods: Mapping[str, Method]) -> Callable[..., str]:
     return best
 
 
+def cheapest(methods: Mapping[str, Method], request: Request) -> Cost:
+    """What the best of these methods costs."""
+    costs = _costs(tuple(methods.values()), request)
+    return next(cost for cost in costs if cost.method == _cheapest(costs, request))
+
+
 def _costs(methods: tuple[Method, ...], request: Request) -> tuple[Cost, ...]:
     r, costs = _as_found(request), []
     for method in methods:

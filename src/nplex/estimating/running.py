@@ -1,0 +1,162 @@
+"""Runs of a copy of a model: what its layers get, what is kept for backward, and how long it takes."""
+
+import copy
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from nplex.convert.checking import call, run
+from nplex.convert.references import walk
+from nplex.nn import cached
+
+ADAM = 4  # a parameter, its gradient, and Adam's two moments
+BUDGET = 1.0
+
+
+class Seen(NamedTuple):
+    """What a forward showed.
+
+    Attributes:
+        inputs: by the names of layers how often each was called with which arguments.
+        flops: of the whole forward, multiply-adds as 2.
+    """
+
+    inputs: dict[str, list[tuple[int, tuple, dict]]]
+    flops: int
+
+
+def runnable(model: nn.Module) -> nn.Module:
+    """A copy with numbers: those of the model, or of one on the meta device small random ones.
+
+    Raises:
+        ValueError: it cannot be copied; says why.
+    """
+    try:
+        copied = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the model cannot be copied, so that it cannot be run: {error}") from error
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        copied.to_empty(device="cpu")
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                parameter.normal_(std=0.02)
+            for buffer in copied.buffers():
+                buffer.fill_(1 if buffer.is_floating_point() else 0)
+    return copied.requires_grad_(True) if not any(p.requires_grad for p in copied.parameters()) else copied
+
+
+def observed(model: nn.Module, example: Any, names: Iterable[str]) -> Seen:
+    """One forward, without gradients.
+
+    Raises:
+        ValueError: the model does not take the example.
+    """
+    calls: dict[str, list] = {name: [] for name in names}
+
+    def see(name: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: calls[name].append((args, kwargs))
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(see(name), with_kwargs=True) for name in calls]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run(model.eval(), example, "the example")
+    for hook in hooks:
+        hook.remove()
+    inputs = {}
+    for name, given in calls.items():
+        times = Counter(_sizes(each) for each in given)
+        first = {_sizes(each): each for each in reversed(given)}
+        inputs[name] = [(times[key], *first[key]) for key in first]
+    return Seen(inputs, counter.get_total_flops())
+
+
+class Times(NamedTuple):
+    """Seconds of a forward for inference, of a training step, and of the optimizer's part in it."""
+
+    inference: float
+    step: float
+    optimizer: float = 0.0
+
+
+def timings(model: nn.Module, example: Any) -> Times:
+    """How long a model takes: inside nplex.nn.cached, and forward, backward, a step of AdamW."""
+    model.eval()
+    with torch.no_grad(), cached(model):
+        inference = seconds(lambda: call(model, example))
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+
+    def gradients() -> None:
+        loss: Any = sum(t.float().mean() for t in outputs(call(model, example)))
+        optimizer.zero_grad()
+        loss.backward()
+
+    gradients()
+    return Times(inference, seconds(lambda: (gradients(), optimizer.step())), seconds(optimizer.step, BUDGET / 4))
+
+
+def layer_timings(layer: nn.Module, args: tuple, kwargs: dict) -> Times:
+    """Seconds of one call of a layer without gradients, and with all of them."""
+    with torch.no_grad():
+        forward = seconds(lambda: layer(*args, **kwargs), BUDGET / 4)
+    given = [t.detach().requires_grad_(t.is_floating_point()) if isinstance(t, Tensor) else t for t in args]
+    leaves = [t for t in (*given, *layer.parameters()) if isinstance(t, Tensor) and t.requires_grad]
+
+    def both() -> object:
+        found = outputs(layer(*given, **kwargs))
+        return torch.autograd.grad(found, leaves, [torch.ones_like(t) for t in found], allow_unused=True)
+
+    return Times(forward, seconds(both, BUDGET / 4))
+
+
+def training_bytes(model: nn.Module, example: Any) -> int:
+    """Bytes at the peak of a training step: parameters, gradients, Adam's moments, and what is kept for backward."""
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
+        result = call(model.train(), example)
+        del result
+    states = sum(p.nbytes * (ADAM if p.requires_grad else 1) for p in model.parameters())
+    return states + sum(b.nbytes for b in model.buffers()) + sum(kept.values())
+
+
+def outputs(result: Any) -> list[Tensor]:
+    """The tensors of a result that have gradients."""
+    found = [result] if isinstance(result, Tensor) else [slot.get() for slot in walk([result])]
+    return [t for t in found if isinstance(t, Tensor) and t.requires_grad and t.grad_fn is not None]
+
+
+def seconds(do: Callable[[], object], budget: float = BUDGET) -> float:
+    """The median of three runs or more, after one that does not count.
+
+    With one thread on a CPU its own time counts, so that other programs do not.
+    """
+    on_gpu = torch.cuda.is_available()
+    clock = time.thread_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 4 or time.perf_counter() - began < budget:
+        start = clock()
+        do()
+        if on_gpu:
+            torch.cuda.synchronize()
+        times.append(clock() - start)
+    return statistics.median(times[1:])
+
+
+def _sizes(given: tuple[tuple, dict]) -> tuple:
+    args, kwargs = given
+    return tuple(tuple(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
