@@ -89,8 +89,8 @@ HOME = re.compile(r"/home/\w|/Users/\w|/root/|/work/|/tmp/|[A-Z]:\\Users", re.IG
 PUBLIC = {
     "nplex": [
         "adapters", "algebra", "ops", "nn", "optim", "preview", "estimate", "convert_", "compress_", "heal", "check",
-        "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save",
-        "load",
+        "fold_", "factorize_", "unfactorize_", "record", "convert_like_", "only", "all_but", "all_of", "sensible",
+        "count", "show", "identify", "save", "load",
     ],
     "nplex.algebra": [
         "Algebra", "named", "real", "complex_", "split_complex", "dual", "quaternion", "split_quaternion", "octonion",

@@ -15,6 +15,8 @@ from nplex.convert import (
     sensible,
     unfactorize_,
 )
+from nplex.convert.apply import convert_like_
+from nplex.convert.record import record
 from nplex.counting import count
 from nplex.estimating import estimate
 from nplex.figures import show
@@ -26,6 +28,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "adapters", "algebra", "ops", "nn", "optim", "preview", "estimate", "convert_", "compress_", "heal", "check",
-    "fold_", "factorize_", "unfactorize_", "only", "all_but", "all_of", "sensible", "count", "show", "identify", "save",
-    "load",
+    "fold_", "factorize_", "unfactorize_", "record", "convert_like_", "only", "all_but", "all_of", "sensible",
+    "count", "show", "identify", "save", "load",
 ]  # fmt: skip

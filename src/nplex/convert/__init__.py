@@ -1,5 +1,6 @@
 """Existing models: preview and conversion, back to torch, full rules into factors and back."""
 
+import nplex.convert.loading  # noqa: F401 - torch says what to do where a state is of the other kind
 from nplex.convert.checking import CheckReport, CheckRow, check
 from nplex.convert.factorize import factorize_, unfactorize_
 from nplex.convert.fold import fold_

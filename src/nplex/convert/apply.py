@@ -43,6 +43,31 @@ def apply_(model: nn.Module, data: Any) -> Callable[[], None]:
     return change.put_in()
 
 
+def convert_like_(model: nn.Module, record: Any) -> None:
+    """Converts a dense model as another one was, in place, with fresh numbers: its state dict can then be loaded.
+
+    For checkpoints that do not know what was converted, of torch.save or accelerate: keep `nplex.record(model)`
+    beside the state. A model that is converted alike is left as it is, and so is all when an error is raised.
+
+    Args:
+        model: of the architecture that was recorded.
+        record: what nplex.record gave, or the same read from JSON.
+
+    Raises:
+        ValueError: the record is damaged, or the model lacks a layer of it or has it in another size; it is named.
+
+    Examples:
+        >>> from nplex.convert import convert_
+        >>> from nplex.convert.record import record
+        >>> trained, fresh = (nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16)) for _ in range(2))
+        >>> report = convert_(trained, "4:7")
+        >>> convert_like_(fresh, record(trained))
+        >>> fresh.load_state_dict(trained.state_dict())
+        <All keys matched successfully>
+    """
+    apply_(model, record)
+
+
 class _Change:
     """All new layers, made before any is put in."""
 

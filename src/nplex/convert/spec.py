@@ -167,7 +167,7 @@ def _choice(pattern: str, rule: RuleLike, shared: bool) -> Choice:
     if isinstance(rule, str) and rule.startswith(LOW_RANK):
         return Choice(pattern, _low_rank(rule), shared=False)
     found = resolve(rule)
-    choice = Choice(pattern, LearnedRule(*found) if isinstance(found, tuple) else found, shared)
+    choice = Choice(pattern, LearnedRule(*found, device="meta") if isinstance(found, tuple) else found, shared)
     _ = found is None or choice.template  # refused here
     return choice
 

@@ -68,8 +68,8 @@ def estimate(
     """
     given = [rule for rule in rules if rule != "dense"] if not isinstance(rules, Tensor) else [rules]
     specs = [Conversion(rule, where, everything=everything) for rule in given]
-    surveys = [survey(model, spec) for spec in specs]
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.inference_mode(False):
+        surveys = [survey(model, spec) for spec in specs]
         base = _Base(runnable(model), example, sorted({name for found in surveys for name in found.choices}))
         rows = [base.dense()]
         for spec, found in zip(specs, surveys, strict=True):
@@ -160,7 +160,7 @@ class _Base:
         for name, layer in self.layers.items():
             for call, times in self.calls[name] if _multiplies(layer) else ():
                 planned = change(layer, Choice("*", 1, False), call, training=training).seconds[0]
-                found.append((times.step if training else times.inference) / planned)
+                found += [(times.step if training else times.inference) / planned] if planned else []
         return statistics.median(found) if found else 1.0
 
 
