@@ -1,6 +1,6 @@
 """Compares what nplex.estimate predicts with what is then measured, for four models of real width.
 
-    python benchmarks/estimate.py                # about half an hour; writes benchmarks/results/estimate-1-thread.*
+    python benchmarks/estimate.py                # about a quarter of an hour; writes results/estimate-1-thread.*
     python benchmarks/estimate.py --quick        # one small model, to see that it runs; writes nothing
 
 Each model has two layers of the real width, and a small vocabulary, so that the layers count. The models run in
@@ -45,15 +45,15 @@ def models() -> dict[str, tuple[nn.Module, Any]]:
     """Each with what its forward takes."""
     import transformers as hf
 
-    ids = torch.randint(0, WORDS, (8, 128))
+    ids = torch.randint(0, WORDS, (4, 128))
     return {
         "BERT": (hf.BertModel(hf.BertConfig(num_hidden_layers=2, vocab_size=WORDS)), {"input_ids": ids}),
         "GPT-2": (hf.GPT2LMHeadModel(hf.GPT2Config(n_layer=2, vocab_size=WORDS)), {"input_ids": ids}),
         "ViT": (
             hf.ViTForImageClassification(hf.ViTConfig(num_hidden_layers=2)),
-            {"pixel_values": torch.randn(4, 3, 224, 224)},
+            {"pixel_values": torch.randn(2, 3, 224, 224)},
         ),
-        "LSTM": (Lstm(), torch.randint(0, WORDS, (32, 32))),
+        "LSTM": (Lstm(), torch.randint(0, WORDS, (16, 32))),
     }
 
 
@@ -71,17 +71,20 @@ def main(
     for name in track(order, "estimating", console=Console(stderr=True)):
         model, example = chosen[name]
         found[name].append(nplex.estimate(model, example, RULES, measure=True))
-    rows = [row for name, each in found.items() for row in compared(name, each)]
-    text = table(rows)
-    print(text)
-    if not quick:
-        env = environment()
-        write_json(RESULTS / "estimate-1-thread.json", {"environment": env, "seed": 0, "turns": turns, "rows": rows})
-        head = (
-            f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, {env['threads']} thread, float32, "
-            f"{turns} turns, {env['date']}\n\n"
-        )
-        (RESULTS / "estimate-1-thread.md").write_text(head + text + "\n", "utf-8")
+        if not quick and name == order[-1]:  # after each turn
+            write([row for name, each in found.items() for row in compared(name, each)], len(found[name]))
+    print(table([row for name, each in found.items() for row in compared(name, each)]))
+
+
+def write(rows: list[dict[str, Any]], turns: int) -> None:
+    """All figures as JSON, and the table."""
+    env = environment()
+    write_json(RESULTS / "estimate-1-thread.json", {"environment": env, "seed": 0, "turns": turns, "rows": rows})
+    head = (
+        f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, {env['threads']} thread, float32, "
+        f"{turns} turn{'s' * (turns > 1)}, {env['date']}\n\n"
+    )
+    (RESULTS / "estimate-1-thread.md").write_text(head + table(rows) + "\n", "utf-8")
 
 
 def compared(name: str, found: list[Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a layer costs under a rule and as torch's, by the plan: arithmetic, time, and what it keeps for backward."""
+"""What a rule changes in a layer, by the plan: arithmetic, time, and what is kept for backward."""
 
 import math
 from typing import Any, NamedTuple
@@ -16,30 +16,14 @@ from nplex.ops.methods import METHODS
 from nplex.ops.plan import cheapest
 
 
-class Call(NamedTuple):
-    """How often a layer is called in a forward, and with how much.
-
-    Attributes:
-        tokens: rows of its input, or places of a convolution's output; of one call.
-        times: calls of that size.
-        element_size: bytes of a number.
-        device: where.
-    """
-
-    tokens: int
-    times: int
-    element_size: int
-    device: str
-
-
 class Change(NamedTuple):
-    """What a rule changes in one call: numbers of torch's layer, and those of ours.
+    """One call of a layer: as torch's, and as ours.
 
     Attributes:
         method: what the plan takes.
         flops: before and afterwards.
         seconds: before and afterwards, by the plan; what is the same in both, as gates, is in neither.
-        kept: bytes more that are kept for backward, and that a built weight takes.
+        kept: bytes more that are kept for backward.
     """
 
     method: str
@@ -48,49 +32,44 @@ class Change(NamedTuple):
     kept: int
 
 
-def change(layer: Any, choice: Choice, call: Call, *, training: bool) -> Change:
-    """What the rule changes in one call of a dense layer; inference is as inside nplex.nn.cached.
+def change(layer: Any, choice: Choice, tokens: int, *, training: bool) -> Change:
+    """What the rule changes in one call of torch's layer; inference is as inside nplex.nn.cached.
 
     Args:
-        layer: of torch, of a kind that has a twin.
+        layer: of a kind that has a twin.
         choice: the rule, or the low rank.
-        call: its input.
+        tokens: rows of the input, or places of a convolution's output.
         training: whether gradients are counted too.
     """
     layer, rule = untransposed(layer), choice.template
-    low_rank, methods, before, after, kept = choice.low_rank(layer), [], [], [], 0
-    for rows, columns, *kernel in (tuple(p.shape) for p in layer.parameters() if p.ndim > 1):
-        groups = getattr(layer, "groups", 1) if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) else 1
-        n = min(rule.n, rows, columns)
-        size = (columns, rows // groups, call.tokens, n, rule.rank, call.element_size, training, not training)
-        request = Request(*size, current(call.device), math.prod(kernel))
-        old, new = _costs(layer, request, low_rank)
-        methods.append(new.method)
-        before.append((groups * old.flops, groups * old.seconds))
-        after.append((groups * new.flops, groups * new.seconds))
-        if training:
-            kept += call.element_size * _kept(new.method, request, rows * columns * request.kernel, low_rank)
-    (flops, seconds), (new_flops, new_seconds) = (map(sum, zip(*each, strict=True)) for each in (before, after))
-    return Change(max(methods, key=methods.count), (flops, new_flops), (seconds, new_seconds), kept)
+    low_rank, olds, news, kept = choice.low_rank(layer), [], [], 0
+    for weight in (p for p in layer.parameters() if p.ndim > 1):
+        rows, columns, *kernel = weight.shape
+        n, size = min(rule.n, rows, columns), weight.element_size()
+        machine = current(weight.device.type)
+        request = Request(columns, rows, tokens, n, rule.rank, size, training, not training, machine)
+        old, new = _costs(layer, request._replace(kernel=math.prod(kernel)), low_rank)
+        olds.append(old)
+        news.append(new)
+        kept += size * training * _kept(new.method, request, weight.numel(), low_rank)
+    flops, seconds = ([sum(getattr(c, of) for c in costs) for costs in (olds, news)] for of in ("flops", "seconds"))
+    return Change(news[0].method, tuple(flops), tuple(seconds), kept)  # pyright: ignore - of two
 
 
 def _costs(layer: nn.Module, r: Request, low_rank: int | None) -> tuple[Cost, Cost]:
     """Of a weight as torch's and as ours."""
+    linear = linear_cost(r, r.in_features, r.out_features).total("dense")
     if low_rank is not None:
-        both = r.work()
-        both.repeat(1, linear_cost(r, r.in_features, low_rank))
-        both.repeat(1, linear_cost(r, low_rank, r.out_features))
-        return linear_cost(r, r.in_features, r.out_features).total("linear"), both.total("low rank")
+        (both := linear_cost(r, r.in_features, low_rank)).repeat(1, linear_cost(r, low_rank, r.out_features))
+        return linear, both.total("low rank")
     if isinstance(layer, nn.Linear | nn.MultiheadAttention):
-        return linear_cost(r, r.in_features, r.out_features).total("linear"), cheapest(METHODS, r)
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        built = conv.METHODS["dense"].cost(r._replace(prepared=True))  # pyright: ignore - it has one
-        return built.total("dense"), cheapest(conv.METHODS, r)
+        return linear, cheapest(METHODS, r)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.groups == 1:
+        methods: Any = conv.METHODS
+        return methods["dense"].cost(r._replace(prepared=True)).total("dense"), cheapest(methods, r)
     if isinstance(layer, nn.Embedding):
-        moved = r.work()
-        moved.move(r.tokens * r.in_features, r.tokens * r.in_features)
-        return moved.total("lookup"), cheapest(lookup.METHODS, r)
-    build: Any = r.work()  # a weight that is built for torch's own kernel
+        return r.work().total("dense"), cheapest(lookup.METHODS, r)
+    build = r.work()  # the weight, which torch's own kernel takes then
     if not r.prepared:
         add_build(build, r)
     return r.work().total("dense"), build.total("dense")
@@ -98,10 +77,6 @@ def _costs(layer: nn.Module, r: Request, low_rank: int | None) -> tuple[Cost, Co
 
 def _kept(method: str, r: Request, weight: int, low_rank: int | None) -> int:
     """Numbers that are kept for backward beside the input: a built weight, or what stands between two products."""
-    if low_rank is not None:
-        return r.tokens * low_rank
-    if method == "bilinear":
-        return r.tokens * (r.rank or 0) * r.a
-    if method == "components_first":
-        return r.tokens * r.n * r.n * r.a
-    return r.tokens * r.n * r.n * r.b if method == "rule_first" else weight * (method == "dense")
+    between = {"bilinear": (r.rank or 0) * r.a, "components_first": r.n * r.n * r.a, "rule_first": r.n * r.n * r.b}
+    between["low rank"] = low_rank or 0
+    return r.tokens * between[method] if method in between else weight * (method == "dense")

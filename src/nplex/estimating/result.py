@@ -15,7 +15,7 @@ GAIN = 0.95  # of the dense model's time; what is nearer to it is noise
 
 @dataclass(frozen=True)
 class LayerEstimate:
-    """One layer under one rule; all its calls in a forward together.
+    """One layer under one rule, all its calls together.
 
     Attributes:
         name: its full name.
@@ -23,13 +23,10 @@ class LayerEstimate:
         now: what it would be.
         method: how it would be computed in training.
         parameters: of the new layer, its own rule included.
-        dense_flops: of its products today, multiply-adds as 2.
-        flops: of those of the new layer.
+        flops: of its products in a forward, today and then.
+        inference: seconds, measured today and predicted.
+        step: seconds forward and backward, the same.
         kept: bytes more that are kept for backward.
-        dense_inference: seconds, measured.
-        inference: seconds, predicted.
-        dense_step: seconds forward and backward, measured.
-        step: seconds forward and backward, predicted.
     """
 
     name: str
@@ -37,13 +34,10 @@ class LayerEstimate:
     now: str
     method: str
     parameters: int
-    dense_flops: int
-    flops: int
+    flops: tuple[int, int]
+    inference: tuple[float, float]
+    step: tuple[float, float]
     kept: int
-    dense_inference: float
-    inference: float
-    dense_step: float
-    step: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,7 @@ class Estimate:
                 f"{quick.parameters / dense.parameters:.2f} of the parameters"
             )
         most = max(others, key=lambda row: row.parameters)
-        share = sum(each.dense_step for each in quick.layers) / dense.step
+        share = sum(each.step[0] for each in quick.layers) / dense.step
         whole = [each for each in quick.layers if each.method == "dense"]
         if share < 0.3:
             why = f"the layers that change take {share:.0%} of a step"
@@ -151,9 +145,10 @@ class Estimate:
         parts = [str(self)]
         for row in self.rows[1:]:
             cells = [
-                (e.name, e.was, e.now, e.method, f"{e.parameters:,}", f"{e.flops / 1e6:.3g}",
-                 f"{_ms(e.dense_step)} -> {_ms(e.step)}",
-                 f"{_ms(e.dense_inference)} -> {_ms(e.inference)}")
+                (e.name, e.was, e.now, e.method, f"{e.parameters:,}", *(
+                    f"{show(before)} -> {show(after)}"
+                    for show, (before, after) in ((_mega, e.flops), (_ms, e.step), (_ms, e.inference))
+                ))
                 for e in row.layers
             ]  # fmt: skip
             titles = ("layer", "was", "now", "method", "parameters", "MFLOP", "step ms", "inference ms")
@@ -183,6 +178,10 @@ class Estimate:
         axes.set_title("Size and predicted time of each rule; dense is measured")
         axes.margins(0.15)
         return figure
+
+
+def _mega(count: float) -> str:
+    return f"{count / 1e6:.3g}"
 
 
 def _ms(seconds: float) -> str:

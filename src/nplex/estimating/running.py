@@ -3,7 +3,6 @@
 import copy
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -18,18 +17,15 @@ from nplex.nn import cached
 
 ADAM = 4  # a parameter, its gradient, and Adam's two moments
 BUDGET = 1.0
+Given = tuple[tuple, dict[str, Any]]
 
 
-class Seen(NamedTuple):
-    """What a forward showed.
+class Times(NamedTuple):
+    """Seconds of a forward for inference, of a training step, and of the optimizer's part in it."""
 
-    Attributes:
-        inputs: by the names of layers how often each was called with which arguments.
-        flops: of the whole forward, multiply-adds as 2.
-    """
-
-    inputs: dict[str, list[tuple[int, tuple, dict]]]
-    flops: int
+    inference: float
+    step: float
+    optimizer: float = 0.0
 
 
 def runnable(model: nn.Module) -> nn.Module:
@@ -49,16 +45,16 @@ def runnable(model: nn.Module) -> nn.Module:
                 parameter.normal_(std=0.02)
             for buffer in copied.buffers():
                 buffer.fill_(1 if buffer.is_floating_point() else 0)
-    return copied.requires_grad_(True) if not any(p.requires_grad for p in copied.parameters()) else copied
+    return copied
 
 
-def observed(model: nn.Module, example: Any, names: Iterable[str]) -> Seen:
-    """One forward, without gradients.
+def observed(model: nn.Module, example: Any, names: Iterable[str]) -> tuple[dict[str, list[Given]], int]:
+    """What layers are called with in one forward, and the arithmetic of all, multiply-adds as 2.
 
     Raises:
         ValueError: the model does not take the example.
     """
-    calls: dict[str, list] = {name: [] for name in names}
+    calls: dict[str, list[Given]] = {name: [] for name in names}
 
     def see(name: str) -> Callable[..., None]:
         return lambda module, args, kwargs: calls[name].append((args, kwargs))
@@ -68,20 +64,7 @@ def observed(model: nn.Module, example: Any, names: Iterable[str]) -> Seen:
         run(model.eval(), example, "the example")
     for hook in hooks:
         hook.remove()
-    inputs = {}
-    for name, given in calls.items():
-        times = Counter(_sizes(each) for each in given)
-        first = {_sizes(each): each for each in reversed(given)}
-        inputs[name] = [(times[key], *first[key]) for key in first]
-    return Seen(inputs, counter.get_total_flops())
-
-
-class Times(NamedTuple):
-    """Seconds of a forward for inference, of a training step, and of the optimizer's part in it."""
-
-    inference: float
-    step: float
-    optimizer: float = 0.0
+    return calls, counter.get_total_flops()
 
 
 def timings(model: nn.Module, example: Any) -> Times:
@@ -89,8 +72,7 @@ def timings(model: nn.Module, example: Any) -> Times:
     model.eval()
     with torch.no_grad(), cached(model):
         inference = seconds(lambda: call(model, example))
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    optimizer = torch.optim.AdamW(model.train().requires_grad_().parameters(), lr=0.0)
 
     def gradients() -> None:
         loss: Any = sum(t.float().mean() for t in outputs(call(model, example)))
@@ -101,15 +83,16 @@ def timings(model: nn.Module, example: Any) -> Times:
     return Times(inference, seconds(lambda: (gradients(), optimizer.step())), seconds(optimizer.step, BUDGET / 4))
 
 
-def layer_timings(layer: nn.Module, args: tuple, kwargs: dict) -> Times:
-    """Seconds of one call of a layer without gradients, and with all of them."""
+def layer_timings(layer: nn.Module, given: Given) -> Times:
+    """How long one call of a layer takes, without gradients and with all of them."""
+    args, kwargs = given
     with torch.no_grad():
         forward = seconds(lambda: layer(*args, **kwargs), BUDGET / 4)
-    given = [t.detach().requires_grad_(t.is_floating_point()) if isinstance(t, Tensor) else t for t in args]
-    leaves = [t for t in (*given, *layer.parameters()) if isinstance(t, Tensor) and t.requires_grad]
+    args = [t.detach().requires_grad_(t.is_floating_point()) if isinstance(t, Tensor) else t for t in args]
+    leaves = [t for t in (*args, *layer.parameters()) if isinstance(t, Tensor) and t.requires_grad]
 
     def both() -> object:
-        found = outputs(layer(*given, **kwargs))
+        found = outputs(layer(*args, **kwargs))
         return torch.autograd.grad(found, leaves, [torch.ones_like(t) for t in found], allow_unused=True)
 
     return Times(forward, seconds(both, BUDGET / 4))
@@ -117,20 +100,20 @@ def layer_timings(layer: nn.Module, args: tuple, kwargs: dict) -> Times:
 
 def training_bytes(model: nn.Module, example: Any) -> int:
     """Bytes at the peak of a training step: parameters, gradients, Adam's moments, and what is kept for backward."""
-    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
         result = call(model.train(), example)
-        del result
-    states = sum(p.nbytes * (ADAM if p.requires_grad else 1) for p in model.parameters())
-    return states + sum(b.nbytes for b in model.buffers()) + sum(kept.values())
+    for own in (*model.parameters(), *model.buffers()):
+        kept.pop(own.untyped_storage().data_ptr(), None)
+    del result
+    return (
+        sum(kept.values()) + sum(ADAM * p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
+    )
 
 
 def outputs(result: Any) -> list[Tensor]:
@@ -155,8 +138,3 @@ def seconds(do: Callable[[], object], budget: float = BUDGET) -> float:
             torch.cuda.synchronize()
         times.append(clock() - start)
     return statistics.median(times[1:])
-
-
-def _sizes(given: tuple[tuple, dict]) -> tuple:
-    args, kwargs = given
-    return tuple(tuple(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
