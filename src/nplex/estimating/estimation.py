@@ -65,7 +65,7 @@ def estimate(
         for spec, found in zip(specs, surveys, strict=True):
             row = base.row(_text(spec.choices[0]), found)
             rows.append(replace(row, measured=_measured(model, example, spec)) if measure and row.layers else row)
-    return Estimate(tuple(rows), torch.get_num_threads(), next(model.parameters()).device.type)
+    return Estimate(tuple(rows), torch.get_num_threads(), next(base.model.parameters()).device.type)
 
 
 class _Base:

@@ -99,7 +99,7 @@ class Estimate:
         share = sum(each.step[0] for each in quick.layers) / dense.step
         whole = [each for each in quick.layers if each.method == "dense"]
         if share < 0.3:
-            why = f"the layers that change take {share:.0%} of a step"
+            why = f"the layers that change take {100 * share:.0f} % of a step"
         elif whole:
             why = f"{len(whole)} of {len(quick.layers)} layers are computed by their dense weight, as {whole[0].was}"
         else:
@@ -113,13 +113,13 @@ class Estimate:
     def table(self) -> list[list[str]]:
         """The rows as text, titles first."""
         dense, has_measured = self.rows[0], any(row.measured for row in self.rows)
-        titles = ["rule", "parameters", "MB", "GFLOP", "training MB", "step ms", "", "inference ms", ""]
+        titles = ["rule", "parameters", "MB", "GFLOP", "training MB", "step ms", "inference ms"]
         table = [titles + ["measured step", "inference"] * has_measured]
         for row in self.rows:
             cells = [
                 row.rule, f"{row.parameters:,}", f"{row.bytes / 1e6:.1f}", f"{row.flops / 1e9:.3g}",
-                f"{row.memory / 1e6:.0f}", _ms(row.step), f"{row.step / dense.step:.2f}",
-                _ms(row.inference), f"{row.inference / dense.inference:.2f}",
+                f"{row.memory / 1e6:.0f}", f"{_ms(row.step)} ({row.step / dense.step:.2f})",
+                f"{_ms(row.inference)} ({row.inference / dense.inference:.2f})",
             ]  # fmt: skip
             measured = row.measured or (row.inference, row.step, 0)
             table.append(cells + [_ms(measured[1]), _ms(measured[0])] * has_measured)
@@ -130,7 +130,8 @@ class Estimate:
         """What to know of the table, and the recommendation."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)} of the {self.device}"
         return [
-            f"dense is measured on this machine ({threads}), the others are predicted; a step is with AdamW",
+            f"dense is measured on this machine ({threads}), the others are predicted",
+            "in brackets: of dense; a step is forward, backward and AdamW, inference is inside nplex.nn.cached",
             "what a rule costs in quality is not in here: nplex tune measures that",
             f"take {self.recommendation}" if self.recommendation[:4] != "stay" else self.recommendation,
         ]
