@@ -8,10 +8,13 @@ rank; two block-diagonal matrices with a permutation between them. For each dens
 the width at which (a) the parameters of its blocks, (b) the FLOPs of its training equal the dense model's; all read
 the same number of bytes. Each model is tuned alike, on the first seed: runs of the full length with rates a factor of
 sqrt(2) apart, from START up and down until the best on the dev part has a worse one on each side. Every run has a
-folder of its own below --out, so that a second call goes on with what is missing. Writes
+folder of its own below --out, so that a second call goes on with what is missing. Times are of steps in turns, at
+the end: keep the machine quiet then. Writes
 results/budgets.json, .md and .png. Sizes and counts are in budgets_models.py, table and figure in budgets_page.py.
 """
 
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ import torch
 import typer
 from budgets_models import DENSE, Model, Point, batch_shape, check_counts, counted, loaded, points, recipe
 from budgets_page import figure, page
+from rich.progress import track
 from studies import CONSOLE, all_done
 
 from nplex.files import write_json, write_text
@@ -66,6 +70,9 @@ def main(
     except (Interrupted, KeyboardInterrupt):
         CONSOLE.print("stopped; the same command goes on")
         raise typer.Exit(130) from None
+    seconds = timed(models, data, rounds=1 if quick else 9)
+    for row in rows:
+        row["seconds"] = steps * seconds[row["family"], row["width"]]
     found = summary(study, chosen, rows)
     print(shown := page(found))
     place = (study.out if quick else RESULTS) / "budgets"
@@ -92,7 +99,7 @@ def done(study: Study, model: Model) -> list[dict]:
             "family": model.family.name, "rule": model.family.rule, "width": model.width, "seed": seed,
             "tuning": tuned, "rate": rate, "dev": dev,
             "test": run["scores"]["loss"], "interval": run["interval"], "blocks": size.blocks,
-            "parameters": run["parameters"], "flops": size.flops * study.steps, "seconds": run["training_seconds"],
+            "parameters": run["parameters"], "flops": size.flops * study.steps,
             "bytes": round(run["training_seconds"] * run["training_tokens_per_second"]),
             "recipe": run["recipe"], "environment": run["environment"],
         })  # fmt: skip
@@ -107,6 +114,34 @@ def descended(loss: Callable[[float], float]) -> dict[float, float]:
         step = best + (1 if best > 0 else -1)
         found[step] = loss(rates[step])
     return {rates[step]: found[step] for step in sorted(found)}
+
+
+def timed(models: list[Model], folder: Path | None, rounds: int) -> dict[tuple[str, int], float]:
+    """Seconds of a training step of each family and width: all in turns, so many times, the median."""
+    steps = {(model.family.name, model.width): step_of(model, folder) for model in models}
+    taken: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
+    for _ in track(range(rounds + 1), "times", console=CONSOLE):  # the first of all is not counted
+        for key, step in steps.items():
+            began = time.perf_counter()
+            step()
+            taken[key].append(time.perf_counter() - began)
+    return {key: statistics.median(found[1:]) for key, found in taken.items()}
+
+
+def step_of(model: Model, folder: Path | None) -> Callable[[], object]:
+    """A training step on the first batch."""
+    data, chosen = loaded(folder), recipe(model, START, 1)
+    torch.manual_seed(0)
+    built, task = chosen.build(data).train(), chosen.task(data)
+    batch = task.batches(torch.Generator().manual_seed(0))[0]
+    optimizer = torch.optim.AdamW(built.parameters(), lr=START)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        task.loss(built, batch, torch.device("cpu")).total.backward()
+        optimizer.step()
+
+    return step
 
 
 def summary(study: Study, chosen: list[Point], rows: list[dict]) -> dict:

@@ -17,8 +17,9 @@ COUNTED = """
 Parameters are those of the blocks: layers, rules, biases, norms. FLOPs are those of matmuls, forward and backward:
 6 a weight and byte in layers without a rule and in the output head, as torch's FlopCounterMode counts them too,
 which the program checks; in layers with a rule nplex.ops.plan_for's count of the bilinear method, with its building,
-its mixing and what it makes again; 12 x length x width a byte and block for attention. Seconds are of training
-steps alone, each layer by the method that the plan takes, which in narrow layers may be the dense one. The last
+its mixing and what it makes again; 12 x length x width a byte and block for attention. Seconds are those
+of a training step, the median of nine in turns with all other models, times the steps; each layer by the method that
+the plan takes, which in narrow layers may be the dense one. The last
 column compares with dense models of the same seconds, interpolated.
 """.strip().replace("\n", " ")
 HEAD = (
