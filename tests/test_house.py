@@ -51,6 +51,7 @@ MANY_ARGUMENTS: dict[str, str] = {
     "nplex.nn.transformer.Transformer.__init__": "torch.nn.Transformer's signature, rule and method",
     "nplex.cli.estimating.estimate": "each is an option of the command line",
     "nplex.cli.models.convert": "each is an option of the command line",
+    "nplex.cli.adapting.adapt": "each is an option of the command line",
     "nplex.lab.cli.experiments.compare": "each is an option of the command line",
     "nplex.lab.cli.experiments.run": "each is an option of the command line",
     "nplex.lab.cli.reproducing.reproduce": "each is an option of the command line",
@@ -224,7 +225,7 @@ def test_the_house_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("part", "most"), [(lambda name: not in_lab(name), 18_090), (in_lab, 6_360)], ids=["library", "laboratory"]
+    ("part", "most"), [(lambda name: not in_lab(name), 18_310), (in_lab, 6_360)], ids=["library", "laboratory"]
 )
 def test_lines_in_all(part, most):
     """A new capability moves the limit; nothing else does."""
