@@ -14,6 +14,7 @@ from nplex.ops.machine import current
 from nplex.ops.method import Request
 from nplex.ops.methods import METHODS
 from nplex.ops.plan import cheapest
+from nplex.ops.tiles import KEPT_FROM, KEPT_SHARE
 
 
 class Change(NamedTuple):
@@ -77,6 +78,7 @@ def _costs(layer: nn.Module, r: Request, low_rank: int | None) -> tuple[Cost, Co
 
 def _kept(method: str, r: Request, weight: int, low_rank: int | None) -> int:
     """Numbers that are kept for backward beside the input: a built weight, or what stands between two products."""
-    between = {"bilinear": (r.rank or 0) * r.a, "components_first": r.n * r.n * r.a, "rule_first": r.n * r.n * r.b}
+    products = (r.rank or 0) * r.a if r.b >= KEPT_FROM else min((r.rank or 0) * r.a, int(KEPT_SHARE * r.n * r.b))
+    between = {"bilinear": products, "components_first": r.n * r.n * r.a, "rule_first": r.n * r.n * r.b}
     between["low rank"] = low_rank or 0
     return r.tokens * between[method] if method in between else weight * (method == "dense")
