@@ -362,6 +362,8 @@ def test_wrong_input_is_one_line(file, tmp_path):
     refused(call("preview", file, "--rule", "4", "2"), "need patterns")
     refused(call("preview", file, "--rule", "five"), "five")
     refused(call("preview", file, "--rule", "4", "--only", "a", "--all-but", "b"), "exclude each other")
+    refused(call("preview", file, "--rule", "=4"), "several rules need patterns", "=4 has none")
+    refused(call("preview", file, "--rule", "none.json"), "there is no such file")
     refused(call("convert", file, out, "--rule", "4", "--only", "nothing"), "nothing to convert")
     refused(call("convert", file, file, "--rule", "4"), "is the model itself")
     refused(call("convert", file, tmp_path, "--rule", "4", "--force"), "is a folder")

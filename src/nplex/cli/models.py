@@ -195,7 +195,7 @@ def _rules(texts: list[str]) -> str | dict[str, str]:
     pairs = [text.rpartition("=") for text in texts]
     if len(texts) == 1 and not pairs[0][1]:
         return texts[0]
-    if bare := [text for text, (_, equals, _) in zip(texts, pairs, strict=True) if not equals]:
+    if bare := [text for text, (pattern, _, _) in zip(texts, pairs, strict=True) if not pattern]:
         refuse(f"several rules need patterns, as --rule 'encoder.*=4' '*=2'; {bare[0]} has none")
     return {pattern: rule for pattern, _, rule in pairs}
 
