@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.ops import tiles, token_major
+from nplex.ops import fused, tiles, token_major
 from nplex.ops.cost import Work
 from nplex.ops.method import Method, Request
 from nplex.ops.tracing import autocast_type, cast, is_eager
@@ -47,12 +47,13 @@ def product(
     elif token_major.suits(rows, rule):
         y = token_major.formula(rows, rule, components, bias, inputs[-1])
     else:
-        if dtype is not None:
+        quick = eager and fused.suits(rule, components, rows, bias, *prepared)
+        if dtype is not None and not quick:
             components = cast(components, dtype)
             rule = BilinearAlgorithm(*(cast(factor, dtype) for factor in rule))
-        made = prepared[0] if prepared else tiles.blocks(rule, components)
-        if eager and rows.shape[0] > tiles.LEAST_TOKENS:
-            y, _ = tiles.forward(rows, rule, made, bias)
+        made = prepared[0] if prepared else tiles.blocks(rule, components, x.dtype if quick else None)
+        if quick or (eager and rows.shape[0] > tiles.LEAST_TOKENS):
+            y, _ = tiles.forward(rows, rule, made, bias, quick=quick)
         elif eager and rows.shape[0] == 1 and a * b >= LARGE_BLOCK and x.dtype in (torch.float32, torch.float64):
             y = _one_token(rows[0], rule, made, bias)
         else:

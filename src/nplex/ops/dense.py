@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table
+from nplex.ops import fused
 from nplex.ops.cost import Work
 from nplex.ops.method import Method, Request
 from nplex.ops.sums import products_summed
@@ -45,7 +46,8 @@ def expand(
     rows at a time.
     """
     with full_precision(components):  # else gradients of factors would be narrow
-        table = as_table(rule)
+        quick = fused.suits(rule, components) and not isinstance(rule, Tensor)
+        table = fused.table(rule) if quick else as_table(rule)
     if not is_eager(table, components):
         return formula(table, components)
     if torch.is_grad_enabled() and (table.requires_grad or components.requires_grad):
@@ -77,8 +79,11 @@ class _Expand(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        table, components = (t.to(grad.dtype) for t in ctx.saved_tensors)
+        table, components = ctx.saved_tensors
         for_table, for_components = ctx.needs_input_grad
+        if not torch.is_grad_enabled() and not is_batched(grad) and fused.suits(table, components, grad):
+            return _fused_backward(table, components, grad, for_table)
+        table, components = table.to(grad.dtype), components.to(grad.dtype)
         if not torch.is_grad_enabled() and not is_batched(grad):
             return _backward(table, components, grad, for_table, for_components)
         n, a, b = components.shape  # of second derivatives, and of several gradients at once
@@ -89,7 +94,13 @@ class _Expand(torch.autograd.Function):
 
 def _narrow(table: Float[Tensor, "n n n"], components: Float[Tensor, "n a b"]) -> Float[Tensor, "n*a n*b"]:
     """The weight, in autocast's type where that is on."""
-    if (dtype := autocast_type(components)) is not None:
+    dtype = autocast_type(components)
+    if fused.suits(table, components):
+        n, a, b = components.shape
+        weight = components.new_empty(n * a, n * b, dtype=dtype)
+        fused.mix(table.permute(1, 2, 0), components, _places(components, weight))
+        return weight
+    if dtype is not None:
         table, components = cast(table, dtype), cast(components, dtype)
     return _forward(table, components)
 
@@ -132,6 +143,18 @@ def _backward(
         if table_grad is not None:
             table_grad += products_summed(part, grads)
     return None if table_grad is None else table_grad.view_as(table), components_grad
+
+
+def _fused_backward(
+    table: Float[Tensor, "n n n"], components: Float[Tensor, "n a b"], grad: Float[Tensor, "n*a n*b"], for_table: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The same in one pass over the gradient."""
+    places = _places(components, grad)
+    components_grad = torch.empty_like(components, memory_format=torch.contiguous_format)
+    if for_table:
+        table_grad = fused.mix_back(places, components, table.permute(1, 2, 0), components_grad)
+        return table_grad.permute(2, 0, 1), components_grad
+    return None, fused.mix(table, places, components_grad)
 
 
 def _places(components: Float[Tensor, "n a b"], weight: Float[Tensor, "n*a n*b"]) -> Float[Tensor, "n n a b"]:

@@ -9,10 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table
+from nplex.ops import fused
 from nplex.ops.cost import Work
 from nplex.ops.dense import add_table
 from nplex.ops.method import Method, Request
 from nplex.ops.packed import is_worth_it, linear, pack
+from nplex.ops.tracing import autocast_type
 
 # Calls beside the matmuls, forward and backward; nplex.ops.cost says how they were fitted.
 COMPONENTS_FIRST_CALLS, COMPONENTS_FIRST_BACKWARD_CALLS = 5, 42
@@ -32,6 +34,10 @@ def components_first(
     has n times the size of the output.
     """
     n, a, b = components.shape
+    if fused.decodes(x, rule, components, bias):
+        table = prepared[0] if prepared else rule if isinstance(rule, Tensor) else fused.table(rule)
+        rows = x.reshape(-1, n, b).to(autocast_type(x) or x.dtype)
+        return fused.decode(rows, table, components, bias).reshape(*x.shape[:-1], n * a)
     inputs = x.reshape(-1, n, b).transpose(0, 1).reshape(-1, b)  # j, token
     middle = torch.bmm(inputs.expand(n, -1, -1), components.transpose(-1, -2))  # k; j, token
     table = prepared[0] if prepared else as_table(rule)

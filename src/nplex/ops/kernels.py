@@ -46,7 +46,9 @@ def mixing_kernel(
             y = tl.load(place, mask=inside, other=0.0).to(tl.float32)
         mixed, added = zero, ()
         for h in tl.static_range(HELD):
-            weight = tl.load(weights + first * weights_group + second * weights_part + h * weights_held).to(tl.float32)
+            weight = tl.load(weights + first * weights_group + second * weights_part + h * weights_held).to(
+                tl.float32
+            )
             if SPREAD:
                 mixed += weight * parts[h]
                 added = added + (zero,)
@@ -82,7 +84,9 @@ def decoding_kernel(
     for start in range(0, b, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         block = tl.load(face + column[None, :], mask=(row < a)[:, None] & (column < b)[None, :], other=0.0)
-        part = tl.load(x + m[None, :] * b + column[:, None], mask=(m < rows)[None, :] & (column < b)[:, None], other=0.0)
+        part = tl.load(
+            x + m[None, :] * b + column[:, None], mask=(m < rows)[None, :] & (column < b)[:, None], other=0.0
+        )
         total = tl.dot(block, part.to(block.dtype), total, input_precision="ieee")
     place = out + (k * rows + m)[None, :] * a + row[:, None]
     tl.store(place, total, mask=(row < a)[:, None] & (m < rows)[None, :])
@@ -181,7 +185,9 @@ def mix(weights: Tensor, parts: Tensor, bias: Tensor | None, out: Tensor) -> Non
         _launch(None, parts, weights.movedim(0, -1), bias, out, spread=False)
 
 
-@_operator("mix_back", ("out",), lambda grad, parts, weights, out: weights.new_empty(weights.shape, dtype=torch.float))
+@_operator(
+    "mix_back", ("out",), lambda grad, parts, weights, out: weights.new_empty(weights.shape, dtype=torch.float)
+)
 def mix_back(grad: Tensor, parts: Tensor, weights: Tensor, out: Tensor) -> Tensor:
     """`out[q] = sum_p weights[p, q] grad[p]`; gives `[p, q]`, the sum of `grad[p] parts[q]` over all places."""
     if parts.shape[:-2].numel() <= grad.shape[:-2].numel():
