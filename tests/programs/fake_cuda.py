@@ -49,6 +49,7 @@ if "NPLEX_FAKE_CUDA" in os.environ:
     torch.cuda.get_device_properties = lambda *_: HOPPER
     torch.cuda.get_device_capability = lambda *_: (HOPPER.major, HOPPER.minor)
     torch.cuda.get_device_name = lambda *_: HOPPER.name
+    torch.cuda.is_current_stream_capturing = lambda: False
     common.amp_definitely_not_available = lambda: False
     FakeTensorMode.__deepcopy__ = lambda self, memo: self  # copies of layers stand on the same device
 

@@ -90,6 +90,8 @@ def cost(r: Request) -> Work:
     n, a, b, rank = r.n, r.a, r.b, r.rank or 0
     if r.compiled and max(n, rank) <= token_major.MOST_TERMS:
         return _merged_cost(r, rank)
+    if r.fused:
+        return _fused_cost(r, rank)
     work, tile = r.work(), r.work()
     count = math.ceil(r.tokens / tiles.tile_tokens(r.tokens, rank, a, b, r.element_size, r.device))
     tokens = r.tokens / max(count, 1)
@@ -151,6 +153,38 @@ def _merged_cost(r: Request, rank: int) -> Work:
         for size in (tokens * a, tokens * b, a * b):
             work.mix(n, size, rank)
         work.start(FACTOR_KERNELS)
+    return work
+
+
+def _fused_cost(r: Request, rank: int) -> Work:
+    """By the kernels of nplex.ops.fused: mixing reads and writes everything once, and copies nothing before."""
+    n, a, b, size = r.n, r.a, r.b, rank * r.a * r.b
+    work, tile = r.work(), r.work()
+    count = max(1, math.ceil(r.tokens / tiles.tile_tokens(r.tokens, rank, a, b, r.element_size, r.device)))
+    tokens = r.tokens / count
+    x, z, u, y = (numbers * tokens for numbers in (n * b, rank * b, rank * a, n * a))
+    if not r.prepared:
+        work.fuse(n * a * b, size)
+    tile.fuse(x, z)
+    tile.matmul(tokens, b, a, count=rank)
+    tile.fuse(u, y)
+    if r.training:
+        if not r.prepared:
+            work.fuse(n * a * b, size)
+            work.fuse(size + n * a * b, n * a * b)
+            work.start(2)
+        work.move(r.tokens * n * a, 0)
+        tile.fuse(x, z)
+        made_again = 1 - min(1, tiles.KEPT_SHARE * n * b / (rank * a))
+        tile.matmul(made_again * tokens, b, a, count=rank)
+        tile.fuse(y + u, u)
+        tile.matmul(a, tokens, b, count=rank)
+        tile.matmul(tokens, a, b, count=rank)
+        tile.fuse(z + x, x)
+        tile.start(4)  # sums of tiles, and of tiles of tokens
+        if count > 1:
+            tile.move(3 * size, 2 * size)
+    work.repeat(count, tile)
     return work
 
 

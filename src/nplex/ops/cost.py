@@ -6,7 +6,7 @@ fitted by hand to the times of `python benchmarks/plan.py --every 1` (one thread
 benchmarks/results/plan-1-thread.md).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nplex.ops.machine import Accelerator, Machine
 
@@ -80,6 +80,9 @@ class Work:
     def start(self, times: int) -> None:
         """Kernels of an accelerator that move next to nothing."""
 
+    def fuse(self, read: int | float, written: int | float) -> None:
+        """A kernel of nplex.ops.fused."""
+
     def repeat(self, times: int, other: "Work") -> None:
         """All of `other`, so many times."""
         self.flops += times * other.flops
@@ -111,21 +114,23 @@ class Work:
 
 
 # A matmul with as few rows as the algebra has dimensions moves its numbers at this share of the speed of a copy, and
-# one with short sums is this much slower for each term that is missing.
-FEW_ROWS, FILL = 0.5, 64
+# one with short sums is this much slower for each term that is missing. An operator of nplex.ops.fused takes as long to
+# start as so many of torch's: torch calls it in Python (19 us on an AMD Zen 4), and so does Triton.
+FEW_ROWS, FILL, FUSED_CALLS = 0.5, 64, 4
 
 
 class AcceleratorWork(Work):
     """Adds up what operations cost on an accelerator.
 
-    Each takes `max(flops / rate, bytes / bytes_per_second, seconds_per_call) + seconds_per_kernel`: Python starts the
-    next one meanwhile, and torch.compile needs no Python. Calls beside the operations take no time.
+    Each takes `max(flops / rate, bytes / bytes_per_second) + seconds_per_kernel` there, and `seconds_per_call` of
+    Python, which starts operations ahead of it: the larger sum counts. torch.compile needs no Python. Calls beside the
+    operations take no time.
     """
 
     def __init__(self, machine: Accelerator, element_size: int, compiled: bool) -> None:
         super().__init__(machine, element_size)
-        self._waits = machine.seconds_per_kernel
-        self._least = 0.0 if compiled else machine.seconds_per_call
+        self.machine: Accelerator = machine
+        self._started, self._start = 0, 0.0 if compiled else machine.seconds_per_call
         rates = {2: machine.half_flops_per_second, 8: machine.double_flops_per_second}
         self.flops_per_second = rates.get(element_size, machine.flops_per_second)
 
@@ -153,6 +158,20 @@ class AcceleratorWork(Work):
         for _ in range(times):
             self._kernel(0, 0, 0)
 
+    def fuse(self, read: int | float, written: int | float) -> None:
+        """A kernel of nplex.ops.fused: everything once, at the speed of a copy."""
+        self._kernel(0, read, written)
+        self._started += FUSED_CALLS - 1
+
+    def repeat(self, times: int, other: Work) -> None:
+        """All of `other`, so many times."""
+        super().repeat(times, other)
+        self._started += times * other._started if isinstance(other, AcceleratorWork) else 0
+
+    def total(self, method: str) -> Cost:
+        """The sums, under the name of a method."""
+        return replace(super().total(method), seconds=max(self.seconds, self._started * self._start))
+
     def add(self, flops: int | float, read: int | float, written: int | float, again: int | float = 0) -> None:
         """One operation and its pass over memory."""
         self._kernel(flops, read, written)
@@ -165,5 +184,6 @@ class AcceleratorWork(Work):
         self.flops += flops
         self.bytes += size
         self.calls += 1
+        self._started += 1
         traffic = size / self.machine.bytes_per_second / speed
-        self.seconds += max(fill * flops / self.flops_per_second, traffic, self._least) + self._waits
+        self.seconds += max(fill * flops / self.flops_per_second, traffic) + self.machine.seconds_per_kernel

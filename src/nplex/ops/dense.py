@@ -203,6 +203,13 @@ def add_build(work: Work, r: Request) -> None:
     """
     n, a, b = r.n, r.a, r.b * r.kernel
     entries = n * n * a * b
+    if r.fused:
+        add_table(work, r)
+        work.fuse(n * a * b, entries)
+        if r.training:
+            work.fuse(entries + n * a * b, n * a * b)
+            work.start(2)  # sums of tiles, in the type of the table
+        return
     rows = a if r.device.type != "cpu" else max(1, min(a, TILE_BYTES // (r.element_size * n * n * b)))
     tiles = math.ceil(a / rows)
     build, back = r.work(), r.work()
@@ -224,6 +231,10 @@ def add_build(work: Work, r: Request) -> None:
 def add_table(work: Work, r: Request) -> None:
     """The table of a rule held as factors: `n^2 R` products, then one matmul; backward twice that."""
     if r.rank is None or r.prepared:
+        return
+    if r.fused:
+        for _ in range(2 if r.training else 1):
+            work.fuse(3 * r.n * r.rank, r.n**3)
         return
     for _ in range(3 if r.training else 1):
         work.move(0, r.n * r.n * r.rank)

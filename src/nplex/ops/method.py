@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nplex.ops import fused
 from nplex.ops.cost import AcceleratorWork, Work
 from nplex.ops.machine import Accelerator, Machine
 
@@ -54,6 +55,12 @@ class Request(NamedTuple):
     def b(self) -> int:
         """Columns of a block."""
         return -(-self.in_features // self.n)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the kernels of nplex.ops.fused run it."""
+        eager = self.device.type != "cpu" and not self.compiled
+        return eager and fused.fits(self.n, self.rank, self.a, self.b * self.kernel, self.element_size)
 
     def work(self) -> Work:
         """An empty list of operations on this machine."""
