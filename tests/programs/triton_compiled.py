@@ -74,7 +74,13 @@ def cases(n, rank, dtype):
     def t(*shape):
         return torch.empty(shape, dtype=dtype)
 
-    x, z, encode, decode, components = t(tokens, n, c).transpose(0, 1), t(rank, tokens, c), t(rank, n), t(n, rank), t(n, c, c)
+    x, z, encode, decode, components = (
+        t(tokens, n, c).transpose(0, 1),
+        t(rank, tokens, c),
+        t(rank, n),
+        t(n, rank),
+        t(n, c, c),
+    )
     places, table = t(n * c, n * c).unflatten(1, (n, c)).unflatten(0, (n, c)).transpose(1, 2), t(n, n, n)
     weights = table.permute(1, 2, 0)
     yield "mix the input", n + 1, kernels.mix, (encode, x, None, z)
@@ -89,7 +95,7 @@ def cases(n, rank, dtype):
 
 
 def main():
-    for dtype, (n, rank) in ((d, r) for d in (torch.bfloat16, torch.float32) for r in ((4, 7), (8, 24))):
+    for dtype, n, rank in ((torch.bfloat16, 4, 7), (torch.bfloat16, 8, 24), (torch.float32, 8, 24)):
         for name, expected, function, args in cases(n, rank, dtype):
             for target in (80, 90):
                 about = {"case": f"{name}, n={n}", "dtype": TYPES[dtype], "target": target, "expected": expected}

@@ -21,8 +21,8 @@ from nplex.ops.tracing import is_batched, is_eager
 
 DEVICES = ("cuda",)  # tests add "cpu" in Triton's interpreter
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Parts that a kernel mixes; widths of blocks are multiples of this, so that threads read 16 bytes each; tokens times n
-# that are decoded in one pass.
+# Parts that a kernel mixes; what widths of blocks are multiples of, so that threads read 16 bytes each; tokens times n
+# that are decoded at once.
 PARTS, WIDTH, DECODED = 32, 16, 64
 
 
@@ -75,7 +75,9 @@ def mix(weights: Tensor, parts: Tensor, out: Tensor, bias: Tensor | None = None)
 def mix_back(grad: Tensor, parts: Tensor, weights: Tensor, out: Tensor) -> Tensor:
     """`out[q] = sum_p weights[p, q] grad[p]`; gives `[p, q] = sum grad[p] parts[q]` over all places, in float32."""
     with _at(out):
-        return _kernels().mix_back(_lines(grad), _lines(parts), weights, out)
+        sums = _kernels().mix_back(_lines(grad), _lines(parts), weights, out)
+    spread = parts.shape[:-2].numel() > grad.shape[:-2].numel()
+    return sums.view(weights.movedim(0, -1).shape).movedim(-1, 0) if spread else sums.view(weights.shape)
 
 
 def decodes(x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor, bias: Tensor | None) -> bool:
@@ -122,7 +124,9 @@ class _Table(torch.autograd.Function):
         u, v, w = (factor.to(grad.dtype) for factor in factors)  # of second derivatives, and of several at once
         pairs = (w[:, None] * v[None], u[:, None] * w[None], u[:, None] * v[None])
         grads = (grad, grad.permute(2, 0, 1), grad.permute(1, 0, 2))
-        return tuple(g.flatten(1) @ pair.flatten(0, 1) for g, pair in zip(grads, pairs, strict=True))
+        return tuple(
+            g.reshape(len(u), -1) @ pair.reshape(-1, u.shape[1]) for g, pair in zip(grads, pairs, strict=True)
+        )
 
 
 def _kernels() -> ModuleType:

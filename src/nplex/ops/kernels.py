@@ -153,7 +153,7 @@ def _launch(
 ) -> Tensor | None:  # fmt: skip
     """The mixing kernel; what is streamed, and weights, may have a dimension more. Gives the sums of tiles."""
     near, far = out if held is None else held, out if streamed is None else streamed
-    number, (tokens, width), count = near.shape[0], near.shape[1:], far.shape[:-2].numel()
+    number, (tokens, width), count = near.shape[0], near.shape[1:], _number(far)
     lanes = 32 if summed else 128  # sums of one warp wait for no other
     numbers = REGISTERS // (number * (2 if summed and not spread else 1))
     size = max(t.element_size() for t in (out, held, streamed) if t is not None)
@@ -179,23 +179,27 @@ def _power_of_2(number: int) -> int:
 @_operator("mix", ("out",), lambda weights, parts, bias, out: None)
 def mix(weights: Tensor, parts: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """`out[p] = sum_q weights[p, q] parts[q]`, plus `bias[p]`; the more numerous of p and q may be two dimensions."""
-    if parts.shape[:-2].numel() <= out.shape[:-2].numel():
+    if _number(parts) <= _number(out):
         _launch(parts, None, weights, bias, out, spread=True)
     else:
         _launch(None, parts, weights.movedim(0, -1), bias, out, spread=False)
 
 
-@_operator(
-    "mix_back", ("out",), lambda grad, parts, weights, out: weights.new_empty(weights.shape, dtype=torch.float)
-)
+def _number(parts: Tensor) -> int:
+    return parts.shape[:-2].numel()
+
+
+def _sums(grad: Tensor, parts: Tensor, weights: Tensor, out: Tensor) -> Tensor:
+    p, q = _number(grad), _number(parts)
+    return weights.new_empty(max(p, q), min(p, q), dtype=torch.float32)
+
+
+@_operator("mix_back", ("out",), _sums)
 def mix_back(grad: Tensor, parts: Tensor, weights: Tensor, out: Tensor) -> Tensor:
-    """`out[q] = sum_p weights[p, q] grad[p]`; gives `[p, q]`, the sum of `grad[p] parts[q]` over all places."""
-    if parts.shape[:-2].numel() <= grad.shape[:-2].numel():
-        sums = _launch(parts, grad, weights, None, out, spread=False, summed=True)
-        return sums.sum(0).view(weights.shape)
-    weights = weights.movedim(0, -1)
-    sums = _launch(grad, parts, weights, None, out, spread=True, summed=True)
-    return sums.sum(0).view(weights.shape).movedim(-1, 0)
+    """`out[q] = sum_p weights[p, q] grad[p]`; gives the sums of `grad[p] parts[q]`, the more of p and q first."""
+    if _number(parts) <= _number(grad):
+        return _launch(parts, grad, weights, None, out, spread=False, summed=True).sum(0)
+    return _launch(grad, parts, weights.movedim(0, -1), None, out, spread=True, summed=True).sum(0)
 
 
 @_operator("decode", (), lambda x, table, components, bias: x.new_empty(*x.shape[:2], components.shape[1]))
