@@ -54,6 +54,9 @@ MANY_ARGUMENTS: dict[str, str] = {
     "nplex.lab.cli.experiments.run": "each is an option of the command line",
     "nplex.lab.cli.reproducing.reproduce": "each is an option of the command line",
     "nplex.lab.cli.tuning.tune": "each is an option of the command line",
+    "nplex.ops.kernels.mixing_kernel": "a kernel of Triton takes sizes and strides one by one",
+    "nplex.ops.kernels.decoding_kernel": "as mixing_kernel",
+    "nplex.ops.kernels.table_gradients_kernel": "as mixing_kernel",
     "nplex.ops.plan.plan_for": "what is planned: two widths, four sizes, two circumstances, a machine",
 }
 STAR_ARGUMENTS = {
@@ -70,7 +73,7 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "base", "core", "types"
 THIRD_PARTY = {
     "torch": None, "jaxtyping": None, "safetensors": None, "rich": ("nplex.cli", "nplex.terminal"),
     "typer": ("nplex.cli", "nplex.terminal", "nplex.lab.cli"),
-    "transformers": "nplex.huggingface",
+    "transformers": "nplex.huggingface", "triton": "nplex.ops.kernels",
 }  # fmt: skip
 OLD_NAMES = {
     "place": "ownership of a rule, RunFolder, blocks or device", "evened": "balanced", "held": "constrained",

@@ -114,8 +114,8 @@ class Work:
 
 
 # A matmul with as few rows as the algebra has dimensions moves its numbers at this share of the speed of a copy, and
-# one with short sums is this much slower for each term that is missing. An operator of nplex.ops.fused takes as long to
-# start as so many of torch's: torch calls it in Python (19 us on an AMD Zen 4), and so does Triton.
+# one with short sums is this much slower for each term that is missing. An operator of nplex.ops.fused takes as long
+# to start as so many of torch's: torch calls it in Python (19 us on an AMD Zen 4), and so does Triton.
 FEW_ROWS, FILL, FUSED_CALLS = 0.5, 64, 4
 
 
@@ -123,8 +123,8 @@ class AcceleratorWork(Work):
     """Adds up what operations cost on an accelerator.
 
     Each takes `max(flops / rate, bytes / bytes_per_second) + seconds_per_kernel` there, and `seconds_per_call` of
-    Python, which starts operations ahead of it: the larger sum counts. torch.compile needs no Python. Calls beside the
-    operations take no time.
+    Python, which starts operations ahead of it: the larger sum counts. torch.compile needs no Python. Calls beside
+    the operations take no time.
     """
 
     def __init__(self, machine: Accelerator, element_size: int, compiled: bool) -> None:

@@ -21,8 +21,8 @@ from nplex.ops.tracing import is_batched, is_eager
 
 DEVICES = ("cuda",)  # tests add "cpu" in Triton's interpreter
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Parts that a kernel mixes; what widths of blocks are multiples of, so that threads read 16 bytes each; tokens times n
-# that are decoded at once.
+# Parts that a kernel mixes; what widths of blocks are multiples of, so that threads read 16 bytes each; tokens times
+# n that are decoded at once.
 PARTS, WIDTH, DECODED = 32, 16, 64
 
 
