@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from nplex.algebra.bilinear import BilinearAlgorithm, as_table
+from nplex.algebra.bilinear import BilinearAlgorithm
 from nplex.ops import fused
 from nplex.ops.cost import Work
 from nplex.ops.method import Method, Request
@@ -46,8 +46,7 @@ def expand(
     rows at a time.
     """
     with full_precision(components):  # else gradients of factors would be narrow
-        quick = fused.suits(rule, components) and not isinstance(rule, Tensor)
-        table = fused.table(rule) if quick else as_table(rule)
+        table = fused.table(rule, components)
     if not is_eager(table, components):
         return formula(table, components)
     if torch.is_grad_enabled() and (table.requires_grad or components.requires_grad):

@@ -35,7 +35,7 @@ def components_first(
     """
     n, a, b = components.shape
     if fused.decodes(x, rule, components, bias):
-        table = prepared[0] if prepared else rule if isinstance(rule, Tensor) else fused.table(rule)
+        table = prepared[0] if prepared else fused.table(rule, components)
         rows = x.reshape(-1, n, b).to(autocast_type(x) or x.dtype)
         return fused.decode(rows, table, components, bias).reshape(*x.shape[:-1], n * a)
     inputs = x.reshape(-1, n, b).transpose(0, 1).reshape(-1, b)  # j, token

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.algebra.bilinear import BilinearAlgorithm, as_table
 from nplex.ops.tracing import is_batched, is_eager
 
 DEVICES = ("cuda",)  # tests add "cpu" in Triton's interpreter
@@ -36,10 +36,11 @@ def suits(rule: Tensor | BilinearAlgorithm, components: Float[Tensor, "n a b"], 
     """Whether the kernels take these tensors of an ordinary call."""
     if components.device.type not in DEVICES:
         return False
+    n, a, b = components.shape
     rank, factors = (None, (rule,)) if isinstance(rule, Tensor) else (rule.rank, tuple(rule))
     tensors = [t for t in (components, *factors, *others) if t is not None]
     alike = all(t.dtype in TYPES and t.device == components.device and t.numel() for t in tensors)
-    return alike and is_eager(*tensors) and fits(*components.shape[:1], rank, *components.shape[1:], 4)
+    return alike and is_eager(*tensors) and fits(n, rank, a, b, 4)
 
 
 @functools.cache
@@ -101,8 +102,10 @@ def decode(
         return _kernels().decode(x.contiguous(), table, _lines(components), bias)
 
 
-def table(rule: BilinearAlgorithm) -> Float[Tensor, "n n n"]:
-    """The table `[k, i, j]` of the factors, in float32, differentiable."""
+def table(rule: Tensor | BilinearAlgorithm, components: Float[Tensor, "n a b"]) -> Float[Tensor, "n n n"]:
+    """The table `[k, i, j]` of a rule, differentiable; of factors by a kernel where these components have one."""
+    if isinstance(rule, Tensor) or not suits(rule, components):
+        return as_table(rule)
     return _Table.apply(*rule)
 
 

@@ -8,6 +8,7 @@ of what is read, and are rounded once. Nothing is added in an order that changes
 from collections.abc import Callable
 from typing import Any
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 import torch
 import triton
 import triton.language as tl
@@ -150,8 +151,8 @@ def _kernel(kernel: Any) -> Any:
 def _launch(
     held: Tensor | None, streamed: Tensor | None, weights: Tensor, bias: Tensor | None, out: Tensor, *,
     spread: bool, summed: bool = False,
-) -> Tensor | None:  # fmt: skip
-    """The mixing kernel; what is streamed, and weights, may have a dimension more. Gives the sums of tiles."""
+) -> Tensor:  # fmt: skip
+    """The mixing kernel; what is streamed, and weights, may have a dimension more. Gives `out`, or the sums."""
     near, far = out if held is None else held, out if streamed is None else streamed
     number, (tokens, width), count = near.shape[0], near.shape[1:], _number(far)
     lanes = 32 if summed else 128  # sums of one warp wait for no other
@@ -168,7 +169,7 @@ def _launch(
         *((0, 0) if held is None else held.stride()[:2]), *far.stride()[:3], *to.stride()[:3], *factors.stride()[:3],
         HELD=number, SPREAD=spread, ROWS=rows, COLUMNS=columns, num_warps=lanes // 32,
     )  # fmt: skip
-    return sums
+    return out if sums is None else sums.sum(0)
 
 
 def _power_of_2(number: int) -> int:
@@ -198,8 +199,8 @@ def _sums(grad: Tensor, parts: Tensor, weights: Tensor, out: Tensor) -> Tensor:
 def mix_back(grad: Tensor, parts: Tensor, weights: Tensor, out: Tensor) -> Tensor:
     """`out[q] = sum_p weights[p, q] grad[p]`; gives the sums of `grad[p] parts[q]`, the more of p and q first."""
     if _number(parts) <= _number(grad):
-        return _launch(parts, grad, weights, None, out, spread=False, summed=True).sum(0)
-    return _launch(grad, parts, weights.movedim(0, -1), None, out, spread=True, summed=True).sum(0)
+        return _launch(parts, grad, weights, None, out, spread=False, summed=True)
+    return _launch(grad, parts, weights.movedim(0, -1), None, out, spread=True, summed=True)
 
 
 @_operator("decode", (), lambda x, table, components, bias: x.new_empty(*x.shape[:2], components.shape[1]))
