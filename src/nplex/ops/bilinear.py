@@ -90,18 +90,16 @@ def cost(r: Request) -> Work:
     n, a, b, rank = r.n, r.a, r.b, r.rank or 0
     if r.compiled and max(n, rank) <= token_major.MOST_TERMS:
         return _merged_cost(r, rank)
-    if r.fused:
-        return _fused_cost(r, rank)
-    work, tile = r.work(), r.work()
+    work, tile = r.work(kernels=True), r.work(kernels=True)
     count = math.ceil(r.tokens / tiles.tile_tokens(r.tokens, rank, a, b, r.element_size, r.device))
     tokens = r.tokens / max(count, 1)
     if not r.prepared:
         work.mix(rank, n, a * b)
-    tile.move(n * tokens * b, n * tokens * b)
+    tile.copy(n * tokens * b)
     tile.mix(rank, n, tokens * b)
     tile.matmul(tokens, b, a, count=rank)
     tile.mix(n, rank, tokens * a)
-    tile.move(n * tokens * a, n * tokens * a)
+    tile.copy(n * tokens * a)
     tile.call(TILE_CALLS)
     work.call(PREPARED_CALLS if r.prepared else CALLS)
     if r.training:
@@ -114,24 +112,24 @@ def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | f
     n, a, b, on_gpu = r.n, r.a, r.b, r.device.type != "cpu"
     if not r.prepared:
         work.mix(rank, n, a * b)
-        work.mix(n, a * b, rank)
+        work.sums(rank, a * b, n)
         work.mix(n, rank, a * b)
     work.move(r.tokens * n * a, rank * a * b)
     work.stream((2 if r.prepared else 3) * rank * a * b)  # blocks, once more, and their gradients: all new memory
     work.call(BACKWARD_CALLS)
-    tile.move(n * tokens * (a + 2 * b), n * tokens * (a + 2 * b))
+    tile.copy(n * tokens * (a + 2 * b))
     kept = tiles.KEPT_SHARE * n * b / (rank * a)
     if kept < 1 and (on_gpu or b < tiles.KEPT_FROM):  # at least a part of the block products is made again
         tile.matmul(tokens * (1 - kept), b, a, count=rank)
     if on_gpu and tokens < r.tokens:  # gradients of several tiles are added
         tile.move(3 * rank * a * b, 2 * rank * a * b)
-    tile.start(FACTOR_KERNELS)
-    tile.mix(n, tokens * a, rank)
+    tile.start(FACTOR_KERNELS // 4 if tile.fused else FACTOR_KERNELS)
+    tile.sums(n, tokens * a, rank)
     tile.mix(rank, n, tokens * a)
     tile.mix(rank, n, tokens * b)
     tile.matmul(a, tokens, b, count=rank)
     tile.matmul(tokens, a, b, count=rank)
-    tile.mix(n, tokens * b, rank)
+    tile.sums(rank, tokens * b, n)
     tile.mix(n, rank, tokens * b)
     tile.call(TILE_BACKWARD_CALLS)
 
@@ -153,38 +151,6 @@ def _merged_cost(r: Request, rank: int) -> Work:
         for size in (tokens * a, tokens * b, a * b):
             work.mix(n, size, rank)
         work.start(FACTOR_KERNELS)
-    return work
-
-
-def _fused_cost(r: Request, rank: int) -> Work:
-    """By the kernels of nplex.ops.fused: mixing reads and writes everything once, and copies nothing before."""
-    n, a, b, size = r.n, r.a, r.b, rank * r.a * r.b
-    work, tile = r.work(), r.work()
-    count = max(1, math.ceil(r.tokens / tiles.tile_tokens(r.tokens, rank, a, b, r.element_size, r.device)))
-    tokens = r.tokens / count
-    x, z, u, y = (numbers * tokens for numbers in (n * b, rank * b, rank * a, n * a))
-    if not r.prepared:
-        work.fuse(n * a * b, size)
-    tile.fuse(x, z)
-    tile.matmul(tokens, b, a, count=rank)
-    tile.fuse(u, y)
-    if r.training:
-        if not r.prepared:
-            work.fuse(n * a * b, size)
-            work.fuse(size + n * a * b, n * a * b)
-            work.start(2)
-        work.move(r.tokens * n * a, 0)
-        tile.fuse(x, z)
-        made_again = 1 - min(1, tiles.KEPT_SHARE * n * b / (rank * a))
-        tile.matmul(made_again * tokens, b, a, count=rank)
-        tile.fuse(y + u, u)
-        tile.matmul(a, tokens, b, count=rank)
-        tile.matmul(tokens, a, b, count=rank)
-        tile.fuse(z + x, x)
-        tile.start(4)  # sums of tiles, and of tiles of tokens
-        if count > 1:
-            tile.move(3 * size, 2 * size)
-    work.repeat(count, tile)
     return work
 
 

@@ -41,7 +41,7 @@ class Work:
     def __init__(self, machine: Machine, element_size: int) -> None:
         self.machine, self.element_size, self.flops_per_second = machine, element_size, machine.flops_per_second
         self.flops = self.bytes = self.seconds = 0.0
-        self.calls = 0
+        self.calls, self.fused = 0, False
 
     def matmul(
         self, rows: int | float, inner: int | float, columns: int | float, *, count: int = 1, packed: bool = False
@@ -80,8 +80,13 @@ class Work:
     def start(self, times: int) -> None:
         """Kernels of an accelerator that move next to nothing."""
 
-    def fuse(self, read: int | float, written: int | float) -> None:
-        """A kernel of nplex.ops.fused."""
+    def copy(self, numbers: int | float) -> None:
+        """So many numbers put in the order of a mix or out of it, which kernels of nplex.ops.fused do without."""
+        self.move(numbers, numbers)
+
+    def sums(self, rows: int | float, inner: int | float, columns: int | float) -> None:
+        """The gradient of the weights of a mix, which those kernels add up while they mix `inner` to `columns`."""
+        self.mix(rows, inner, columns)
 
     def repeat(self, times: int, other: "Work") -> None:
         """All of `other`, so many times."""
@@ -127,9 +132,10 @@ class AcceleratorWork(Work):
     the operations take no time.
     """
 
-    def __init__(self, machine: Accelerator, element_size: int, compiled: bool) -> None:
+    def __init__(self, machine: Accelerator, element_size: int, compiled: bool, fused: bool = False) -> None:
         super().__init__(machine, element_size)
         self.machine: Accelerator = machine
+        self.fused = fused
         self._started, self._start = 0, 0.0 if compiled else machine.seconds_per_call
         rates = {2: machine.half_flops_per_second, 8: machine.double_flops_per_second}
         self.flops_per_second = rates.get(element_size, machine.flops_per_second)
@@ -144,7 +150,8 @@ class AcceleratorWork(Work):
     def mix(self, rows: int | float, inner: int | float, columns: int | float) -> None:
         """A matmul where two of the sizes are about the algebra's."""
         read = rows * inner + inner * columns
-        self._kernel(2 * rows * inner * columns, read, rows * columns, speed=FEW_ROWS)
+        self._kernel(2 * rows * inner * columns, read, rows * columns, speed=1.0 if self.fused else FEW_ROWS)
+        self._started += FUSED_CALLS - 1 if self.fused else 0
 
     def stream(self, written: int | float) -> None:
         """Nothing: traffic counts where it is caused."""
@@ -158,10 +165,17 @@ class AcceleratorWork(Work):
         for _ in range(times):
             self._kernel(0, 0, 0)
 
-    def fuse(self, read: int | float, written: int | float) -> None:
-        """A kernel of nplex.ops.fused: everything once, at the speed of a copy."""
-        self._kernel(0, read, written)
-        self._started += FUSED_CALLS - 1
+    def copy(self, numbers: int | float) -> None:
+        """As in Work, or nothing."""
+        if not self.fused:
+            self.move(numbers, numbers)
+
+    def sums(self, rows: int | float, inner: int | float, columns: int | float) -> None:
+        """As in Work; by the kernels the mixed parts are read too, and sums of tiles are added."""
+        if self.fused:
+            self.move(inner * columns, 0)
+        else:
+            self.mix(rows, inner, columns)
 
     def repeat(self, times: int, other: Work) -> None:
         """All of `other`, so many times."""

@@ -177,7 +177,7 @@ def _buffer(components: Float[Tensor, "n a b"]) -> Tensor:
 
 def linear_cost(r: Request, inputs: int, outputs: int) -> Work:
     """`x W^T + bias`; backward `dy W` and `dy^T x`."""
-    work = r.work()
+    work = r.work(kernels=True)
     work.matmul(r.tokens, inputs, outputs)
     if r.training:
         work.matmul(r.tokens, outputs, inputs)
@@ -202,26 +202,20 @@ def add_build(work: Work, r: Request) -> None:
     """
     n, a, b = r.n, r.a, r.b * r.kernel
     entries = n * n * a * b
-    if r.fused:
-        add_table(work, r)
-        work.fuse(n * a * b, entries)
-        if r.training:
-            work.fuse(entries + n * a * b, n * a * b)
-            work.start(2)  # sums of tiles, in the type of the table
-        return
     rows = a if r.device.type != "cpu" else max(1, min(a, TILE_BYTES // (r.element_size * n * n * b)))
     tiles = math.ceil(a / rows)
-    build, back = r.work(), r.work()
+    build, back = r.work(kernels=True), r.work(kernels=True)
     build.mix(n * n, n, a * b / tiles)
-    build.move(entries / tiles, entries / tiles)
+    build.copy(entries / tiles)
     work.repeat(tiles, build)
     work.stream(entries)
     work.call(BUILD_CALLS)
     add_table(work, r)
     if r.training:
-        back.move(entries / tiles, entries / tiles)
+        back.copy(entries / tiles)
         back.mix(n, n * n, a * b / tiles)
-        back.mix(n, a * b / tiles, n * n)
+        back.sums(n * n, a * b / tiles, n)
+        back.start(int(back.fused))  # in the type of the table
         work.repeat(tiles, back)
         work.stream(entries)
         work.call(BUILD_BACKWARD_CALLS)
@@ -231,12 +225,9 @@ def add_table(work: Work, r: Request) -> None:
     """The table of a rule held as factors: `n^2 R` products, then one matmul; backward twice that."""
     if r.rank is None or r.prepared:
         return
-    if r.fused:
-        for _ in range(2 if r.training else 1):
-            work.fuse(3 * r.n * r.rank, r.n**3)
-        return
-    for _ in range(3 if r.training else 1):
-        work.move(0, r.n * r.n * r.rank)
+    for _ in range(1 + r.training if work.fused else 1 + 2 * r.training):
+        if not work.fused:
+            work.move(0, r.n * r.n * r.rank)
         work.mix(r.n, r.rank, r.n * r.n)
         work.call(TABLE_TRAINING_CALLS if r.training else TABLE_CALLS)
 

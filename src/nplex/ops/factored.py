@@ -118,12 +118,12 @@ def components_first_cost(r: Request) -> Work:
     """n matmuls of n T inputs with the components, then one n x n^2 matmul mixes; backward each has its two."""
     work = r.work()
     tokens, n, a, b = r.tokens, r.n, r.a, r.b
-    if r.fused and not r.training and tokens * n <= fused.DECODED:
-        middle = tokens * n * n * a * 4 / r.element_size  # in float32
-        work.fuse(n * a * b + tokens * n * b, middle)
-        work.move(middle, tokens * n * a)  # the same operator's second kernel
-        add_table(work, r)
-        return work
+    decoding = r.work(kernels=True)
+    if decoding.fused and not r.training and tokens * n <= fused.DECODED:
+        decoding.matmul(n * tokens, b, a, count=n)
+        decoding.mix(n, n * n, tokens * a)
+        add_table(decoding, r)
+        return decoding
     work.move(tokens * n * b, tokens * n * b)
     work.matmul(n * tokens, b, a, count=n)
     work.mix(n, n * n, tokens * a)
