@@ -19,6 +19,7 @@ from nplex.ops.tracing import autocast_type
 # Calls beside the matmuls, forward and backward; nplex.ops.cost says how they were fitted.
 COMPONENTS_FIRST_CALLS, COMPONENTS_FIRST_BACKWARD_CALLS = 5, 42
 RULE_FIRST_CALLS, RULE_FIRST_BACKWARD_CALLS = 3, 36
+SMALL_KERNELS = 2  # of an accelerator: the table in another order, and the bias
 
 
 def components_first(
@@ -129,6 +130,7 @@ def components_first_cost(r: Request) -> Work:
     work.mix(n, n * n, tokens * a)
     work.move(2 * tokens * n * a, 2 * tokens * n * a)
     work.call(COMPONENTS_FIRST_CALLS)
+    work.start(SMALL_KERNELS)
     add_table(work, r)
     if r.training:
         work.move(2 * tokens * n * a, tokens * n * a)
@@ -158,6 +160,7 @@ def rule_first_cost(r: Request) -> Work:
         work.matmul(n * tokens, b, a, count=n)
         work.move(tokens * (n * n + 2 * n) * a, 2 * tokens * n * a)
         work.call(RULE_FIRST_CALLS)
+        work.start(SMALL_KERNELS)
     add_table(work, r)
     if r.training:
         work.move(2 * tokens * n * a, tokens * n * a)
