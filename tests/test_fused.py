@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -239,13 +240,30 @@ def test_the_same_bits_each_time(case):
         assert one is other is None or torch.equal(one, other)
 
 
+def lines_of(program, **environment):
+    """The JSON lines that a program prints, with the kernels as they are."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
+    command = [sys.executable, Path(__file__).parent / "programs" / program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, to compile the device that is not there")
+def test_operators_of_a_training_step_on_a_device_that_is_not_there(tmp_path):
+    """For 16,384 tokens in bfloat16, by the operators that really start and programs/fake_cuda.py's H100."""
+    lines = lines_of("triton_started.py", NPLEX_FAKE_CUDA=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
+    share = {(line["width"], line["n"], line["rank"], line["method"]): line["share"] for line in lines}
+    assert all(set(line["kernels"]) >= {"mix", "mix_back"} for line in lines)
+    assert [case for case, value in share.items() if case[3] == "auto" and value > 1.1] == []
+    assert share[4096, 4, 7, "auto"] < 1
+    assert share[4096, 4, 4, "auto"] < 0.65
+    assert share[4096, 8, 8, "auto"] < 0.5
+
+
 def test_compiled_for_gpus_that_are_not_there():
     """No number leaves the registers for memory, and numbers that lie side by side are read 16 bytes at once."""
-    program = Path(__file__).parent / "programs" / "triton_compiled.py"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ran = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=900)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    lines = lines_of("triton_compiled.py")
     assert {(line["target"], line["dtype"]) for line in lines} == set(itertools.product((80, 90), ("bf16", "fp32")))
     assert [line for line in lines if line["spilled"]] == []
     mixing = [line for line in lines if line["kernel"] in ("mixing_kernel", "decoding_kernel")]
