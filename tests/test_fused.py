@@ -267,5 +267,5 @@ def test_compiled_for_gpus_that_are_not_there():
     assert {(line["target"], line["dtype"]) for line in lines} == set(itertools.product((80, 90), ("bf16", "fp32")))
     assert [line for line in lines if line["spilled"]] == []
     mixing = [line for line in lines if line["kernel"] in ("mixing_kernel", "decoding_kernel")]
-    assert len({line["case"] for line in mixing}) == 14
+    assert len({line["case"] for line in mixing}) == 20
     assert [line for line in mixing if line["wide"] < line["expected"]] == []

@@ -89,6 +89,11 @@ def cases(n, rank, dtype):
     yield "gradients of the output", n + 2, kernels.mix_back, (x, z, decode, z)
     yield "weight", n + 1, kernels.mix, (weights, components, None, places)
     yield "gradients of the weight", 2 * n + 1, kernels.mix_back, (places, components, weights, components)
+    if dtype != torch.float32:  # as under autocast
+        wide, of_rule = components.float(), weights.float()
+        yield "weight from float32", n, kernels.mix, (of_rule, wide, None, places)
+        yield "gradients of the weight in float32", n + 1, kernels.mix_back, (places, wide, of_rule, wide)
+        yield "gradients of blocks in float32", n + 1, kernels.mix_back, (t(rank, c, c), wide, encode.float(), wide)
     yield "one token", 1, kernels.decode, (t(1, n, c), table, components, t(n * c))
     yield "table", 0, kernels.table, 3 * (decode,)
     yield "gradients of the table", 0, kernels.table_back, (table, *3 * (decode,))

@@ -36,15 +36,15 @@ def mixing_kernel(
     parts, totals = (), ()
     for h in tl.static_range(HELD):
         if held is not None:
-            place = held + tl.full((), h, tl.int64) * held_part + t * held_token + c
-            parts = parts + (tl.load(place, mask=inside, other=0.0).to(tl.float32),)
+            near = held + tl.full((), h, tl.int64) * held_part + t * held_token + c
+            parts = parts + (tl.load(near, mask=inside, other=0.0).to(tl.float32),)
         totals = totals + (zero,)
     for s in range(count):
         first, second = (s // group).to(tl.int64), (s % group).to(tl.int64)
         y = zero
         if streamed is not None:
-            place = streamed + first * streamed_group + second * streamed_part + t * streamed_token + c
-            y = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+            far = streamed + first * streamed_group + second * streamed_part + t * streamed_token + c
+            y = tl.load(far, mask=inside, other=0.0).to(tl.float32)
         mixed, added = zero, ()
         for h in tl.static_range(HELD):
             weight = tl.load(weights + first * weights_group + second * weights_part + h * weights_held).to(
@@ -61,15 +61,15 @@ def mixing_kernel(
         if SPREAD:
             if bias is not None:
                 mixed += tl.load(bias + s * width + c + 0 * t, mask=inside, other=0.0).to(tl.float32)
-            place = out + first * out_group + second * out_part + t * out_token + c
-            tl.store(place, mixed.to(out.dtype.element_ty), mask=inside)
+            to = out + first * out_group + second * out_part + t * out_token + c
+            tl.store(to, mixed.to(out.dtype.element_ty), mask=inside)
     if not SPREAD:
         for h in tl.static_range(HELD):
             y = totals[h]
             if bias is not None:
                 y += tl.load(bias + h * width + c + 0 * t, mask=inside, other=0.0).to(tl.float32)
-            place = out + tl.full((), h, tl.int64) * out_part + t * out_token + c
-            tl.store(place, y.to(out.dtype.element_ty), mask=inside)
+            end = out + tl.full((), h, tl.int64) * out_part + t * out_token + c
+            tl.store(end, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
