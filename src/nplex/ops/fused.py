@@ -113,10 +113,10 @@ class _Table(torch.autograd.Function):
     """The three factors -> table."""
 
     @staticmethod
-    def forward(ctx, *factors: Tensor) -> Tensor:
-        ctx.save_for_backward(*factors)
-        with _at(factors[0]):
-            return _kernels().table(*(factor.contiguous() for factor in factors))
+    def forward(ctx, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(u, v, w)
+        with _at(u):
+            return _kernels().table(u.contiguous(), v.contiguous(), w.contiguous())
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]

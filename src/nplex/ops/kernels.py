@@ -19,14 +19,14 @@ REGISTERS = 128  # of a thread's 255, for the parts that it holds
 
 @triton.jit
 def mixing_kernel(
-    held, streamed, weights, bias, out, sums, tokens, width, count, group, held_part, held_token, streamed_group,
-    streamed_part, streamed_token, out_group, out_part, out_token, weights_group, weights_part, weights_held,
-    HELD: tl.constexpr, SPREAD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    kept, streamed, weights, bias, out, sums, tokens, width, count, group, kept_part, kept_token, streamed_group,
+    streamed_part, streamed_token, out_group, out_part, out_token, weights_group, weights_part, weights_kept,
+    KEPT: tl.constexpr, SPREAD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One pass over a tile of `HELD` parts, which stay in registers, and of `count` parts, one after the other.
+    """One pass over a tile of `KEPT` parts, which stay in registers, and of `count` parts, one after the other.
 
-    Spread: `out[s] = sum_h weights[s, h] held[h]`; else `out[h] = sum_s weights[s, h] streamed[s]`; plus the bias.
-    Of a tile, where `sums` is given, `sums[s, h]` is the sum of `streamed[s] held[h]`.
+    Spread: `out[s] = sum_h weights[s, h] kept[h]`; else `out[h] = sum_s weights[s, h] streamed[s]`; plus the bias.
+    Of a tile, where `sums` is given, `sums[s, h]` is the sum of `streamed[s] kept[h]`.
     """
     t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -34,9 +34,9 @@ def mixing_kernel(
     program = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     zero = tl.zeros((ROWS, COLUMNS), tl.float32)
     parts, totals = (), ()
-    for h in tl.static_range(HELD):
-        if held is not None:
-            near = held + tl.full((), h, tl.int64) * held_part + t * held_token + c
+    for h in tl.static_range(KEPT):
+        if kept is not None:
+            near = kept + tl.full((), h, tl.int64) * kept_part + t * kept_token + c
             parts = parts + (tl.load(near, mask=inside, other=0.0).to(tl.float32),)
         totals = totals + (zero,)
     for s in range(count):
@@ -46,8 +46,8 @@ def mixing_kernel(
             far = streamed + first * streamed_group + second * streamed_part + t * streamed_token + c
             y = tl.load(far, mask=inside, other=0.0).to(tl.float32)
         mixed, added = zero, ()
-        for h in tl.static_range(HELD):
-            weight = tl.load(weights + first * weights_group + second * weights_part + h * weights_held).to(
+        for h in tl.static_range(KEPT):
+            weight = tl.load(weights + first * weights_group + second * weights_part + h * weights_kept).to(
                 tl.float32
             )
             if SPREAD:
@@ -56,7 +56,7 @@ def mixing_kernel(
             else:
                 added = added + (totals[h] + weight * y,)
             if sums is not None:
-                tl.store(sums + (program * count + s) * HELD + h, tl.sum(y * parts[h]))
+                tl.store(sums + (program * count + s) * KEPT + h, tl.sum(y * parts[h]))
         totals = added
         if SPREAD:
             if bias is not None:
@@ -64,7 +64,7 @@ def mixing_kernel(
             to = out + first * out_group + second * out_part + t * out_token + c
             tl.store(to, mixed.to(out.dtype.element_ty), mask=inside)
     if not SPREAD:
-        for h in tl.static_range(HELD):
+        for h in tl.static_range(KEPT):
             y = totals[h]
             if bias is not None:
                 y += tl.load(bias + h * width + c + 0 * t, mask=inside, other=0.0).to(tl.float32)
@@ -89,8 +89,8 @@ def decoding_kernel(
             x + m[None, :] * b + column[:, None], mask=(m < rows)[None, :] & (column < b)[:, None], other=0.0
         )
         total = tl.dot(block, part.to(block.dtype), total, input_precision="ieee")
-    place = out + (k * rows + m)[None, :] * a + row[:, None]
-    tl.store(place, total, mask=(row < a)[:, None] & (m < rows)[None, :])
+    to = out + (k * rows + m)[None, :] * a + row[:, None]
+    tl.store(to, total, mask=(row < a)[:, None] & (m < rows)[None, :])
 
 
 @triton.jit
@@ -123,9 +123,9 @@ def table_gradients_kernel(
         tl.store(out + k * rank + r, tl.sum(of_w * through).to(out.dtype.element_ty))
         w_grad += of_u * through
         v_grad += of_u * tl.sum(face * of_w[:, None], 0)
-    place = out + i * rank + r
-    tl.store(place + N * rank, v_grad.to(out.dtype.element_ty), mask=i < N)
-    tl.store(place + 2 * N * rank, w_grad.to(out.dtype.element_ty), mask=i < N)
+    to = out + i * rank + r
+    tl.store(to + N * rank, v_grad.to(out.dtype.element_ty), mask=i < N)
+    tl.store(to + 2 * N * rank, w_grad.to(out.dtype.element_ty), mask=i < N)
 
 
 INTERPRETED = not isinstance(mixing_kernel, triton.JITFunction)
@@ -149,15 +149,15 @@ def _kernel(kernel: Any) -> Any:
 
 
 def _launch(
-    held: Tensor | None, streamed: Tensor | None, weights: Tensor, bias: Tensor | None, out: Tensor, *,
+    kept: Tensor | None, streamed: Tensor | None, weights: Tensor, bias: Tensor | None, out: Tensor, *,
     spread: bool, summed: bool = False,
 ) -> Tensor:  # fmt: skip
     """The mixing kernel; what is streamed, and weights, may have a dimension more. Gives `out`, or the sums."""
-    near, far = out if held is None else held, out if streamed is None else streamed
+    near, far = out if kept is None else kept, out if streamed is None else streamed
     number, (tokens, width), count = near.shape[0], near.shape[1:], _number(far)
     lanes = 32 if summed else 128  # sums of one warp wait for no other
     numbers = REGISTERS // (number * (2 if summed and not spread else 1))
-    size = max(t.element_size() for t in (out, held, streamed) if t is not None)
+    size = max(t.element_size() for t in (out, kept, streamed) if t is not None)
     tile = lanes * _power_of_2(min(16 // size, numbers))
     columns = min(triton.next_power_of_2(width), tile)
     rows = tile // columns
@@ -165,9 +165,9 @@ def _launch(
     sums = out.new_empty((grid[0] * grid[1], count, number), dtype=torch.float32) if summed else None
     to, far, factors = (t.unsqueeze(0) if t.ndim == 3 else t for t in (out, far, weights.unsqueeze(-1)))
     _kernel(mixing_kernel)[grid](
-        held, streamed, weights, bias, out, sums, tokens, width, count, far.shape[1],
-        *((0, 0) if held is None else held.stride()[:2]), *far.stride()[:3], *to.stride()[:3], *factors.stride()[:3],
-        HELD=number, SPREAD=spread, ROWS=rows, COLUMNS=columns, num_warps=lanes // 32,
+        kept, streamed, weights, bias, out, sums, tokens, width, count, far.shape[1],
+        *((0, 0) if kept is None else kept.stride()[:2]), *far.stride()[:3], *to.stride()[:3], *factors.stride()[:3],
+        KEPT=number, SPREAD=spread, ROWS=rows, COLUMNS=columns, num_warps=lanes // 32,
     )  # fmt: skip
     return out if sums is None else sums.sum(0)
 

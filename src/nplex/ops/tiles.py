@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
 from nplex.ops import fused
-from nplex.ops.sums import as_one_matmul, in_groups, products_summed
+from nplex.ops.sums import add_matmul, add_products, products_summed
 from nplex.ops.tracing import autocast_type, cast, is_batched
 
 # On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
@@ -195,13 +195,13 @@ def _backward(
             if quick:
                 decode_grad += fused.mix_back(dy, u, rule.decode, du)
             else:
-                _add_products(decode_grad, dy, u)
+                add_products(decode_grad, dy, u)
         if not quick or decode_grad is None:
             _mix(rule.decode.mT, dy, product_grads, quick)
         if for_blocks and alone:
             blocks_grad = torch.bmm(du.mT, z)
         elif blocks_grad is not None:
-            _add_matmul(blocks_grad, du.mT, z)
+            add_matmul(blocks_grad, du.mT, z)
         if x_grad is None and encode_grad is None:
             continue
         dz = torch.bmm(du, blocks, out=_view(mixed, s.rank, stop - start, s.b))
@@ -213,7 +213,7 @@ def _backward(
                 encode_grad += fused.mix_back(dz, xs, rule.encode_input.mT, to).mT
             continue
         if encode_grad is not None:
-            _add_products(encode_grad, xs, dz)
+            add_products(encode_grad, xs, dz)
         if x_grad is not None:
             x_grad[start:stop] = _mix(rule.encode_input, dz, inputs).transpose(0, 1)
     if blocks_grad is not None and x.dtype != torch.float16:  # which may not hold them
@@ -289,21 +289,3 @@ def _mix(
 def _zeros(like: Tensor) -> Tensor:
     """Where a gradient is summed over tiles: in float32 for half precision."""
     return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
-
-
-def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total[p, q] += sum_tc left[p, t, c] right[q, t, c]`."""
-    if as_one_matmul(left):
-        _add_matmul(total, left.flatten(1), right.flatten(1).mT)
-    else:
-        total += in_groups(left, right)
-
-
-def _add_matmul(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total += left @ right`."""
-    if total.dtype != left.dtype:
-        total += left @ right
-    elif total.ndim == 3:
-        total.baddbmm_(left, right)
-    else:
-        total.addmm_(left, right)
