@@ -65,6 +65,7 @@ STAR_ARGUMENTS = {
     "nplex.convert.where.all_but": "as only",
     "nplex.convert.where.all_of": "as only, a list of conditions",
     "nplex.ops.tracing.is_eager": "as many tensors as a call has",
+    "nplex.ops.fused.suits": "as is_eager",
     "nplex.ops.cache.kept_for": "as many tensors as a weight has beside its components",
     "nplex.huggingface.NplexConfig.from_dict": "as transformers calls it",
     "nplex.huggingface.NplexQuantizer.__init__": "as transformers calls it",
