@@ -84,7 +84,7 @@ def pid(folder: Path, rank: int) -> int:
 def broken(folder: Path, seed: int, longest: float) -> dict:
     """One run, killed some times; says how it went."""
     rng, began, killed = random.Random(seed), time.monotonic(), []
-    process, last = launched(folder), 0
+    process, seen = launched(folder), set[int]()
     due: float | None = None
     while process.poll() is None and time.monotonic() - began < longest:
         time.sleep(0.02)
@@ -92,15 +92,14 @@ def broken(folder: Path, seed: int, longest: float) -> dict:
             continue
         rank = (seed + len(killed)) % PROCESSES
         found = pid(folder, rank)
-        if due is None and found not in (0, last):
-            due, last = time.monotonic() + 7 * rng.random(), found
-        if due is not None and time.monotonic() >= due:
-            try:
-                os.kill(last, signal.SIGKILL)
-            except ProcessLookupError:
-                break
-            killed.append(round(time.monotonic() - began, 1))
+        if due is None and found and found not in seen:
+            due = time.monotonic() + 7 * rng.random()
+            seen.add(found)
+        elif due is not None and time.monotonic() >= due:
             due = None
+            if Path(f"/proc/{found}").exists():
+                os.kill(found, signal.SIGKILL)
+                killed.append(round(time.monotonic() - began, 1))
     stuck = process.poll() is None and time.monotonic() - began >= longest
     if stuck:
         for number in (process.pid, *(pid(folder, rank) for rank in range(PROCESSES))):

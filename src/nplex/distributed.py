@@ -86,10 +86,10 @@ class ColwiseParallel(parallel.ColwiseParallel):
     Args:
         input_layouts: as in torch's class, Replicate() by default.
         output_layouts: as in torch's class; by default Shard(-1), the slices.
-        use_local_output: as in torch's class; False needs other output_layouts than slices.
+        use_local_output: as in torch's class; a DTensor is in torch's order, which the slices are gathered for.
 
     Raises:
-        ValueError: p does not divide a, n does not divide out_features, or slices are asked for as a DTensor.
+        ValueError: p does not divide a, or n does not divide out_features; or it is another layer of nplex.
 
     Examples:
         >>> from torch.distributed.tensor.parallel import parallelize_module
@@ -105,7 +105,7 @@ class ColwiseParallel(parallel.ColwiseParallel):
 
 
 class RowwiseParallel(parallel.RowwiseParallel):
-    """Splits the inputs of nplex.nn.Linear: components as `Shard(2)`, each process has `b / p` columns of every block.
+    """Splits the inputs of nplex.nn.Linear: components as `Shard(2)`, each process has `b / p` columns a block.
 
     Every process computes `sum_b` over its own b, with the whole rule; the outputs are summed, or summed and
     scattered with `output_layouts=Shard(1)`. A local input is what ColwiseParallel gives, see there. Other layers are
@@ -117,7 +117,7 @@ class RowwiseParallel(parallel.RowwiseParallel):
         use_local_output: as in torch's class.
 
     Raises:
-        ValueError: p does not divide b, or n does not divide in_features.
+        ValueError: p does not divide b, or n does not divide in_features; or it is another layer of nplex.
     """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
@@ -164,27 +164,31 @@ def _columns(style: Any, layer: Linear, mesh: DeviceMesh, input: Tensor) -> Tens
     x = _whole(input, mesh, style.input_layouts)
     features = layer.in_features, layer.out_features // mesh.size()
     y = product(x, _rule(layer, mesh), _own(layer), bias, features=features, method=layer.method)
-    slices = isinstance(layout, Shard) and layout.dim % y.ndim == y.ndim - 1
-    if slices and not style.use_local_output:
-        raise ValueError("a DTensor of slices has no layout of torch's: take output_layouts=Replicate(), or a local one")
-    if slices:
+    last = _is_last(layout, y)
+    if last and style.use_local_output:
         return y
     parts = DTensor.from_local(y.unflatten(-1, (n, -1)), mesh, [Shard(y.ndim)], run_check=False)
-    whole = parts.redistribute(placements=[layout]).flatten(-2)
+    whole = parts.redistribute(placements=[Replicate() if last else layout]).flatten(-2)
+    whole = whole.redistribute(placements=[layout])
     return whole.to_local() if style.use_local_output else whole
 
 
 def _rows(style: Any, layer: Linear, mesh: DeviceMesh, input: Tensor) -> Tensor:
-    n, (layout,), x = layer.rule.n, style.input_layouts, input
-    if isinstance(x, DTensor) or not (isinstance(layout, Shard) and layout.dim % x.ndim == x.ndim - 1):
-        whole = x if isinstance(x, DTensor) else DTensor.from_local(x, mesh, [layout], run_check=False)
-        parts = whole.unflatten(-1, (n, -1))
-        x = parts.redistribute(placements=[Shard(parts.ndim - 1)]).to_local().flatten(-2)
+    n, x = layer.rule.n, input
+    if isinstance(x, DTensor) or not _is_last(style.input_layouts[0], x):
+        whole = x if isinstance(x, DTensor) else DTensor.from_local(x, mesh, style.input_layouts, run_check=False)
+        if _is_last(whole.placements[0], x):  # in torch's order, whose parts may not be whole components
+            whole = whole.redistribute(placements=[Replicate()])
+        x = whole.unflatten(-1, (n, -1)).redistribute(placements=[Shard(x.ndim)]).to_local().flatten(-2)
     bias = None if layer.bias is None else _whole(layer.bias, mesh) * (mesh.get_local_rank() == 0)  # summed once
     features = layer.in_features // mesh.size(), layer.out_features
     y = product(x, _rule(layer, mesh), _own(layer), bias, features=features, method=layer.method)
     made = DTensor.from_local(y, mesh, [Partial()], run_check=False).redistribute(placements=style.output_layouts)
     return made.to_local() if style.use_local_output else made
+
+
+def _is_last(layout: Placement, tensor: Tensor) -> bool:
+    return isinstance(layout, Shard) and layout.dim % tensor.ndim == tensor.ndim - 1
 
 
 def _own(layer: Any) -> Tensor:
