@@ -168,18 +168,19 @@ def _columns(style: Any, layer: Linear, mesh: DeviceMesh, input: Tensor) -> Tens
     if last and style.use_local_output:
         return y
     parts = DTensor.from_local(y.unflatten(-1, (n, -1)), mesh, [Shard(y.ndim)], run_check=False)
-    whole = parts.redistribute(placements=[Replicate() if last else layout]).flatten(-2)
+    whole: Any = parts.redistribute(placements=[Replicate() if last else layout]).flatten(-2)
     whole = whole.redistribute(placements=[layout])
     return whole.to_local() if style.use_local_output else whole
 
 
 def _rows(style: Any, layer: Linear, mesh: DeviceMesh, input: Tensor) -> Tensor:
-    n, x = layer.rule.n, input
+    x = input
     if isinstance(x, DTensor) or not _is_last(style.input_layouts[0], x):
-        whole = x if isinstance(x, DTensor) else DTensor.from_local(x, mesh, style.input_layouts, run_check=False)
+        whole = _distributed(x, mesh, style.input_layouts)
         if _is_last(whole.placements[0], x):  # in torch's order, whose parts may not be whole components
             whole = whole.redistribute(placements=[Replicate()])
-        x = whole.unflatten(-1, (n, -1)).redistribute(placements=[Shard(x.ndim)]).to_local().flatten(-2)
+        parts: Any = whole.unflatten(-1, (layer.rule.n, -1))
+        x = parts.redistribute(placements=[Shard(x.ndim)]).to_local().flatten(-2)
     bias = None if layer.bias is None else _whole(layer.bias, mesh) * (mesh.get_local_rank() == 0)  # summed once
     features = layer.in_features // mesh.size(), layer.out_features
     y = product(x, _rule(layer, mesh), _own(layer), bias, features=features, method=layer.method)
@@ -198,9 +199,12 @@ def _own(layer: Any) -> Tensor:
 
 def _whole(tensor: Tensor, mesh: DeviceMesh, placements: tuple[Placement, ...] = (Replicate(),)) -> Tensor:
     """A local tensor that every process has in full; its gradient is the sum of all processes'."""
-    if not isinstance(tensor, DTensor):
-        tensor = DTensor.from_local(tensor, mesh, placements, run_check=False)
-    return tensor.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    whole = _distributed(tensor, mesh, placements).redistribute(placements=[Replicate()])
+    return whole.to_local(grad_placements=[Partial()])
+
+
+def _distributed(tensor: Tensor, mesh: DeviceMesh, placements: tuple[Placement, ...]) -> DTensor:
+    return tensor if isinstance(tensor, DTensor) else DTensor.from_local(tensor, mesh, placements, run_check=False)
 
 
 def _rule(layer: Linear, mesh: DeviceMesh) -> Tensor | BilinearAlgorithm:

@@ -33,17 +33,22 @@ class EncoderDecoder(nn.Module):
             self.words.weight[PAD] = 0
 
     def forward(
-        self, source: Int[Tensor, "batch length"], target: Int[Tensor, "batch other_length"], smoothing: float
+        self,
+        source: Int[Tensor, "batch length"],
+        target: Int[Tensor, "batch other_length"],
+        smoothing: float,
+        real: Int[Tensor, "words"] | None = None,
     ) -> tuple[Float[Tensor, ""], int]:
         """The cross-entropy of the target after its first place, summed, and of how many subwords.
 
-        With smoothing s the truth is `1 - s` at the right subword and s spread over all.
+        With smoothing s the truth is `1 - s` at the right subword and s spread over all. `real` are the places that
+        are not padding: where they are given, a GPU is not waited for.
         """
-        wanted = target[:, 1:]
-        real = wanted != PAD
-        states = self.states(source, target[:, :-1])[real]  # logits of padding are not made
-        total = F.cross_entropy(self.logits(states), wanted[real], reduction="sum", label_smoothing=smoothing)
-        return total, len(states)
+        real = places(target) if real is None else real
+        states = self.states(source, target[:, :-1]).flatten(0, 1)[real]  # logits of padding are not made
+        wanted = target[:, 1:].flatten()[real]
+        total = F.cross_entropy(self.logits(states), wanted, reduction="sum", label_smoothing=smoothing)
+        return total, len(real)
 
     def states(
         self, source: Int[Tensor, "batch length"], target: Int[Tensor, "batch other_length"]
@@ -90,3 +95,8 @@ class EncoderDecoder(nn.Module):
         """Words and their places, which begin at `first`."""
         places = self.get_buffer("places")[first : first + words.shape[1]]
         return self.dropout(self.words(words) * math.sqrt(self.words.embedding_dim) + places)
+
+
+def places(target: Int[Tensor, "batch length"]) -> Int[Tensor, "words"]:
+    """Which of the places after the first are not padding, counted over the whole batch."""
+    return (target[:, 1:] != PAD).flatten().nonzero().flatten()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nplex.lab.generation import beam
-from nplex.lab.recipes.encoder_decoder import EncoderDecoder
+from nplex.lab.recipes.encoder_decoder import EncoderDecoder, places
 from nplex.lab.recipes.recipe import Data, Outcome, Recipe, is_small
 from nplex.lab.scores import bleu
 from nplex.lab.text import (
@@ -22,11 +22,12 @@ from nplex.lab.text import (
     batches,
     find_file,
     longest,
+    moved,
     pad,
     pad_sides,
     read_parallel,
 )  # fmt: skip
-from nplex.lab.train import Loss, Schedule
+from nplex.lab.train import Loss, Schedule, spread
 
 Parts = tuple[Pairs, Pairs, Pairs]
 
@@ -130,14 +131,18 @@ class Seq2Seq(Recipe[Subwords, Encoded]):
         model.eval()
         sources, _ = data.test.sides
         texts, written = [""] * len(sources), 0
-        for indices in batches(longest([sources]), 32):
-            source = pad([sources[i] for i in indices]).to(device)
+
+        def found(indices: list[int]) -> list[list[int]]:
+            source = moved(pad([sources[i] for i in indices]), device)
             most = min(int(1.5 * source.shape[1]) + 10, 2 * self.longest)
-            found = beam(
+            return beam(
                 model, source, longest=most, begin=BEGIN, end=END, beams=self.beams,
                 length_penalty=self.length_penalty,
             )  # fmt: skip
-            for index, numbers in zip(indices, found, strict=True):
+
+        work = batches(longest([sources]), 32)
+        for indices, texts_found in zip(work, spread(work, found), strict=True):
+            for index, numbers in zip(indices, texts_found, strict=True):
                 texts[index], written = data.vocabulary.decode(numbers), written + len(numbers) + 1
         return texts, written
 
@@ -164,19 +169,30 @@ class Seq2SeqTask:
 
     def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
         """Cross-entropy of the targets' subwords, smoothed."""
-        source, target = pad_sides(self.data.train.sides, indices, device)
-        total, items = model(source, target, self.schedule.label_smoothing)
-        return Loss(total, items, items + int((source != 0).sum()))
+        return loss_of(model, self.data.train, indices, device, self.schedule.label_smoothing)
 
     @torch.no_grad()
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Nats a subword on the dev part, without smoothing, and the perplexity that they mean."""
-        sums, sides = [0.0, 0], self.data.dev.sides
-        for indices in batches(longest(sides), 64):
-            total, items = model(*pad_sides(sides, indices, device), 0.0)
-            sums = [sums[0] + total.item(), sums[1] + items]
+
+        def nats_of(indices: list[int]) -> tuple[float, int]:
+            total, items, _ = loss_of(model, self.data.dev, indices, device, 0.0)
+            return total.item(), items
+
+        found = spread(batches(longest(self.data.dev.sides), 64), nats_of)
+        sums = [sum(values) for values in zip(*found, strict=True)]
         nats = sums[0] / sums[1]
         return {"nats": nats, "perplexity": math.exp(min(nats, 50.0))}
+
+
+def loss_of(
+    model: nn.Module, part: Encoded, indices: list[int], device: torch.device, smoothing: float
+) -> Loss:  # fmt: skip
+    """Of some pairs; what the model needs of their lengths is counted before a GPU has them."""
+    source, target = pad_sides(part.sides, indices, torch.device("cpu"))
+    source, target, real = (moved(each, device) for each in (source, target, places(target)))
+    total, items = model(source, target, smoothing, real)
+    return Loss(total, items, items + sum(len(part.sides[0][index]) for index in indices))
 
 
 def sizes(size: str) -> dict:

@@ -156,7 +156,8 @@ class _Loop:
         if self.accelerator.num_processes > 1:
             torch.distributed.all_reduce(total)
             torch.distributed.all_reduce(counts, group=hosts())
-        return total, *map(int, counts)
+        items, tokens = counts.tolist()
+        return total, items, tokens
 
     def _loss(self, examples: list[int], batch: list[int]) -> Loss:
         """The loss of some examples; of none, where the batch is smaller than the processes, one of weight 0."""
@@ -198,7 +199,6 @@ class _Loop:
             keep.prune(self.folder, self.schedule, self.state)
         wait()
 
-
     def _settle(self) -> None:
         """Takes over the loss, when all that a GPU was given to do is done; that time counts."""
         began = time.perf_counter()
@@ -215,8 +215,8 @@ def _accelerator(schedule: Schedule) -> "Accelerator":
         raise ImportError("training needs accelerate, which is not installed: pip install 'nplex[lab]'") from None
     if asked := [name for name in OTHERS if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]:
         raise ValueError(
-            f"nplex trains with all of the model in each process (DDP), and ACCELERATE_USE_{asked[0]} asks for another "
-            f"way: start it with torchrun; docs/scale.md shows how to shard a model in a loop of your own"
+            f"nplex trains with the whole model in each process (DDP), and ACCELERATE_USE_{asked[0]} asks for "
+            f"another way: start it with torchrun; docs/scale.md shows how to shard a model in a loop of your own"
         )
     join()
     cpu = not torch.cuda.is_available() and "WORLD_SIZE" in os.environ

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def main_process() -> bool:
@@ -39,8 +40,10 @@ def join() -> None:
             "--max-restarts on several machines needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun on each "
             "of them: processes that torchrun starts again would wait for dead ones"
         )
-    store, rank, processes = next(torch.distributed.rendezvous("env://"))
-    store = torch.distributed.PrefixStore(f"start {given('TORCHELASTIC_RESTART_COUNT')}", store)
+    from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
+
+    store, rank, processes = next(rendezvous("env://"))
+    store = PrefixStore(f"start {given('TORCHELASTIC_RESTART_COUNT')}", store)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=processes)
 
