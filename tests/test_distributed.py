@@ -24,7 +24,7 @@ def test_two_processes_train_as_one_under_ddp_and_fsdp_with_own_and_shared_rules
 
 def test_first_values_tensor_parallelism_and_checkpoints_of_two_processes_are_those_of_one(tmp_path):
     found = output_of(PROGRAMS / "scale.py", "fast", tmp_path)
-    assert found == ["placements 2", "first_values 2", "tensor_parallel 2", "saved 2", "read 1"]
+    assert found == ["placements 2", "first_values 2", "tensor_parallel 2", "evaluation 2", "saved 2", "read 1"]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,13 @@ from torch.utils.checkpoint import checkpoint
 from nplex import optim
 from nplex.algebra import dual, quaternion
 from nplex.distributed import ColwiseParallel, RowwiseParallel, shard_placement
+from nplex.lab.recipes.classification import ClassificationTask, Labelled
+from nplex.lab.recipes.classifiers import Encoder
+from nplex.lab.recipes.encoder_decoder import EncoderDecoder
+from nplex.lab.recipes.language_model import LanguageModel
+from nplex.lab.recipes.language_modelling import pieces
+from nplex.lab.recipes.seq2seq import Encoded, Seq2SeqTask
+from nplex.lab.train import Schedule, processes
 from nplex.nn import FixedRule, LearnedRule, Linear, LowRankLinear, share
 
 RULES = {
@@ -284,6 +292,31 @@ def read(rank, folder):
     same(model, alone)
 
 
+def evaluation(rank):
+    """The laboratory's scores, to the bit; uneven work, and less of it than processes."""
+    torch.manual_seed(0)
+    world = dist.get_world_size()
+    for count in (0, 1, world, 2 * world + 1):
+        assert processes.spread(range(count), lambda number: (number, str(number))) == [
+            (number, str(number)) for number in range(count)
+        ]
+    device = torch.device("cpu")
+    lines = [torch.randint(1, 20, (length,)) for length in torch.randint(2, 9, (600,)).tolist()]
+    text, pairs = torch.randint(20, (1500,)), Encoded([("", "")] * 600, (lines, lines[::-1]))
+    labelled = Labelled((lines,), torch.randint(2, (600,)), ["all"] * 600)
+    sizes = {"width": 16, "heads": 2, "feed_forward": 32, "layers": 1, "dropout": 0.1, "longest": 16}
+    reads, chooses, writes = LanguageModel(20, **sizes), Encoder(20, 2, **sizes), EncoderDecoder(20, **sizes)
+    tasks = [
+        lambda: torch.cat(pieces(reads, text, 16, device)).tolist(),
+        lambda: ClassificationTask(SimpleNamespace(dev=labelled), 8).scores(chooses, device),
+        lambda: Seq2SeqTask(SimpleNamespace(dev=pairs), Schedule()).scores(writes.eval(), device),
+    ]
+    found = [score() for score in tasks]
+    several, processes._several = processes._several, lambda: False
+    assert found == [score() for score in tasks]
+    processes._several = several
+
+
 def work(rank, world, port, names, folder):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -299,7 +332,7 @@ def work(rank, world, port, names, folder):
 
 EVERY = ["placements", "fsdp", "first_values", "tensor_parallel", "layouts", "refusals", "hybrid", "two_dimensions"]
 RUNS = {
-    "fast": [(2, ["placements", "first_values", "tensor_parallel", "saved"]), (1, ["read"])],
+    "fast": [(2, ["placements", "first_values", "tensor_parallel", "evaluation", "saved"]), (1, ["read"])],
     "slow": [(4, [*EVERY, "recomputed", "saved"]), (2, ["read", "layouts"]), (1, ["read"])],
 }  # fmt: skip
 

@@ -19,15 +19,13 @@ from nplex.lab.run_folder import CHECKPOINT
 from nplex.lab.train import keep, rules
 from nplex.lab.train.interrupt import Interrupted, deferred_interrupt
 from nplex.lab.train.log import EVERY, Log
-from nplex.lab.train.processes import hosts, join, main_process, wait
+from nplex.lab.train.processes import check_launcher, hosts, join, main_process, wait
 from nplex.lab.train.schedule import Schedule, groups
 from nplex.lab.train.state import OnStep, State, silent
 from nplex.lab.train.task import Loss, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-OTHERS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # what accelerate launch may ask for
 
 
 def fit(
@@ -213,11 +211,7 @@ def _accelerator(schedule: Schedule) -> "Accelerator":
         from accelerate.state import AcceleratorState
     except ImportError:
         raise ImportError("training needs accelerate, which is not installed: pip install 'nplex[lab]'") from None
-    if asked := [name for name in OTHERS if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]:
-        raise ValueError(
-            f"nplex trains with the whole model in each process (DDP), and ACCELERATE_USE_{asked[0]} asks for "
-            f"another way: start it with torchrun; docs/scale.md shows how to shard a model in a loop of your own"
-        )
+    check_launcher()
     join()
     cpu = not torch.cuda.is_available() and "WORLD_SIZE" in os.environ
     if AcceleratorState._shared_state:  # of an earlier run in this process, perhaps with another precision

@@ -9,6 +9,7 @@ import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 def main_process() -> bool:
@@ -19,6 +20,19 @@ def main_process() -> bool:
 def restarted() -> bool:
     """Whether torchrun started this process again after one was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def check_launcher() -> None:
+    """Refuses what `accelerate launch` can ask for and the loop does not do.
+
+    Raises:
+        ValueError: the model would be sharded; says how to start instead.
+    """
+    if asked := [name for name in SHARDING if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]:
+        raise ValueError(
+            f"training keeps the whole model in each process (DDP), and ACCELERATE_USE_{asked[0]} asks for another "
+            f"way: start it with torchrun; docs/scale.md shows how to shard a model in a loop of your own"
+        )
 
 
 def join() -> None:
