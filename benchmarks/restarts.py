@@ -119,8 +119,23 @@ def ends(folder: Path) -> tuple[bytes, list]:
     return path.read_bytes() if path.exists() else b"", [line for line in log if "error" in line]
 
 
+def write(rows: list[dict]) -> None:
+    """The results, and what a reader wants of them."""
+    from nplex.files import write_json, write_text
+    from nplex.lab.environment import environment
+
+    env, kills = environment(), sum(len(row["killed"]) for row in rows)
+    same, stuck = (sum(row[key] for row in rows) for key in ("same", "stuck"))
+    write_json(RESULTS.with_suffix(".json"), {"environment": env, "rows": rows})
+    head = f"nplex {env['commit']}, torch {env['torch']}, {env['processor']}, {env['date']}"
+    table = (
+        f"| runs | kills | same bits | stood still |\n|---|---|---|---|\n| {len(rows)} | {kills} | {same} | {stuck} |"
+    )
+    write_text(RESULTS.with_suffix(".md"), f"{head}\n\n{table}\n")
+
+
 def main(
-    runs: Annotated[int, typer.Option(min=1, help="How many; 20 for the table.")] = 20,
+    runs: Annotated[int, typer.Option(min=1, help="How many; with 20 the results are written.")] = 20,
     longest: Annotated[float, typer.Option(help="Seconds after which a run stands still.")] = 300.0,
     first: Annotated[int, typer.Option(help="Seed of the first run.")] = 0,
 ) -> None:
@@ -138,6 +153,8 @@ def main(
             if not row["same"]:
                 print((folder / "output.txt").read_text(), file=sys.stderr, flush=True)
             rows.append(row)
+    if runs == 20:
+        write(rows)
 
 
 if __name__ == "__main__":
