@@ -162,7 +162,7 @@ def test_a_step_waits_for_no_device_but_where_the_loss_is_shown(tmp_path, monkey
     monkeypatch.setattr(_Loop, "step", watched)
     trained(tmp_path, epochs=17, accumulate=2)
     assert len(steps) == 102
-    assert read == [50, 100]
+    assert read == [50, 50, 100, 100]
 
 
 @pytest.mark.parametrize("other", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])

@@ -31,7 +31,7 @@ __all__ = ["shard_placement", "ColwiseParallel", "RowwiseParallel"]
 
 # So much larger may padding make what an all-gather moves, before another dimension is taken.
 PADDED = 1.1
-Local = Callable[[Any, Linear, DeviceMesh, Tensor], Tensor]
+Local = Callable[[Any, Any, DeviceMesh, Tensor], Tensor]
 
 
 def shard_placement(mesh: DeviceMesh) -> Callable[[nn.Parameter], Shard | None]:
@@ -156,14 +156,14 @@ def _split(style: Any, layer: Any, mesh: DeviceMesh, dim: int, forward: Local) -
     return layer
 
 
-def _columns(style: Any, layer: Linear, mesh: DeviceMesh, input: Tensor) -> Tensor:
+def _columns(style: Any, layer: Any, mesh: DeviceMesh, input: Tensor) -> Tensor:
     n, (layout,) = layer.rule.n, style.output_layouts
     bias = None
     if layer.bias is not None:
         bias = _whole(layer.bias, mesh).unflatten(0, (n, -1)).chunk(mesh.size(), 1)[mesh.get_local_rank()].flatten()
     x = _whole(input, mesh, style.input_layouts)
     features = layer.in_features, layer.out_features // mesh.size()
-    y = product(x, _rule(layer, mesh), _own(layer), bias, features=features, method=layer.method)
+    y = product(x, _rule(layer, mesh), layer.components.to_local(), bias, features=features, method=layer.method)
     last = _is_last(layout, y)
     if last and style.use_local_output:
         return y
@@ -173,7 +173,7 @@ def _columns(style: Any, layer: Linear, mesh: DeviceMesh, input: Tensor) -> Tens
     return whole.to_local() if style.use_local_output else whole
 
 
-def _rows(style: Any, layer: Linear, mesh: DeviceMesh, input: Tensor) -> Tensor:
+def _rows(style: Any, layer: Any, mesh: DeviceMesh, input: Tensor) -> Tensor:
     x = input
     if isinstance(x, DTensor) or not _is_last(style.input_layouts[0], x):
         whole = _distributed(x, mesh, style.input_layouts)
@@ -183,18 +183,13 @@ def _rows(style: Any, layer: Linear, mesh: DeviceMesh, input: Tensor) -> Tensor:
         x = parts.redistribute(placements=[Shard(x.ndim)]).to_local().flatten(-2)
     bias = None if layer.bias is None else _whole(layer.bias, mesh) * (mesh.get_local_rank() == 0)  # summed once
     features = layer.in_features // mesh.size(), layer.out_features
-    y = product(x, _rule(layer, mesh), _own(layer), bias, features=features, method=layer.method)
+    y = product(x, _rule(layer, mesh), layer.components.to_local(), bias, features=features, method=layer.method)
     made = DTensor.from_local(y, mesh, [Partial()], run_check=False).redistribute(placements=style.output_layouts)
     return made.to_local() if style.use_local_output else made
 
 
 def _is_last(layout: Placement, tensor: Tensor) -> bool:
     return isinstance(layout, Shard) and layout.dim % tensor.ndim == tensor.ndim - 1
-
-
-def _own(layer: Any) -> Tensor:
-    """This process's part of the components."""
-    return layer.components.to_local()
 
 
 def _whole(tensor: Tensor, mesh: DeviceMesh, placements: tuple[Placement, ...] = (Replicate(),)) -> Tensor:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from layer_cases import LAYERS
 from torch import multiprocessing, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -164,6 +165,33 @@ def first_values(rank):
         reset(model)
         same(model, alone, rtol=0, atol=0)
         assert optim.factor(model.blocks[0].up, "adamw") == optim.factor(alone.blocks[0].up, "adamw")
+
+
+def every_layer(rank):
+    """As first_values, for each kind of layer that there is, and a forward and backward."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for name, case in LAYERS.items():
+        with torch.device("meta"):
+            alone, layer = (case.make(8, rule=4) for _ in range(2))
+        alone.to_empty(device="cpu")
+        fully_shard(layer, mesh=mesh, shard_placement_fn=shard_placement(mesh)).to_empty(device="cpu")
+        for each in (alone, layer):
+            torch.manual_seed(5)
+            reset(each)
+        for (key, found), expected in zip(layer.state_dict().items(), alone.state_dict().values(), strict=True):
+            assert torch.equal(whole(found), expected), (name, key)
+        inputs = case.inputs(8, torch.float32)
+        for each in (layer, alone):
+            first(each(*inputs)).square().sum().backward()
+        for (key, parameter), other in zip(layer.named_parameters(), alone.parameters(), strict=True):
+            if other.grad is not None:
+                torch.testing.assert_close(
+                    whole(parameter.grad), other.grad, rtol=1e-4, atol=1e-4, msg=f"{name} {key}"
+                )
+
+
+def first(output):
+    return output if isinstance(output, torch.Tensor) else first(output[0])
 
 
 def reset(model):
@@ -330,11 +358,12 @@ def work(rank, world, port, names, folder):
     dist.destroy_process_group()
 
 
-EVERY = ["placements", "fsdp", "first_values", "tensor_parallel", "layouts", "refusals", "hybrid", "two_dimensions"]
+FAST = ["placements", "first_values", "every_layer", "tensor_parallel", "saved"]
+SLOW = ["fsdp", "layouts", "refusals", "hybrid", "two_dimensions", "recomputed", *FAST]
 RUNS = {
-    "fast": [(2, ["placements", "first_values", "tensor_parallel", "evaluation", "saved"]), (1, ["read"])],
-    "slow": [(4, [*EVERY, "recomputed", "saved"]), (2, ["read", "layouts"]), (1, ["read"])],
-}  # fmt: skip
+    "fast": [(2, ["evaluation", *FAST]), (1, ["read"])],
+    "slow": [(4, SLOW), (2, ["read", "layouts"]), (1, ["read"])],
+}
 
 if __name__ == "__main__":
     for number, (size, checks) in enumerate(RUNS[sys.argv[1]]):

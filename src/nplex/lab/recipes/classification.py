@@ -126,14 +126,10 @@ def correct(model: nn.Module, part: Labelled, device: torch.device) -> Bool[Tens
     """For each example whether the model's label is right."""
     model.eval()
     right = torch.zeros(len(part.labels), dtype=torch.bool)
-
-    def answers(indices: list[int]) -> Bool[Tensor, "_"]:
-        inputs, labels = part.batch(indices, device)
-        return (model(*inputs).argmax(-1) == labels).cpu()
-
     work = batches(longest(part.sides), 256)
-    for indices, found in zip(work, spread(work, answers), strict=True):
-        right[indices] = found
+    chosen = spread(work, lambda indices: model(*pad_sides(part.sides, indices, device)).argmax(-1).cpu())
+    for indices, labels in zip(work, chosen, strict=True):
+        right[indices] = labels == part.labels[indices]
     return right
 
 

@@ -33,22 +33,18 @@ class EncoderDecoder(nn.Module):
             self.words.weight[PAD] = 0
 
     def forward(
-        self,
-        source: Int[Tensor, "batch length"],
-        target: Int[Tensor, "batch other_length"],
-        smoothing: float,
-        real: Int[Tensor, "words"] | None = None,
-    ) -> tuple[Float[Tensor, ""], int]:
+        self, source: Int[Tensor, "batch length"], target: Int[Tensor, "batch other_length"], smoothing: float
+    ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """The cross-entropy of the target after its first place, summed, and of how many subwords.
 
-        With smoothing s the truth is `1 - s` at the right subword and s spread over all. `real` are the places that
-        are not padding: where they are given, a GPU is not waited for.
+        With smoothing s the truth is `1 - s` at the right subword and s spread over all.
         """
-        real = places(target) if real is None else real
-        states = self.states(source, target[:, :-1]).flatten(0, 1)[real]  # logits of padding are not made
-        wanted = target[:, 1:].flatten()[real]
-        total = F.cross_entropy(self.logits(states), wanted, reduction="sum", label_smoothing=smoothing)
-        return total, len(real)
+        wanted, states = target[:, 1:], self.states(source, target[:, :-1])
+        real = wanted != PAD
+        if not real.is_cuda:  # logits of padding are not made; a GPU would have to be waited for
+            states, wanted = states[real], wanted[real]
+        logits, options = self.logits(states).flatten(0, -2), {"ignore_index": PAD, "label_smoothing": smoothing}
+        return F.cross_entropy(logits, wanted.flatten(), reduction="sum", **options), real.sum()
 
     def states(
         self, source: Int[Tensor, "batch length"], target: Int[Tensor, "batch other_length"]
@@ -95,8 +91,3 @@ class EncoderDecoder(nn.Module):
         """Words and their places, which begin at `first`."""
         places = self.get_buffer("places")[first : first + words.shape[1]]
         return self.dropout(self.words(words) * math.sqrt(self.words.embedding_dim) + places)
-
-
-def places(target: Int[Tensor, "batch length"]) -> Int[Tensor, "words"]:
-    """Which of the places after the first are not padding, counted over the whole batch."""
-    return (target[:, 1:] != PAD).flatten().nonzero().flatten()

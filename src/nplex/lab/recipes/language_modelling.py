@@ -187,8 +187,7 @@ class LanguageTask:
 def pieces(model: nn.Module, text: Int[Tensor, "_"], length: int, device: torch.device) -> list[Tensor]:
     """The losses of a text's places but the first, for each piece of `length` of them; the last may be shorter."""
     model.eval()
-    starts = range(0, len(text) - 1, length)
-    cut = [text[start : start + length + 1] for start in starts]
+    cut = [text[start : start + length + 1] for start in range(0, len(text) - 1, length)]
     whole = [part for part in cut if len(part) == length + 1]
     work = [whole[first : first + 32] for first in range(0, len(whole), 32)] + [cut[-1:]] * (len(cut[-1]) <= length)
     found = spread(work, lambda parts: model(moved(torch.stack(parts), device)).float().cpu())

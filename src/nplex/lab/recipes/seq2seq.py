@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nplex.lab.generation import beam
-from nplex.lab.recipes.encoder_decoder import EncoderDecoder, places
+from nplex.lab.recipes.encoder_decoder import EncoderDecoder
 from nplex.lab.recipes.recipe import Data, Outcome, Recipe, is_small
 from nplex.lab.scores import bleu
 from nplex.lab.text import (
@@ -135,14 +135,12 @@ class Seq2Seq(Recipe[Subwords, Encoded]):
         def found(indices: list[int]) -> list[list[int]]:
             source = moved(pad([sources[i] for i in indices]), device)
             most = min(int(1.5 * source.shape[1]) + 10, 2 * self.longest)
-            return beam(
-                model, source, longest=most, begin=BEGIN, end=END, beams=self.beams,
-                length_penalty=self.length_penalty,
-            )  # fmt: skip
+            options = {"beams": self.beams, "length_penalty": self.length_penalty}
+            return beam(model, source, longest=most, begin=BEGIN, end=END, **options)
 
         work = batches(longest([sources]), 32)
-        for indices, texts_found in zip(work, spread(work, found), strict=True):
-            for index, numbers in zip(indices, texts_found, strict=True):
+        for indices, lines in zip(work, spread(work, found), strict=True):
+            for index, numbers in zip(indices, lines, strict=True):
                 texts[index], written = data.vocabulary.decode(numbers), written + len(numbers) + 1
         return texts, written
 
@@ -169,30 +167,19 @@ class Seq2SeqTask:
 
     def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
         """Cross-entropy of the targets' subwords, smoothed."""
-        return loss_of(model, self.data.train, indices, device, self.schedule.label_smoothing)
+        total, _ = model(*pad_sides(self.data.train.sides, indices, device), self.schedule.label_smoothing)
+        read, written = (sum(len(side[index]) for index in indices) for side in self.data.train.sides)
+        items = written - len(indices)  # the first word is not predicted
+        return Loss(total, items, items + read)
 
     @torch.no_grad()
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Nats a subword on the dev part, without smoothing, and the perplexity that they mean."""
-
-        def nats_of(indices: list[int]) -> tuple[float, int]:
-            total, items, _ = loss_of(model, self.data.dev, indices, device, 0.0)
-            return total.item(), items
-
-        found = spread(batches(longest(self.data.dev.sides), 64), nats_of)
-        sums = [sum(values) for values in zip(*found, strict=True)]
-        nats = sums[0] / sums[1]
-        return {"nats": nats, "perplexity": math.exp(min(nats, 50.0))}
-
-
-def loss_of(
-    model: nn.Module, part: Encoded, indices: list[int], device: torch.device, smoothing: float
-) -> Loss:  # fmt: skip
-    """Of some pairs; what the model needs of their lengths is counted before a GPU has them."""
-    source, target = pad_sides(part.sides, indices, torch.device("cpu"))
-    source, target, real = (moved(each, device) for each in (source, target, places(target)))
-    total, items = model(source, target, smoothing, real)
-    return Loss(total, items, items + sum(len(part.sides[0][index]) for index in indices))
+        sides = self.data.dev.sides
+        work = batches(longest(sides), 64)
+        found = spread(work, lambda batch: [value.item() for value in model(*pad_sides(sides, batch, device), 0.0)])
+        total, items = map(sum, zip(*found, strict=True))
+        return {"nats": (nats := total / items), "perplexity": math.exp(min(nats, 50.0))}
 
 
 def sizes(size: str) -> dict:

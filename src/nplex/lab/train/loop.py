@@ -19,7 +19,7 @@ from nplex.lab.run_folder import CHECKPOINT
 from nplex.lab.train import keep, rules
 from nplex.lab.train.interrupt import Interrupted, deferred_interrupt
 from nplex.lab.train.log import EVERY, Log
-from nplex.lab.train.processes import check_launcher, hosts, join, main_process, wait
+from nplex.lab.train.processes import hosts, join, main_process, wait
 from nplex.lab.train.schedule import Schedule, groups
 from nplex.lab.train.state import OnStep, State, silent
 from nplex.lab.train.task import Loss, Task
@@ -55,8 +55,7 @@ def fit(
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
-        ValueError: the checkpoint is damaged or belongs to another config; or fp16 on a CPU; or accelerate is asked
-            to shard the model.
+        ValueError: the checkpoint is damaged or of another config; fp16 on a CPU; or accelerate is to shard.
     """
     accelerator = _accelerator(schedule)
     loop = _Loop(accelerator, model, task, schedule, seed, folder, config)
@@ -121,10 +120,10 @@ class _Loop:
         state = self.state
         state.step, state.batch, state.tokens = state.step + 1, state.batch + 1, state.tokens + tokens
         self.loss_sum, state.items = self.loss_sum + total, state.items + items
-        shown = float(total) / items if state.step % EVERY == 0 else None
         state.seconds += time.perf_counter() - began
-        if shown is not None:
-            self.log.step(state, shown, rate)
+        if state.step % EVERY == 0:
+            self._settle()
+            self.log.step(state, float(total) / items, rate)
 
     def due(self) -> bool:
         """Whether a checkpoint is due, inside a pass."""
@@ -146,7 +145,9 @@ class _Loop:
         total, counts = torch.zeros_like(self.loss_sum), torch.zeros(2, dtype=torch.int64)
         for number, examples in enumerate(steps, 1):
             with self.accelerator.autocast():
-                loss = self._loss(examples, batch)
+                loss = self.task.loss(self.model, examples or batch[:1], self.accelerator.device)
+            if not examples:  # the batch is smaller than the processes: here it weighs nothing
+                loss = Loss(0 * loss.total, 0, 0)
             with nullcontext() if number == len(steps) else self.accelerator.no_sync(self.model):
                 self.accelerator.backward(loss.total / len(batch))
             total += loss.total.detach().to(total.device).double()
@@ -156,12 +157,6 @@ class _Loop:
             torch.distributed.all_reduce(counts, group=hosts())
         items, tokens = counts.tolist()
         return total, items, tokens
-
-    def _loss(self, examples: list[int], batch: list[int]) -> Loss:
-        """The loss of some examples; of none, where the batch is smaller than the processes, one of weight 0."""
-        if examples:
-            return self.task.loss(self.model, examples, self.accelerator.device)
-        return Loss(0 * self.task.loss(self.model, batch[:1], self.accelerator.device).total, 0, 0)
 
     def _scale(self, factor: float) -> None:
         """From the mean over a batch's examples to the mean over its items."""
@@ -211,7 +206,6 @@ def _accelerator(schedule: Schedule) -> "Accelerator":
         from accelerate.state import AcceleratorState
     except ImportError:
         raise ImportError("training needs accelerate, which is not installed: pip install 'nplex[lab]'") from None
-    check_launcher()
     join()
     cpu = not torch.cuda.is_available() and "WORLD_SIZE" in os.environ
     if AcceleratorState._shared_state:  # of an earlier run in this process, perhaps with another precision

@@ -3,13 +3,9 @@
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 def main_process() -> bool:
@@ -22,42 +18,34 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def check_launcher() -> None:
-    """Refuses what `accelerate launch` can ask for and the loop does not do.
-
-    Raises:
-        ValueError: the model would be sharded; says how to start instead.
-    """
-    if asked := [name for name in SHARDING if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]:
-        raise ValueError(
-            f"training keeps the whole model in each process (DDP), and ACCELERATE_USE_{asked[0]} asks for another "
-            f"way: start it with torchrun; docs/scale.md shows how to shard a model in a loop of your own"
-        )
-
-
 def join() -> None:
-    """Lets the processes of torchrun find each other, where torch alone would not after a restart.
+    """Lets the processes of torchrun find each other, each start under names of its own.
 
-    torchrun keeps one store over all restarts. In it a process that was started again finds the addresses of dead
-    ones, waits for them and fails, or stands still for half an hour (pytorch/pytorch#135712). So each start gets
-    names of its own. Of several machines each counts its restarts alone: there torch's switch is needed.
+    torchrun keeps one store over restarts, in which processes find the addresses of dead ones, and then stand still
+    (pytorch/pytorch#135712). Machines count their restarts each for itself, so several need torch's switch.
 
     Raises:
-        ValueError: restarts are allowed on several machines, and the switch is not set.
+        ValueError: restarts are allowed on several machines without the switch, or accelerate is to shard the model.
     """
-    given = os.environ.get
-    shared = given("TORCHELASTIC_USE_AGENT_STORE") == "True" and int(given("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise ValueError(
+                f"training keeps the whole model in each process (DDP), and ACCELERATE_USE_{name} asks for another "
+                f"way: start it with torchrun; docs/scale.md shows how to shard a model in a loop of your own"
+            )
+    given = os.environ
+    shared = given.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and given["TORCHELASTIC_MAX_RESTARTS"] != "0"
     if not shared or torch.distributed.is_initialized():
         return
-    if int(given("GROUP_WORLD_SIZE", "1")) > 1:
+    if given["GROUP_WORLD_SIZE"] != "1":
         raise ValueError(
-            "--max-restarts on several machines needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun on each "
-            "of them: processes that torchrun starts again would wait for dead ones"
+            "--max-restarts on several machines needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before each torchrun: "
+            "processes that are started again would wait for dead ones"
         )
     from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
     store, rank, processes = next(rendezvous("env://"))
-    store = PrefixStore(f"start {given('TORCHELASTIC_RESTART_COUNT')}", store)
+    store = PrefixStore(f"start {given['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=processes)
 
@@ -74,7 +62,7 @@ def hosts() -> Any:
     return torch.distributed.new_group(backend="gloo") if torch.distributed.get_backend() != "gloo" else None
 
 
-def spread(work: Sequence[Item], do: Callable[[Item], Result]) -> list[Result]:
+def spread(work: Sequence[Any], do: Callable[[Any], Any]) -> list[Any]:
     """`[do(item) for item in work]`; each is done by one process, and all get all results."""
     if not _several():
         return [do(item) for item in work]
