@@ -136,7 +136,7 @@ def write(rows: list[dict]) -> None:
 
 def main(
     runs: Annotated[int, typer.Option(min=1, help="How many; with 20 the results are written.")] = 20,
-    longest: Annotated[float, typer.Option(help="Seconds after which a run stands still.")] = 300.0,
+    longest: Annotated[float, typer.Option(help="Seconds after which a run stands still.")] = 600.0,
     first: Annotated[int, typer.Option(help="Seed of the first run.")] = 0,
 ) -> None:
     """Runs all, one after the other."""
