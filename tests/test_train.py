@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from nplex.cli import app
 from nplex.files import read_tensors
+from nplex.lab.text import moved
 from nplex.lab.train import Interrupted, Loss, Schedule, fit, groups, keep
 from nplex.lab.train.interrupt import deferred_interrupt
 from nplex.lab.train.loop import _Loop
@@ -177,11 +178,27 @@ def test_sharding_by_accelerate_is_refused_before_anything_is_done(tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_batches_go_to_a_gpu_from_pinned_memory_and_nothing_waits():
+    class Batch:
+        pinned = False
+
+        def pin_memory(self):
+            self.pinned = True
+            return self
+
+        def to(self, device, non_blocking=False):
+            return device.type, self.pinned, non_blocking
+
+    assert moved(Batch(), torch.device("cuda")) == ("cuda", True, True)
+    assert moved(Batch(), torch.device("cpu")) == ("cpu", False, False)
+
+
 def test_restarts_on_several_machines_need_a_store_of_their_own(monkeypatch):
     given = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "2"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+    with pytest.raises(ValueError, match="needs --rdzv-backend c10d, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
         join()
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")  # as torch says it with the switch
     join()

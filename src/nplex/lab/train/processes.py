@@ -39,8 +39,8 @@ def join() -> None:
         return
     if given["GROUP_WORLD_SIZE"] != "1":
         raise ValueError(
-            "--max-restarts on several machines needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before each torchrun: "
-            "processes that are started again would wait for dead ones"
+            "--max-restarts on several machines needs --rdzv-backend c10d, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
+            "before each torchrun: processes that are started again would wait for dead ones"
         )
     from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
