@@ -36,7 +36,7 @@ def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: OnStep = si
     """Trains and tests one model in a folder; one that is finished is read, not run again.
 
     Writes settings.json at the start, checkpoint.safetensors while it runs, and at the end model.safetensors,
-    vocabulary.json and result.json. Under torchrun the first process tests and writes, and all give the result.
+    vocabulary.json and result.json. Under torchrun all processes train and test, and the first one writes.
 
     Args:
         recipe: what is trained and tested.
@@ -121,10 +121,10 @@ def _train_and_test(recipe: Recipe, data: Data, seed: int, folder: Path, config:
         model, recipe.task(data), recipe.schedule, seed=seed, folder=folder, config=config, report=report,
         label=f"{recipe.rule}, seed {seed}",
     )  # fmt: skip
+    outcome = recipe.test(model, data, next(model.parameters()).device)
     if main_process():
         write_tensors(folder / MODEL, model.state_dict(), {"config": config})
         write_json(folder / VOCABULARY, data.vocabulary.as_dict())
-        outcome = recipe.test(model, data, next(model.parameters()).device)
         measured = _measured(model, recipe, data, state, outcome)
         write_sealed(folder / RESULT, _plain(config | measured | {"environment": began_in}))
         (folder / CHECKPOINT).unlink(missing_ok=True)

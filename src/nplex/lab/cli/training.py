@@ -59,8 +59,9 @@ def prepare(
         import accelerate  # noqa: F401, RUF100 - its absence is told before any work
 
         from nplex.lab.recipes.tasks import recipe_of
-        from nplex.lab.train import main_process, restarted
+        from nplex.lab.train import join, main_process, restarted
 
+        join()
         recipe, *_ = [replace(recipe_of(task, rule, size=size, set=set_name), shared=shared) for rule in rules]
         if epochs is not None:
             recipe = replace(recipe, schedule=replace(recipe.schedule, epochs=epochs))

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from nplex.lab.recipes.recipe import Data, Outcome, Recipe
 from nplex.lab.scores import wilson
-from nplex.lab.text import Row, Vocabulary, batches, longest, pad_sides
-from nplex.lab.train import Loss
+from nplex.lab.text import Row, Vocabulary, batches, longest, moved, pad_sides
+from nplex.lab.train import Loss, spread
 
 Parts = tuple[list[Row], list[Row], list[Row]]
 
@@ -35,7 +35,7 @@ class Labelled:
 
     def batch(self, indices: Sequence[int], device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
         """Inputs of the model and labels of some examples."""
-        return pad_sides(self.sides, indices, device), self.labels[list(indices)].to(device)
+        return pad_sides(self.sides, indices, device), moved(self.labels[list(indices)], device)
 
 
 LabelledData = Data[Vocabulary, Labelled]
@@ -126,9 +126,10 @@ def correct(model: nn.Module, part: Labelled, device: torch.device) -> Bool[Tens
     """For each example whether the model's label is right."""
     model.eval()
     right = torch.zeros(len(part.labels), dtype=torch.bool)
-    for indices in batches(longest(part.sides), 256):
-        inputs, labels = part.batch(indices, device)
-        right[indices] = (model(*inputs).argmax(-1) == labels).cpu()
+    work = batches(longest(part.sides), 256)
+    chosen = spread(work, lambda indices: model(*pad_sides(part.sides, indices, device)).argmax(-1).cpu())
+    for indices, labels in zip(work, chosen, strict=True):
+        right[indices] = labels == part.labels[indices]
     return right
 
 

@@ -21,8 +21,8 @@ from nplex.lab.data import builtin
 from nplex.lab.recipes.language_model import LanguageModel
 from nplex.lab.recipes.recipe import Data, Outcome, Recipe, is_small, no_data
 from nplex.lab.scores import normal
-from nplex.lab.text import Vocabulary, find_file, read_lines
-from nplex.lab.train import Loss, Schedule
+from nplex.lab.text import Vocabulary, find_file, moved, read_lines
+from nplex.lab.train import Loss, Schedule, spread
 
 SETS = {"tinyshakespeare": "tinyshakespeare.txt", "brown": "brown_words.txt"}  # each one file
 ENDS = (0.9, 0.95)  # of the training part and of dev, in such a file
@@ -175,7 +175,7 @@ class LanguageTask:
     def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
         """Nats of the pieces that begin at some places."""
         text = torch.stack([self.data.train[start : start + self.length + 1] for start in indices])
-        losses = model(text.to(device))
+        losses = model(moved(text, device))
         return Loss(losses.sum(), losses.numel(), losses.numel())
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
@@ -187,15 +187,11 @@ class LanguageTask:
 def pieces(model: nn.Module, text: Int[Tensor, "_"], length: int, device: torch.device) -> list[Tensor]:
     """The losses of a text's places but the first, for each piece of `length` of them; the last may be shorter."""
     model.eval()
-    starts = range(0, len(text) - 1, length)
-    cut = [text[start : start + length + 1] for start in starts]
-    found: list[Tensor] = []
+    cut = [text[start : start + length + 1] for start in range(0, len(text) - 1, length)]
     whole = [part for part in cut if len(part) == length + 1]
-    for first in range(0, len(whole), 32):
-        found += model(torch.stack(whole[first : first + 32]).to(device)).float().cpu().unbind()
-    if len(cut[-1]) <= length:
-        found += model(cut[-1][None].to(device)).float().cpu().unbind()
-    return found
+    work = [whole[first : first + 32] for first in range(0, len(whole), 32)] + [cut[-1:]] * (len(cut[-1]) <= length)
+    found = spread(work, lambda parts: model(moved(torch.stack(parts), device)).float().cpu())
+    return [losses for batch in found for losses in batch]
 
 
 def _cut(folder: Path, name: str) -> tuple[Path, tuple[Path, ...], Parts]:

@@ -22,11 +22,12 @@ from nplex.lab.text import (
     batches,
     find_file,
     longest,
+    moved,
     pad,
     pad_sides,
     read_parallel,
 )  # fmt: skip
-from nplex.lab.train import Loss, Schedule
+from nplex.lab.train import Loss, Schedule, spread
 
 Parts = tuple[Pairs, Pairs, Pairs]
 
@@ -130,14 +131,16 @@ class Seq2Seq(Recipe[Subwords, Encoded]):
         model.eval()
         sources, _ = data.test.sides
         texts, written = [""] * len(sources), 0
-        for indices in batches(longest([sources]), 32):
-            source = pad([sources[i] for i in indices]).to(device)
+
+        def found(indices: list[int]) -> list[list[int]]:
+            source = moved(pad([sources[i] for i in indices]), device)
             most = min(int(1.5 * source.shape[1]) + 10, 2 * self.longest)
-            found = beam(
-                model, source, longest=most, begin=BEGIN, end=END, beams=self.beams,
-                length_penalty=self.length_penalty,
-            )  # fmt: skip
-            for index, numbers in zip(indices, found, strict=True):
+            options = {"beams": self.beams, "length_penalty": self.length_penalty}
+            return beam(model, source, longest=most, begin=BEGIN, end=END, **options)
+
+        work = batches(longest([sources]), 32)
+        for indices, lines in zip(work, spread(work, found), strict=True):
+            for index, numbers in zip(indices, lines, strict=True):
                 texts[index], written = data.vocabulary.decode(numbers), written + len(numbers) + 1
         return texts, written
 
@@ -164,19 +167,19 @@ class Seq2SeqTask:
 
     def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
         """Cross-entropy of the targets' subwords, smoothed."""
-        source, target = pad_sides(self.data.train.sides, indices, device)
-        total, items = model(source, target, self.schedule.label_smoothing)
-        return Loss(total, items, items + int((source != 0).sum()))
+        total, _ = model(*pad_sides(self.data.train.sides, indices, device), self.schedule.label_smoothing)
+        read, written = (sum(len(side[index]) for index in indices) for side in self.data.train.sides)
+        items = written - len(indices)  # the first word is not predicted
+        return Loss(total, items, items + read)
 
     @torch.no_grad()
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Nats a subword on the dev part, without smoothing, and the perplexity that they mean."""
-        sums, sides = [0.0, 0], self.data.dev.sides
-        for indices in batches(longest(sides), 64):
-            total, items = model(*pad_sides(sides, indices, device), 0.0)
-            sums = [sums[0] + total.item(), sums[1] + items]
-        nats = sums[0] / sums[1]
-        return {"nats": nats, "perplexity": math.exp(min(nats, 50.0))}
+        sides = self.data.dev.sides
+        work = batches(longest(sides), 64)
+        found = spread(work, lambda batch: [value.item() for value in model(*pad_sides(sides, batch, device), 0.0)])
+        total, items = map(sum, zip(*found, strict=True))
+        return {"nats": (nats := total / items), "perplexity": math.exp(min(nats, 50.0))}
 
 
 def sizes(size: str) -> dict:
