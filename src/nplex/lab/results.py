@@ -16,6 +16,7 @@ from nplex.lab.checked import (
     read_sealed,
     wrong,
 )
+from nplex.lab.run_folder import RESULT, SETTINGS, settings_of
 from nplex.lab.summary import NAMES
 
 CONFIG: dict[str, Kind] = {"task": TEXT, "recipe": OBJECT, "seed": COUNT, "data": OBJECT}
@@ -40,6 +41,25 @@ MEASURED: dict[str, Kind] = {
 }
 ENVIRONMENT: dict[str, Kind] = dict.fromkeys(("date", "commit", "torch", "processor"), TEXT) | {"threads": COUNT}
 PASS: dict[str, Kind] = {"epoch": COUNT, "loss": NUMBER}
+
+
+def finished_folders(folder: Path) -> list[Path]:
+    """The folders of finished runs: itself, or those below it where it is of a comparison or a search.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no run in it is finished.
+        ValueError: it is not a folder of runs.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; expected the run folder that nplex run wrote")
+    settings = settings_of(folder)
+    if settings is None or settings.kind == "product":
+        raise ValueError(f"{folder} is not a folder of nplex run or nplex compare (no run wrote its {SETTINGS})")
+    every = [folder / RESULT] if settings.kind == "run" else sorted(folder.glob(f"*/{RESULT}"))
+    found = [path.parent for path in every if path.exists()]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no finished run; finish it first, by --resume")
+    return found
 
 
 def finished_result(path: Path) -> dict:

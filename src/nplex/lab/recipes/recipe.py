@@ -207,14 +207,14 @@ class Recipe(abc.ABC, Generic[V, P]):
     ) -> list[Prediction]:
         """A label or a text for each line, which `cells` gave."""
 
-    def cells(self, lines: Sequence[str], first: int = 1) -> list[list[str]]:
-        """The inputs of each line; `first` is the number of the first one, for errors.
+    def cells(self, lines: Sequence[str]) -> list[list[str]]:
+        """The inputs of each line.
 
         Raises:
             ValueError: a line is empty, or holds other columns; names it.
         """
         found = [[line] if self.inputs == TEXT else line.split("\t") for line in lines]
-        for number, line in enumerate(found, first):
+        for number, line in enumerate(found, 1):
             if len(line) != len(self.inputs) or not all(map(str.strip, line)):
                 shown = "an empty text" if len(line) == len(self.inputs) else f"{len(line)} columns"
                 raise ValueError(f"line {number}: expected {' TAB '.join(self.inputs)}, got {shown}")

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from nplex.lab.checked import are_numbers, damaged, read_sealed
 from nplex.lab.plot import rule_name
-from nplex.lab.results import finished_result
-from nplex.lab.run_folder import COMPARISON, LOG, RESULT, SETTINGS, settings_of
+from nplex.lab.results import finished_folders, finished_result
+from nplex.lab.run_folder import COMPARISON, LOG, RESULT, settings_of
 from nplex.lab.train import log
 from nplex.lab.train import rules as trained
 
@@ -64,18 +64,11 @@ def finished_runs(folder: Path) -> list[FinishedRun]:
         FileNotFoundError: there is no such folder, or no run in it is finished.
         ValueError: it is not a folder of runs, or a file is damaged.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; expected the run folder that nplex run wrote")
-    settings = settings_of(folder)
-    if settings is None or settings.kind not in ("run", "comparison"):
-        raise ValueError(f"{folder} is not a folder of nplex run or nplex compare (no run wrote its {SETTINGS})")
-    folders = [folder] if settings.kind == "run" else sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
-    runs = [_one(each) for each in folders if (each / RESULT).exists()]
-    if not runs:
-        raise FileNotFoundError(f"{folder} holds no finished run; finish it first, by --resume")
+    runs = [_one(each) for each in finished_folders(folder)]
     _same_task(runs, folder)
     _none_lost(runs, folder / COMPARISON[0])
-    order = list(settings.values.get("rules", []))
+    settings = settings_of(folder)
+    order = [] if settings is None else list(settings.values.get("rules", []))
     return sorted(runs, key=lambda run: (order.index(run.rule) if run.rule in order else 99, run.result["seed"]))
 
 
