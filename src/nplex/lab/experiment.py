@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from nplex.files import write_json, write_tensors
 from nplex.lab.checked import damaged, write_sealed
 from nplex.lab.environment import environment
 from nplex.lab.recipes.recipe import Data, Outcome, Recipe
-from nplex.lab.results import finished_result
+from nplex.lab.results import finished_folders, finished_result
 from nplex.lab.run_folder import (
     CHECKPOINT,
     COMPARISON,
@@ -49,7 +49,7 @@ def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: OnStep = si
         ValueError: the folder holds a run with other settings, or a damaged file.
         Interrupted: Ctrl-C; the checkpoint is written.
     """
-    config = _plain({"task": recipe.name, "recipe": asdict(recipe), "seed": seed, "data": fingerprint(data)})
+    config = _config(recipe, data, seed)
     if not (folder / RESULT).exists():  # what is done is only read
         with owned(folder) if main_process() else nullcontext():
             _train_and_test(recipe, data, seed, folder, config, report)
@@ -63,26 +63,48 @@ def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: OnStep = si
 def compare(
     recipe: Recipe, rules: Sequence[str], seeds: Sequence[int], data: Data, folder: Path, report: OnStep = silent
 ) -> Summary:
-    """Runs every rule with every seed, each in a folder of its own, and sums them up.
+    """Runs every rule with every seed, each in a folder of its own, and sums up all runs that the folder then holds.
 
     Raises:
-        ValueError: a folder holds a run with other settings.
+        ValueError: the folder holds a run with other settings.
         Interrupted: Ctrl-C; what is done stays done.
     """
     with owned(folder) if main_process() else nullcontext():
-        settings_for(folder, "comparison")
+        every = [recipe.with_rule(rule) for rule in rules]
+        before = settings_for(folder, "comparison") or {"rules": [], "seeds": []}
+        settings = {
+            "task": recipe.name,
+            "rules": list(dict.fromkeys([*before["rules"], *(each.rule for each in every)])),
+            "seeds": sorted({*before["seeds"], *seeds}),
+        }
+        _check_others(folder, _config(recipe, data, 0))
         if main_process():
-            settings = {"task": recipe.name, "rules": list(rules), "seeds": list(seeds)}
             write_json(folder / SETTINGS, Settings("comparison", settings).json())
-        results = []
         for seed in seeds:
-            for rule in rules:
-                inner = folder / f"{rule.replace(':', '-')}-seed{seed}"
-                results.append(run(replace(recipe, rule=rule), data, seed, inner, report))
-        summary = summarise(results, rules, recipe.baseline(data))
+            for each in every:
+                run(each, data, seed, folder / f"{each.rule.replace(':', '-')}-seed{seed}", report)
+        wait()
+        results = _finished(folder, settings["rules"])
+        summary = summarise(results, recipe.baseline(data))
         if main_process():
             write_sealed(folder / COMPARISON[0], _plain(asdict(summary) | {"runs": results}))
     return summary
+
+
+def _finished(folder: Path, rules: Sequence[str]) -> list[dict]:
+    """The results of all finished runs of a comparison, in the order of its rules, then of their seeds."""
+    found = [finished_result(each / RESULT) for each in finished_folders(folder)]
+    order = list(dict.fromkeys([*rules, *(result["recipe"]["rule"] for result in found)]))
+    return sorted(found, key=lambda result: (order.index(result["recipe"]["rule"]), result["seed"]))
+
+
+def _check_others(folder: Path, config: dict) -> None:
+    """Refuses a comparison whose runs were made with other settings than the rule and the seed."""
+    for each in sorted(folder.glob(f"*/{RESULT}")):
+        found = settings_for(each.parent, "run") or config
+        found = found | {"seed": 0, "recipe": found["recipe"] | {"rule": config["recipe"]["rule"], "table": None}}
+        if difference := _difference(found, config | {"recipe": config["recipe"] | {"table": None}}):
+            raise ValueError(f"{each.parent} is a run with other settings ({difference}); take another --out")
 
 
 def layer_parameters(model: nn.Module, where: Where) -> int:
@@ -130,6 +152,11 @@ def _train_and_test(recipe: Recipe, data: Data, seed: int, folder: Path, config:
         (folder / CHECKPOINT).unlink(missing_ok=True)
         clear(folder)
     wait()
+
+
+def _config(recipe: Recipe, data: Data, seed: int) -> dict:
+    """What decides a run."""
+    return _plain({"task": recipe.name, "recipe": asdict(recipe), "seed": seed, "data": fingerprint(data)})
 
 
 def _plain(config: dict) -> dict:

@@ -55,8 +55,12 @@ def finished_folders(folder: Path) -> list[Path]:
     settings = settings_of(folder)
     if settings is None or settings.kind == "product":
         raise ValueError(f"{folder} is not a folder of nplex run or nplex compare (no run wrote its {SETTINGS})")
-    every = [folder / RESULT] if settings.kind == "run" else sorted(folder.glob(f"*/{RESULT}"))
-    found = [path.parent for path in every if path.exists()]
+    every = [folder] if settings.kind == "run" else sorted(folder.glob("*-seed*"))
+    order = [str(rule).replace(":", "-") for rule in settings.values.get("rules", [])]
+    every.sort(
+        key=lambda path: order.index(name) if (name := path.name.rpartition("-seed")[0]) in order else len(order)
+    )
+    found = [path for path in every if (path / RESULT).exists()]
     if not found:
         raise FileNotFoundError(f"{folder} holds no finished run; finish it first, by --resume")
     return found

@@ -123,8 +123,9 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def summarise(results: Sequence[dict], rules: Sequence[str], baseline: tuple[str, dict[str, float]]) -> Summary:
-    """Sums up the results of runs: a line for each rule, in the order given."""
+def summarise(results: Sequence[dict], baseline: tuple[str, dict[str, float]]) -> Summary:
+    """Sums up the results of runs: a line for each rule, in the order in which they first come."""
+    rules = dict.fromkeys(result["recipe"]["rule"] for result in results)
     grouped = {rule: [r for r in results if r["recipe"]["rule"] == rule] for rule in rules}
     first, last = results[0], results[-1]
     lines = tuple(_line(rule, runs) for rule, runs in grouped.items())

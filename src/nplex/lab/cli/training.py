@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nplex.lab.recipes.settings import changed, names, settings_from
+from nplex.lab.recipes.tasks import TASKS
 from nplex.lab.run_folder import RunFolder
 from nplex.terminal import STOPPED, TWIN, messages, refuse, refusing
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from nplex.lab.recipes.recipe import Data, Recipe
     from nplex.lab.train import OnStep, State
 
-RULE = f"dense, {TWIN}"
+RULE = f"dense, {TWIN}; or own.json, the table of an own algebra"
+NAMES = ", ".join(sorted({name for task in TASKS.values() for name in names(type(task()))}))
+SETTING = f"A setting, any number of times; or a public set in the folder, as sick. Settings: {NAMES}."
 TaskName = Annotated[
     str, typer.Argument(help="agreement, inference, translation, style or language.", metavar="TASK")
 ]
@@ -29,7 +33,12 @@ DataOption = Annotated[
 ]  # fmt: skip
 Size = Annotated[str, typer.Option(help="small, for two cores; or paper, the paper's size.", metavar="SIZE")]
 SetOption = Annotated[
-    str, typer.Option("--set", metavar="NAME", help="A public set in the folder, as sick; see docs/tasks.md.")
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help=SETTING),
+]
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option("--settings", metavar="FILE", help="A TOML file with settings, one a line; --set counts more."),
 ]
 Shared = Annotated[bool, typer.Option("--shared", help="One rule for all converted layers.")]
 Epochs = Annotated[
@@ -50,10 +59,39 @@ def check_run(rules: list[str], seeds: list[int], run_folder: RunFolder) -> None
         refuse(f"a seed is a number from 0 to {2**31 - 1}, got {' '.join(map(str, seeds))}")
 
 
-def prepare(
-    task: str, rules: Sequence[str], size: str, set_name: str, data: Path | None, epochs: int | None, shared: bool,
-    run_folder: RunFolder,
-) -> tuple["Recipe", "Data"]:  # fmt: skip
+@dataclass(frozen=True)
+class Options:
+    """How a task is trained, as the command line says it."""
+
+    size: str = "small"
+    sets: Sequence[str] | None = None
+    settings: Path | None = None
+    data: Path | None = None
+    epochs: int | None = None
+    shared: bool = False
+
+    def given(self) -> list[str]:
+        """The options that are not as they are by default."""
+        names = {"sets": "set"}
+        every = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        return [f"--{names.get(name, name)}" for name in every]
+
+    def values(self) -> dict[str, object]:
+        """All settings, by name; of the file those that no option gives."""
+        found = settings_from(self.settings, [text for text in self.sets or () if "=" in text])
+        if self.epochs is not None and "epochs" in found:
+            raise ValueError("epochs is given twice: by --epochs and as a setting")
+        return found | ({} if self.epochs is None else {"epochs": self.epochs})
+
+    def public_set(self) -> str:
+        """The public set that is read."""
+        found = [text for text in self.sets or () if "=" not in text]
+        if len(found) > 1:
+            raise ValueError(f"expected one public set, or NAME=VALUE; got {' '.join(found)}")
+        return "".join(found)
+
+
+def prepare(task: str, rules: Sequence[str], options: Options, run_folder: RunFolder) -> tuple["Recipe", "Data"]:
     """The recipe of a task with the first of some rules, and its data; tells first what is wrong."""
     with refusing():
         import accelerate  # noqa: F401, RUF100 - its absence is told before any work
@@ -61,10 +99,11 @@ def prepare(
         from nplex.lab.recipes.tasks import recipe_of
         from nplex.lab.train import main_process, restarted
 
-        recipe, *_ = [replace(recipe_of(task, rule, size=size, set=set_name), shared=shared) for rule in rules]
-        if epochs is not None:
-            recipe = replace(recipe, schedule=replace(recipe.schedule, epochs=epochs))
-        loaded = recipe.load(data)
+        plain = replace(recipe_of(task, rules[0], size=options.size, set=options.public_set()), shared=options.shared)
+        recipe, *_ = every = [changed(plain, options.values()).with_rule(rule) for rule in rules]
+        if len({each.rule for each in every}) < len(rules):
+            raise ValueError(f"each rule may be given once, got {' '.join(rules)}")
+        loaded = recipe.load(options.data)
         if main_process() and not restarted():
             run_folder.open()
     return recipe, loaded

@@ -33,7 +33,8 @@ def tune(  # noqa: PLR0913 - options of the command line
     storage: Annotated[str, typer.Option(help="A database that several processes share.", metavar="URL")] = "",
     seed: Annotated[int, typer.Option(help="Of each run of a task.")] = 0,
     size: training.Size = "small",
-    set_name: training.SetOption = "",
+    sets: training.SetOption = None,
+    settings: training.SettingsOption = None,
     data: training.DataOption = None,
     shared: training.Shared = False,
     epochs: training.Epochs = None,
@@ -65,13 +66,15 @@ def tune(  # noqa: PLR0913 - options of the command line
 
         goals = Goals(tuple(goal or Goals().which), lower, margin)
         rules = rules_to_try(_sizes(n), rank or space.RANKS, algebra or ())
-    of_tasks = {"size": size != "small", "set": set_name, "data": data, "epochs": epochs, "seed": seed}
+    options = training.Options(size, sets, settings, data, epochs, shared)
     if ":" in task:
-        objective = _function(task, of_tasks | {"shared": shared}, run_folder)
+        if given := [*options.given(), *["--seed"] * (seed != 0)]:
+            refuse(f"{', '.join(given)} is for tasks, and {task} is a function")
+        objective = _function(task, run_folder)
     else:
         if lower:
             refuse("--lower is for functions; a task says itself which scores are better")
-        recipe, loaded = training.prepare(task, rules, size, set_name, data, epochs, shared, run_folder)
+        recipe, loaded = training.prepare(task, rules, options, run_folder)
         objective = RecipeObjective(recipe, loaded, run_folder.folder, seed)
         goals = replace(goals, lower=not recipe.task(loaded).higher)
     budget = {"rules": rules, "trials": trials, "minutes": minutes}
@@ -93,10 +96,8 @@ def _sizes(texts: list[str]) -> list[int]:
     return sorted(found)
 
 
-def _function(text: str, options: dict[str, Any], run_folder: RunFolder) -> Callable[[str], Any]:
+def _function(text: str, run_folder: RunFolder) -> Callable[[str], Any]:
     """A function of the user's own, from the folder where the command was given."""
-    if given := [f"--{name}" for name, value in options.items() if value]:
-        refuse(f"{', '.join(given)} is for tasks, and {text} is a function")
     sys.path.insert(0, "")
     module, _, name = text.partition(":")
     with refusing():

@@ -36,7 +36,7 @@ def report(folder: Path, out: Path, progress: OnRule | None = None) -> Path:
     runs = finished_runs(folder)
     rules = list(dict.fromkeys(run.rule for run in runs))
     task = runs[0].result["task"]
-    summary = summarise([run.result for run in runs], rules, baseline(folder))
+    summary = summarise([run.result for run in runs], baseline(folder))
     rules_shown = packed(runs)
     if progress is not None:
         identify_rules(runs, rules_shown, progress)
