@@ -28,18 +28,19 @@ from nplex.lab.run_folder import (
     owned,
     settings_for,
 )
+from nplex.lab.scored import Scored
 from nplex.lab.summary import Summary, summarise
 from nplex.lab.train import OnStep, State, clear, fit, main_process, silent, wait
 
 
-def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: OnStep = silent) -> dict:
+def run(recipe: Recipe | Scored, data: Data, seed: int, folder: Path, report: OnStep = silent) -> dict:
     """Trains and tests one model in a folder; one that is finished is read, not run again.
 
     Writes settings.json at the start, checkpoint.safetensors while it runs, and at the end model.safetensors,
     vocabulary.json and result.json. Under torchrun the first process tests and writes, and all give the result.
 
     Args:
-        recipe: what is trained and tested.
+        recipe: what is trained and tested, or a function that gives a score.
         data: what its `load` gave.
         seed: of first values and of the order of examples.
         folder: for the files of this run alone.
@@ -52,7 +53,11 @@ def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: OnStep = si
     config = _config(recipe, data, seed)
     if not (folder / RESULT).exists():  # what is done is only read
         with owned(folder) if main_process() else nullcontext():
-            _train_and_test(recipe, data, seed, folder, config, report)
+            if isinstance(recipe, Scored):
+                _begin(folder, config)
+                write_sealed(folder / RESULT, _plain(config | recipe.measured(seed) | {"environment": environment()}))
+            else:
+                _train_and_test(recipe, data, seed, folder, config, report)
     check_settings(folder, "run", config)
     result = finished_result(folder / RESULT)
     if difference := _difference({key: result[key] for key in config}, config):
@@ -61,8 +66,9 @@ def run(recipe: Recipe, data: Data, seed: int, folder: Path, report: OnStep = si
 
 
 def compare(
-    recipe: Recipe, rules: Sequence[str], seeds: Sequence[int], data: Data, folder: Path, report: OnStep = silent
-) -> Summary:
+    recipe: Recipe | Scored, rules: Sequence[str], seeds: Sequence[int], data: Data, folder: Path,
+    report: OnStep = silent,
+) -> Summary:  # fmt: skip
     """Runs every rule with every seed, each in a folder of its own, and sums up all runs that the folder then holds.
 
     Raises:
@@ -73,7 +79,7 @@ def compare(
         every = [recipe.with_rule(rule) for rule in rules]
         before = settings_for(folder, "comparison") or {"rules": [], "seeds": []}
         settings = {
-            "task": recipe.name,
+            "task": recipe.task_name,
             "rules": list(dict.fromkeys([*before["rules"], *(each.rule for each in every)])),
             "seeds": sorted({*before["seeds"], *seeds}),
         }
@@ -133,9 +139,7 @@ def check_settings(folder: Path, kind: str, settings: dict) -> None:
 
 
 def _train_and_test(recipe: Recipe, data: Data, seed: int, folder: Path, config: dict, report: OnStep) -> None:
-    if main_process():
-        check_settings(folder, "run", config)
-        write_json(folder / SETTINGS, Settings("run", config).json())
+    _begin(folder, config)
     began_in = environment()
     torch.manual_seed(seed)
     model = recipe.build(data)
@@ -154,9 +158,17 @@ def _train_and_test(recipe: Recipe, data: Data, seed: int, folder: Path, config:
     wait()
 
 
-def _config(recipe: Recipe, data: Data, seed: int) -> dict:
+def _config(recipe: Recipe | Scored, data: Data, seed: int) -> dict:
     """What decides a run."""
-    return _plain({"task": recipe.name, "recipe": asdict(recipe), "seed": seed, "data": fingerprint(data)})
+    scored = isinstance(recipe, Scored)
+    values, source = ({"rule": recipe.rule}, {}) if scored else (asdict(recipe), fingerprint(data))
+    return _plain({"task": recipe.task_name, "recipe": values, "seed": seed, "data": source})
+
+
+def _begin(folder: Path, config: dict) -> None:
+    if main_process():
+        check_settings(folder, "run", config)
+        write_json(folder / SETTINGS, Settings("run", config).json())
 
 
 def _plain(config: dict) -> dict:

@@ -80,6 +80,8 @@ def load_run(path: str | Path, recipe: type[Recipe] | None = None) -> LoadedRun:
     found = finished_folders(folder)
     if found != [folder]:
         raise ValueError(f"{folder} holds {len(found)} runs; name one of them: {', '.join(map(str, found[:8]))}")
+    if not (folder / MODEL).exists():
+        raise FileNotFoundError(f"{folder} holds no {MODEL}: it was lost, or the run is the score of a function")
     settings = settings_of(folder)
     values = {} if settings is None else settings.values
     recipe = recipe or _kind(folder, str(values.get("task")))

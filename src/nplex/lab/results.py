@@ -22,7 +22,7 @@ from nplex.lab.summary import NAMES
 CONFIG: dict[str, Kind] = {"task": TEXT, "recipe": OBJECT, "seed": COUNT, "data": OBJECT}
 MEASURED: dict[str, Kind] = {
     "layer_parameters": COUNT,
-    "dense_layer_parameters": ("a whole number from 1", lambda value: COUNT[1](value) and value != 0),
+    "dense_layer_parameters": COUNT,
     "parameters": COUNT,
     "kind": (f"one of {', '.join(NAMES)}", lambda value: isinstance(value, str) and value in NAMES),
     "scores": ("numbers under their names", are_numbers),
@@ -55,11 +55,9 @@ def finished_folders(folder: Path) -> list[Path]:
     settings = settings_of(folder)
     if settings is None or settings.kind == "product":
         raise ValueError(f"{folder} is not a folder of nplex run or nplex compare (no run wrote its {SETTINGS})")
-    every = [folder] if settings.kind == "run" else sorted(folder.glob("*-seed*"))
+    every = [folder] if settings.kind == "run" else sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
     order = [str(rule).replace(":", "-") for rule in settings.values.get("rules", [])]
-    every.sort(
-        key=lambda path: order.index(name) if (name := path.name.rpartition("-seed")[0]) in order else len(order)
-    )
+    every.sort(key=lambda path: [*order, path.name.rpartition("-seed")[0]].index(path.name.rpartition("-seed")[0]))
     found = [path for path in every if (path / RESULT).exists()]
     if not found:
         raise FileNotFoundError(f"{folder} holds no finished run; finish it first, by --resume")

@@ -1,27 +1,32 @@
 """What the verbs that train share: options, checks before any work, progress, interruptions."""
 
-from collections.abc import Iterator, Sequence
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nplex.lab.recipes.recipe import Recipe
 from nplex.lab.recipes.settings import changed, names, settings_from
 from nplex.lab.recipes.tasks import TASKS
 from nplex.lab.run_folder import RunFolder
+from nplex.lab.scored import Scored
 from nplex.terminal import STOPPED, TWIN, messages, refuse, refusing
 
 if TYPE_CHECKING:
-    from nplex.lab.recipes.recipe import Data, Recipe
+    from nplex.lab.recipes.recipe import Data
     from nplex.lab.train import OnStep, State
 
 RULE = f"dense, {TWIN}; or own.json, the table of an own algebra"
 NAMES = ", ".join(sorted({name for task in TASKS.values() for name in names(type(task()))}))
 SETTING = f"A setting, any number of times; or a public set in the folder, as sick. Settings: {NAMES}."
 TaskName = Annotated[
-    str, typer.Argument(help="agreement, inference, translation, style or language.", metavar="TASK")
+    str, typer.Argument(help=f"{', '.join(TASKS)}; or my_module:my_function, which takes a rule.", metavar="TASK")
 ]
 DataOption = Annotated[
     Path | None,
@@ -47,6 +52,11 @@ Epochs = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/... if left out.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the run folder holds.")]
 Force = Annotated[bool, typer.Option("--force", help="Delete what the run folder holds and start anew.")]
+
+
+def folder_of(out: Path | None, *names: str) -> Path:
+    """The run folder that was given, or one below runs that is called after what runs in it."""
+    return out or Path("runs") / "-".join(re.sub(r"[^\w(),.+-]+", "-", name) for name in names)
 
 
 def check_run(rules: list[str], seeds: list[int], run_folder: RunFolder) -> None:
@@ -92,21 +102,64 @@ class Options:
 
 
 def prepare(task: str, rules: Sequence[str], options: Options, run_folder: RunFolder) -> tuple["Recipe", "Data"]:
-    """The recipe of a task with the first of some rules, and its data; tells first what is wrong."""
+    """What is trained with the first of some rules, and its data; tells first what is wrong."""
     with refusing():
         import accelerate  # noqa: F401, RUF100 - its absence is told before any work
 
-        from nplex.lab.recipes.tasks import recipe_of
         from nplex.lab.train import main_process, restarted
 
-        plain = replace(recipe_of(task, rules[0], size=options.size, set=options.public_set()), shared=options.shared)
-        recipe, *_ = every = [changed(plain, options.values()).with_rule(rule) for rule in rules]
+        plain = trained(task, rules[0], options)
+        recipe, *_ = every = [plain.with_rule(rule) for rule in rules]
         if len({each.rule for each in every}) < len(rules):
             raise ValueError(f"each rule may be given once, got {' '.join(rules)}")
         loaded = recipe.load(options.data)
         if main_process() and not restarted():
             run_folder.open()
     return recipe, loaded
+
+
+def trained(task: str, rule: str, options: Options) -> Recipe | Scored:
+    """The recipe of a task by its name, or of one's own, with all settings; or one's own function.
+
+    Raises:
+        ValueError: there is no such task, or an option is wrong or not for it.
+    """
+    from nplex.lab.recipes.tasks import recipe_of
+
+    if ":" not in task:
+        recipe = recipe_of(task, rule, size=options.size, set=options.public_set())
+    else:
+        found = own_code(task)
+        if not (isinstance(found, type) and issubclass(found, Recipe)):
+            if given := options.given():
+                raise ValueError(f"{', '.join(given)} is for tasks, and {task} is a function")
+            return Scored(task, found)
+        if options.size != Options.size:
+            raise ValueError(f"--size is for the tasks of nplex, and {task} is your own: change it by --set")
+        try:
+            recipe = found(set=options.public_set())
+        except TypeError as error:
+            raise ValueError(f"{task} cannot be made: {error}") from error
+    return changed(replace(recipe, shared=options.shared), options.values())
+
+
+def own_code(text: str) -> Callable[..., Any]:
+    """What my_module:my_function names, in the folder where the command was given, or in Python's path.
+
+    Raises:
+        ValueError: it names nothing that can be called, or the module cannot be imported.
+    """
+    sys.path.insert(0, "")
+    module, _, name = text.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(f"{text!r} names no function, expected my_module:my_function: {error}") from error
+    finally:
+        sys.path.remove("")
+    if not callable(found):
+        raise ValueError(f"{text!r} must be a function, got a {type(found).__name__}")
+    return found
 
 
 def resuming(run_folder: RunFolder) -> str:

@@ -120,9 +120,14 @@ def _loaded(folder: Path, task: str) -> "LoadedRun":
     """The run on the device that there is."""
     import torch
 
+    from nplex.lab.cli.training import own_code
     from nplex.lab.loading import load_run
+    from nplex.lab.recipes.recipe import Recipe
 
-    loaded = load_run(folder)
+    recipe = own_code(task) if task else None
+    if recipe is not None and not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
+        raise ValueError(f"--task must name the class of a run's own task, a Recipe; got {task}")
+    loaded = load_run(folder, recipe)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded
 

@@ -133,6 +133,12 @@ class Recipe(abc.ABC, Generic[V, P]):
             )
 
     @property
+    def task_name(self) -> str:
+        """As in settings.json: the task's name, or my_module:MyRecipe of one's own."""
+        kind = type(self)
+        return self.name if kind.__module__.startswith("nplex.") else f"{kind.__module__}:{kind.__qualname__}"
+
+    @property
     def converted(self) -> Where:
         """Which layers are converted, and counted."""
         return only(*self.patterns)

@@ -3,31 +3,10 @@
 import math
 from dataclasses import asdict, dataclass, field
 
+from nplex.lab.scored import DENSE, Measured
 from nplex.lab.summary import machine, markdown_table
-from nplex.lab.tuning.space import DENSE
 
 GOALS = {"size": "parameters", "speed": "seconds", "quality": "score"}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a function that is tuned returns.
-
-    Attributes:
-        score: the rule's quality.
-        parameters: of the converted layers; None counts one layer of 1,024 x 1,024.
-        seconds: the smaller, the faster; None for the time that the function took.
-        low: lower end of the 95 % interval of the score; None where there is none.
-        high: upper end.
-        arguments: of nplex.convert_, as Python, for the line of code: `where=nplex.only("blocks.*")`.
-    """
-
-    score: float
-    parameters: int | None = None
-    seconds: float | None = None
-    low: float | None = None
-    high: float | None = None
-    arguments: str = ""
 
 
 @dataclass(frozen=True)
