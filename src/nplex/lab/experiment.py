@@ -15,7 +15,7 @@ from nplex.convert import Where
 from nplex.files import write_json, write_tensors
 from nplex.lab.checked import damaged, write_sealed
 from nplex.lab.environment import environment
-from nplex.lab.recipes.recipe import Data, Outcome, Recipe
+from nplex.lab.recipes.recipe import PARTS, Data, Outcome, Recipe
 from nplex.lab.results import finished_folders, finished_result
 from nplex.lab.run_folder import (
     CHECKPOINT,
@@ -88,7 +88,7 @@ def compare(
             write_json(folder / SETTINGS, Settings("comparison", settings).json())
         for seed in seeds:
             for each in every:
-                run(each, data, seed, folder / f"{each.rule.replace(':', '-')}-seed{seed}", report)
+                run(each, data, seed, folder / f"{Path(each.rule).name.replace(':', '-')}-seed{seed}", report)
         wait()
         results = _finished(folder, settings["rules"])
         summary = summarise(results, recipe.baseline(data))
@@ -119,6 +119,11 @@ def layer_parameters(model: nn.Module, where: Where) -> int:
     layers = [layer for row in rows if where(row.name, layer := model.get_submodule(row.name)) is True]
     dense = {p for layer in layers if not hasattr(layer, "rule") for p in layer.parameters()}
     return count(model).layers + sum(p.numel() for p in dense)
+
+
+def sizes(data: Data) -> dict[str, int]:
+    """How many examples each part has; of language bytes or words."""
+    return {part: len(getattr(data, part)) for part in PARTS}
 
 
 def fingerprint(data: Data) -> dict[str, str]:
@@ -183,6 +188,7 @@ def _measured(model: nn.Module, recipe: Recipe, data: Data, state: State, outcom
         "layer_parameters": layer_parameters(model, recipe.converted),
         "dense_layer_parameters": layer_parameters(dense, recipe.converted),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "sizes": sizes(data),
         "kind": outcome.kind,
         "scores": outcome.scores,
         "interval": outcome.interval,

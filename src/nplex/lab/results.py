@@ -24,6 +24,7 @@ MEASURED: dict[str, Kind] = {
     "layer_parameters": COUNT,
     "dense_layer_parameters": COUNT,
     "parameters": COUNT,
+    "sizes": ("numbers under their names", are_numbers),  # older versions wrote none
     "kind": (f"one of {', '.join(NAMES)}", lambda value: isinstance(value, str) and value in NAMES),
     "scores": ("numbers under their names", are_numbers),
     "interval": ("two numbers", lambda value: isinstance(value, list) and [*map(is_number, value)] == [True, True]),
@@ -72,7 +73,7 @@ def finished_result(path: Path) -> dict:
         ValueError: it is damaged; names the file, and what is wrong.
     """
     result = read_sealed(path)
-    if reason := wrong(result, CONFIG | MEASURED) or wrong(result["recipe"], {"rule": TEXT}):
+    if reason := wrong({"sizes": {}} | result, CONFIG | MEASURED) or wrong(result["recipe"], {"rule": TEXT}):
         raise damaged(path, reason)
     answers, examples = result["answers"], result["examples"]
     if result["kind"] == "accuracy":

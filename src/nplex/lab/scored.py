@@ -15,6 +15,7 @@ import torch
 from nplex.algebra import named
 from nplex.convert import parse_rule
 from nplex.lab.recipes.recipe import Data
+from nplex.stored_rules import table_of_json
 
 DENSE = "dense"
 
@@ -63,9 +64,10 @@ class Scored:
         """The same with another rule.
 
         Raises:
-            ValueError: the text names no rule.
+            ValueError: the text names no rule, or a file holds none.
+            OSError: the file cannot be read.
         """
-        parse_rule(rule)
+        _ = table_of_json(Path(rule)) if rule.endswith(".json") else parse_rule(rule)
         return replace(self, rule=rule)
 
     def load(self, folder: Path | None) -> Data:
@@ -141,6 +143,7 @@ def nominal_parameters(rule: str) -> int:
         return 1024**2
     text, _, rank = rule.partition(":")
     if not text.isdecimal():
-        return (n := named(text).n) * math.ceil(1024 / n) ** 2
+        n = len(table_of_json(Path(rule))) if rule.endswith(".json") else named(text).n
+        return n * math.ceil(1024 / n) ** 2
     n = int(text)
     return n * math.ceil(1024 / n) ** 2 + (3 * n * int(rank) if rank else n**3)
