@@ -76,7 +76,11 @@ def load_run(path: str | Path, recipe: type[Recipe] | None = None) -> LoadedRun:
     Examples:
         model, tokenizer, task = nplex.lab.load_run("runs/agreement-4-seed0")
     """
-    folder = Path(path)
+    with torch.random.fork_rng(devices=[]):  # first values are drawn, and replaced
+        return _load(Path(path), recipe)
+
+
+def _load(folder: Path, recipe: type[Recipe] | None) -> LoadedRun:
     found = finished_folders(folder)
     if found != [folder]:
         raise ValueError(f"{folder} holds {len(found)} runs; name one of them: {', '.join(map(str, found[:8]))}")
@@ -102,8 +106,7 @@ def load_run(path: str | Path, recipe: type[Recipe] | None = None) -> LoadedRun:
     for name in expected.keys() | tensors:
         if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
             raise damaged(folder / MODEL, f"{name} is not what {SETTINGS} and {VOCABULARY} say")
-    with torch.random.fork_rng(devices=[]):
-        model = task.build(data)
+    model = task.build(data)
     fill_from(folder / MODEL, model, tensors)
     return LoadedRun(model.eval(), tokenizer, task)
 

@@ -116,12 +116,27 @@ class Pareto:
             lines.append([row.rule, *numbers])
         return lines + [[rule, *[""] * 5, f"failed: {error[:60]}"] for rule, error in self.failed.items()]
 
+    def about(self) -> str:
+        """What mattered, and what it ran on, in two sentences."""
+        env = self.environment
+        source = f"nplex {env['commit']}, torch {env['torch']}, {machine(env)}, {env['date']}"
+        return f"{self.task}; what matters: {', '.join(self.goals.which)}. {source}."
+
     def markdown(self) -> str:
         """The table as Markdown, and the advice."""
-        env, lines = self.environment, [[cell.replace("|", "/") for cell in line] for line in self.table()]
-        goals = f"{self.task}; what matters: {', '.join(self.goals.which)}"
-        source = f"nplex {env['commit']}, torch {env['torch']}, {machine(env)}, {env['date']}"
-        return f"{markdown_table(lines)}\n\n{goals}. {source}.\n\n{self.advice()}\n"
+        lines = [[cell.replace("|", "/") for cell in line] for line in self.table()]
+        return f"{markdown_table(lines)}\n\n{self.about()}\n\n{self.advice()}\n"
+
+    @classmethod
+    def read(cls, values: dict) -> "Pareto":
+        """What `json` gave.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is something else.
+        """
+        goals = Goals(**values["goals"] | {"which": tuple(values["goals"]["which"])})
+        rows = tuple(Row(row["rule"], Measured(**row["measured"]), row["pareto"]) for row in values["rows"])
+        return cls(values["task"], goals, values["environment"], values["unit"], rows, values["failed"])
 
     def json(self) -> dict:
         """Everything, as data."""
