@@ -9,8 +9,8 @@ from nplex.cli import app, spread
 TINY = ("--set", "width=16", "--set", "layers=1", "--set", "heads=2", "--set", "feed_forward=16")
 ARGUMENTS = {
     "agreement": (*TINY, "--rule", "4"),
-    "inference": ("--set", "width=16", "--set", "embedding=16", "--rule", "quaternion"),
-    "style": (*TINY, "--set", "vocabulary=300", "--set", "beams=1", "--set", "longest=4", "--rule", "2:3"),
+    "inference": ("--set", "width=16", "--set", "embedding=16", "--rule", "dense"),
+    "style": (*TINY, "--set", "vocabulary=300", "--set", "beams=1", "--set", "longest=4", "--rule", "dense"),
     "language": (*TINY, "--set", "length=16", "--rule", "own.json"),
     "word": (*TINY, "--set", "length=16", "--set", "unit=word", "--rule", "dense"),
 }
