@@ -40,25 +40,26 @@ class Measured:
     high: float | None = None
     arguments: str = ""
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the interval; the score where there is none."""
+        low, high = self.low, self.high
+        return self.score if low is None else low, self.score if high is None else high
+
 
 @dataclass(frozen=True)
 class Scored:
     """A function with a rule, as `nplex run` and `nplex compare` take a recipe.
 
     Attributes:
-        name: my_module:my_function.
+        task_name: my_module:my_function.
         function: called with the rule's text; gives its score, or a Measured.
         rule: as on the command line.
     """
 
-    name: str
+    task_name: str
     function: Callable[[str], Any]
     rule: str = DENSE
-
-    @property
-    def task_name(self) -> str:
-        """As in settings.json."""
-        return self.name
 
     def with_rule(self, rule: str) -> "Scored":
         """The same with another rule.
@@ -87,13 +88,12 @@ class Scored:
         try:
             found = measure(self.function, self.rule, seed)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{self.name} failed with rule {self.rule}, {reason}; --debug shows where") from error
-        ends = [found.score if end is None else end for end in (found.low, found.high)]
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{self.task_name} failed with rule {self.rule}, {why}; --debug shows where") from error
         known = nominal_parameters(DENSE) if found.parameters == nominal_parameters(self.rule) else 0
         return {
             "layer_parameters": found.parameters, "dense_layer_parameters": known, "parameters": found.parameters,
-            "kind": "score", "scores": {"score": found.score}, "interval": ends, "answers": [repr(found.score)],
+            "kind": "score", "scores": {"score": found.score}, "interval": found.ends, "answers": [repr(found.score)],
             "examples": 1, "notes": {}, "training_seconds": found.seconds, "training_tokens_per_second": 0,
             "testing_tokens_per_second": 0, "history": [],
         }  # fmt: skip

@@ -44,7 +44,7 @@ def compare(  # noqa: PLR0913 - options of the command line
       nplex compare agreement --rule dense own.json --set learning_rate=2e-3 --set layers=4 --settings my.toml
     """
     seeds = sorted(set(seed or [0]))
-    folder = training.folder_of(out, task, "compare")
+    folder = training.folder_of(out, (task, "compare"))
     run_folder = RunFolder(folder, resume, force)
     training.check_run(rule, seeds, run_folder)
     options = training.Options(size, sets, settings, data, epochs, shared)
@@ -85,7 +85,7 @@ def run(  # noqa: PLR0913 - options of the command line
 
       torchrun --nproc-per-node 2 -m nplex run agreement --rule 4 --out runs/two
     """
-    folder = training.folder_of(out, task, Path(rule).name, f"seed{seed}")
+    folder = training.folder_of(out, (task, Path(rule).name, f"seed{seed}"))
     run_folder = RunFolder(folder, resume, force)
     training.check_run([rule], [seed], run_folder)
     options = training.Options(size, sets, settings, data, epochs, shared)

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nplex.lab.recipes.recipe import Recipe
+from nplex.lab.recipes import tasks
+from nplex.lab.recipes.recipe import Data, Recipe
 from nplex.lab.recipes.settings import changed, names, settings_from
-from nplex.lab.recipes.tasks import TASKS
 from nplex.lab.run_folder import RunFolder
 from nplex.lab.scored import Scored
 from nplex.terminal import STOPPED, TWIN, messages, refuse, refusing
 
 if TYPE_CHECKING:
-    from nplex.lab.recipes.recipe import Data
     from nplex.lab.train import OnStep, State
 
 RULE = f"dense, {TWIN}; or own.json, the table of an own algebra"
-NAMES = ", ".join(sorted({name for task in TASKS.values() for name in names(type(task()))}))
+NAMES = ", ".join(sorted({name for task in tasks.TASKS.values() for name in names(type(task()))}))
 SETTING = f"A setting, any number of times; or a public set in the folder, as sick. Settings: {NAMES}."
 TaskName = Annotated[
-    str, typer.Argument(help=f"{', '.join(TASKS)}; or my_module:my_function, which takes a rule.", metavar="TASK")
+    str,
+    typer.Argument(help=f"{', '.join(tasks.TASKS)}; or my_module:my_function, which takes a rule.", metavar="TASK"),
 ]
 DataOption = Annotated[
     Path | None,
@@ -37,10 +37,7 @@ DataOption = Annotated[
     ),
 ]  # fmt: skip
 Size = Annotated[str, typer.Option(help="small, for two cores; or paper, the paper's size.", metavar="SIZE")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help=SETTING),
-]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=SETTING)]
 SettingsOption = Annotated[
     Path | None,
     typer.Option("--settings", metavar="FILE", help="A TOML file with settings, one a line; --set counts more."),
@@ -54,7 +51,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the run 
 Force = Annotated[bool, typer.Option("--force", help="Delete what the run folder holds and start anew.")]
 
 
-def folder_of(out: Path | None, *names: str) -> Path:
+def folder_of(out: Path | None, names: Sequence[str]) -> Path:
     """The run folder that was given, or one below runs that is called after what runs in it."""
     return out or Path("runs") / "-".join(re.sub(r"[^\w(),.+-]+", "-", name) for name in names)
 
@@ -82,9 +79,8 @@ class Options:
 
     def given(self) -> list[str]:
         """The options that are not as they are by default."""
-        names = {"sets": "set"}
         every = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-        return [f"--{names.get(name, name)}" for name in every]
+        return ["--set" if name == "sets" else f"--{name}" for name in every]
 
     def values(self) -> dict[str, object]:
         """All settings, by name; of the file those that no option gives."""
@@ -101,7 +97,7 @@ class Options:
         return "".join(found)
 
 
-def prepare(task: str, rules: Sequence[str], options: Options, run_folder: RunFolder) -> tuple["Recipe", "Data"]:
+def prepare(task: str, rules: Sequence[str], options: Options, run_folder: RunFolder) -> tuple[Recipe | Scored, Data]:
     """What is trained with the first of some rules, and its data; tells first what is wrong."""
     with refusing():
         import accelerate  # noqa: F401, RUF100 - its absence is told before any work
@@ -124,10 +120,8 @@ def trained(task: str, rule: str, options: Options) -> Recipe | Scored:
     Raises:
         ValueError: there is no such task, or an option is wrong or not for it.
     """
-    from nplex.lab.recipes.tasks import recipe_of
-
     if ":" not in task:
-        recipe = recipe_of(task, rule, size=options.size, set=options.public_set())
+        recipe = tasks.recipe_of(task, rule, size=options.size, set=options.public_set())
     else:
         found = own_code(task)
         if not (isinstance(found, type) and issubclass(found, Recipe)):

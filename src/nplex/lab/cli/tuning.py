@@ -49,14 +49,12 @@ def tune(  # noqa: PLR0913 - options of the command line
 
       nplex tune my_module:my_function --trials 20 --storage postgresql://me@host/rules --out runs/second
     """
-    run_folder = RunFolder(training.folder_of(out, task, "tune"), resume, force)
+    run_folder = RunFolder(training.folder_of(out, (task, "tune")), resume, force)
     training.check_run([], [seed], run_folder)
     if force and storage:
         refuse("--force deletes a folder, and the shared --storage would be left: take another --seed or database")
-    if seed and ":" in task:
-        refuse(f"--seed is for the tasks of nplex, and {task} is a function")
-    if lower and ":" not in task:
-        refuse("--lower is for functions; a task says itself which scores are better")
+    if (seed and ":" in task) or (lower and ":" not in task):
+        refuse("--seed is for the tasks of nplex and --lower for functions: a task knows which scores are better")
     with refusing():
         import optuna  # noqa: F401, RUF100 - its absence is told before any work
 
@@ -66,8 +64,8 @@ def tune(  # noqa: PLR0913 - options of the command line
 
         goals = Goals(tuple(goal or Goals().which), lower, margin)
         rules = rules_to_try(_sizes(n), rank or space.RANKS, algebra or ())
-    options = training.Options(size, sets, settings, data, epochs, shared)
-    recipe, loaded = training.prepare(task, rules, options, run_folder)
+    asked = training.Options(size, sets, settings, data, epochs, shared)
+    recipe, loaded = training.prepare(task, rules, asked, run_folder)
     if isinstance(recipe, Scored):
         objective = recipe.function
     else:

@@ -16,7 +16,7 @@ from nplex.lab.recipes.seq2seq import Seq2Seq, read_sides, sizes
 from nplex.lab.text import Pairs, find_file, read_lines, read_parallel
 
 MULTI30K = {"dev": "val", "test": "test_2016_flickr"}
-PANL, TED = ("ECO", "INT", "SCI", "SPO"), "IWSLT17.TED.{}.tgz"
+PANL = ("ECO", "INT", "SCI", "SPO")
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,13 @@ def translation(rule: str = "4", *, size: str = "small", set: str = "") -> Trans
 
 def _read_en_id(folder: Path, parts: Sequence[str]) -> Reading:
     """Four domains of PANL-BPPT for training, two years of TED for dev and test, in their archives."""
-    domains = [f"PANL-BPPT-{part}-EN-ID-{100 if part in ('SCI', 'SPO') else 150}Kw.tgz" for part in PANL]
-    names = {"train": domains, "dev": [TED.format("dev2010.en-id")], "test": [TED.format("tst2017plus.en-id.tok")]}
-    files = {part: [find_file(folder, name) for name in names[part]] for part in parts}
-    found = [
-        [pair for file in files[part] for pair in _loose(file)]
-        if part == "train"
-        else read_parallel(files[part][0], files[part][0], members=(".en", ".id"), skip_empty=True)
-        for part in parts
-    ]
-    return folder, tuple(file for part in parts for file in files[part]), found
+    names = [f"PANL-BPPT-{part}-EN-ID-{100 if part in ('SCI', 'SPO') else 150}Kw.tgz" for part in PANL]
+    names += ["IWSLT17.TED.dev2010.en-id.tgz", "IWSLT17.TED.tst2017plus.en-id.tok.tgz"]
+    files = [find_file(folder, name) for name in names]
+    train = [pair for file in files[:4] for pair in _loose(file)]
+    dev, test = (read_parallel(file, file, members=(".en", ".id"), skip_empty=True) for file in files[4:])
+    every = {"train": train, "dev": dev, "test": test}
+    return folder, tuple(files), [every[part] for part in parts]
 
 
 def _loose(file: Path) -> Pairs:

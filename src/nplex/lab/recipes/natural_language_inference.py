@@ -75,7 +75,7 @@ class Inference(Classification):
             raise no_data(self.name, fetched="snli")
         if self.set:
             which = dict(zip(PARTS, SETS[self.set], strict=True))
-            chosen = [(folder / name, columns, rows) for name, columns, rows in map(which.__getitem__, parts)]
+            chosen = [(folder / name, columns, rows) for name, columns, rows in (which[part] for part in parts)]
         else:
             chosen = [(find_file(folder, f"{part}.tsv"), OWN, ALL) for part in parts]
         for file, *_ in chosen:

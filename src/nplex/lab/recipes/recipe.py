@@ -19,7 +19,7 @@ from nplex.stored_rules import table_of_json
 Size = Literal["small", "paper"]
 Kind = Literal["accuracy", "bleu", "loss"]
 SIZES: tuple[Size, ...] = ("small", "paper")
-PARTS = ("train", "dev", "test")
+PARTS: tuple[str, ...] = ("train", "dev", "test")
 TEXT = ("text",)  # a line is one text, tabs and all
 Reading = tuple[Path, tuple[Path, ...], Sequence[Any]]  # a folder, its files, and the raw examples of some parts
 V = TypeVar("V")

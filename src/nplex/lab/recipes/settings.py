@@ -59,7 +59,7 @@ def settings_from(file: Path | None, pairs: Iterable[str]) -> dict[str, object]:
     return found | texts
 
 
-def recipe_from(kind: type[Recipe], values: dict) -> Recipe:
+def recipe_from(kind: type[Recipe], values: dict[str, Any]) -> Recipe:
     """The recipe whose settings a run keeps.
 
     Raises:
@@ -72,6 +72,7 @@ def recipe_from(kind: type[Recipe], values: dict) -> Recipe:
         if unknown := sorted(given.keys() - {field.name for field in fields(owner)}):
             raise ValueError(f"{unknown[0]} is not a setting of {owner.__name__}")
     try:
-        return kind(**values | {"schedule": Schedule(**schedule)})
+        found: dict[str, Any] = values | {"schedule": Schedule(**schedule)}
+        return kind(**found)
     except (TypeError, KeyError) as error:
         raise ValueError(str(error)) from None

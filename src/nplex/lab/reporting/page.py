@@ -3,15 +3,15 @@
 import html
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
 
 from nplex.files import write_text
 from nplex.lab.reporting.read import FinishedRun, baseline, finished_runs, search_of
 from nplex.lab.reporting.rule_tables import identify_rules, packed
+from nplex.lab.run_folder import RESULT
 from nplex.lab.summary import DIGITS, NAMES, Summary, summarise
-from nplex.lab.tuning import Pareto
 
 OnRule = Callable[[int, int], None]
 PARTS = files("nplex.lab.reporting") / "parts"
@@ -35,16 +35,20 @@ def report(folder: Path, out: Path, progress: OnRule | None = None) -> Path:
         ValueError: it is not a folder of runs, or a file is damaged.
     """
     search = search_of(folder)
-    runs = finished_runs(folder, some=search is None)
+    runs = [] if search and not any(folder.glob(f"*/{RESULT}")) else finished_runs(folder)
     first = runs[0].result if runs else {}
     rules_shown = packed(runs)
     if progress is not None:
         identify_rules(runs, rules_shown, progress)
     if search is None:
         summary = summarise([run.result for run in runs], baseline(folder))
-        task, about, table, scores = first["task"], _about(runs, summary), summary.table(), _scores(summary)
+        task, about, table = first["task"], _about(runs, summary), summary.table()
+        lines = ((each.rule, each.layer_parameters, each.score, each.low, each.high) for each in summary.lines)
+        scores = _scores(summary.kind, lines)
     else:
-        task, about, table, scores = search.task, search.about(), search.table(), _scores_of(search)
+        task, about, table = search.task, search.about(), search.table()
+        found = ((row.rule, row.measured) for row in search.rows)
+        scores = _scores("score", ((rule, each.parameters, each.score, *each.ends) for rule, each in found))
     values = {
         "title": html.escape(f"{task}: {', '.join(line['rule'] for line in scores['lines'])}"),
         "heading": html.escape(task),
@@ -92,28 +96,11 @@ def _settings(recipe: dict) -> str:
     )
 
 
-def _scores(summary: Summary) -> dict:
-    lines = [
-        {
-            "rule": line.rule, "parameters": line.layer_parameters, "score": line.score, "low": line.low,
-            "high": line.high,
-        }
-        for line in summary.lines
-    ]  # fmt: skip
-    return {"score": NAMES[summary.kind], "digits": DIGITS[summary.kind], "lines": lines}
-
-
-def _scores_of(search: Pareto) -> dict:
-    rows = {row.rule: row.measured for row in search.rows}
-    lines = [
-        {
-            "rule": rule, "parameters": found.parameters, "score": found.score,
-            "low": found.score if found.low is None else found.low,
-            "high": found.score if found.high is None else found.high,
-        }
-        for rule, found in rows.items()
-    ]  # fmt: skip
-    return {"score": "score", "digits": DIGITS["score"], "lines": lines}
+def _scores(kind: str, rows: Iterable[tuple[str, int | None, float, float, float]]) -> dict:
+    """Of each rule its parameters, its score and the ends of the interval."""
+    keys = ("rule", "parameters", "score", "low", "high")
+    lines = [dict(zip(keys, row, strict=True)) for row in rows]
+    return {"score": NAMES[kind], "digits": DIGITS[kind], "lines": lines}
 
 
 def _curves(runs: list[FinishedRun]) -> list[dict]:

@@ -80,23 +80,14 @@ def search_of(folder: Path) -> Pareto | None:
     return found
 
 
-def finished_runs(folder: Path, *, some: bool = True) -> list[FinishedRun]:
+def finished_runs(folder: Path) -> list[FinishedRun]:
     """The finished runs of a folder: itself, or those below it in the order of the comparison.
-
-    Args:
-        folder: of a run, a comparison or a search.
-        some: whether there must be one.
 
     Raises:
         FileNotFoundError: there is no such folder, or no run in it is finished.
         ValueError: it is not a folder of runs, or a file is damaged.
     """
-    try:
-        runs = [_one(each) for each in finished_folders(folder)]
-    except FileNotFoundError:
-        if some:
-            raise
-        return []
+    runs = [_one(each) for each in finished_folders(folder)]
     _same_task(runs, folder)
     _none_lost(runs, folder / COMPARISON[0])
     settings = settings_of(folder)

@@ -66,7 +66,7 @@ def _decoded(line: bytes, name: str, number: int) -> str:
 def _opened(path: Path, member: str | None) -> Iterator[io.BufferedIOBase]:
     """The bytes of the file, decompressed as they are read."""
     if str(path) == "-":
-        yield sys.stdin.buffer
+        yield sys.stdin.buffer  # pyright: ignore[reportReturnType] - it has what is used
         return
     packed = member is not None or path.suffix == ".gz"
     with gzip.open(path, "rb") if packed else path.open("rb") as file:

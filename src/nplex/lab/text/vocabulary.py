@@ -42,7 +42,7 @@ class Vocabulary:
             ValueError: they are no list of words, or do not begin with the special ones.
         """
         words = values.get("words")
-        if not are_texts(words) or tuple(words[: len(SPECIAL)]) != SPECIAL:
+        if not isinstance(words, list) or not are_texts(words) or tuple(words[: len(SPECIAL)]) != SPECIAL:
             raise ValueError(f"expected words that begin with {', '.join(SPECIAL)}")
         return cls(tuple(words))
 
