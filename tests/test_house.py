@@ -126,8 +126,8 @@ PUBLIC = {
     "nplex.terminal": ["messages", "refuse", "refusing", "print_table", "STOPPED", "TWIN", "EXTRAS", "debugging"],
     "nplex.lab": [
         "fit", "Schedule", "Task", "Loss", "greedy", "beam", "agreement", "inference", "translation", "style",
-        "language", "recipe_of", "run", "compare", "RunFolder", "tune", "load_run", "LoadedRun", "Recipe", "Data",
-        "Outcome", "Prediction",
+        "language", "recipe_of", "run", "compare", "RunFolder", "tune", "load_run", "LoadedRun", "Recipe",
+        "Data", "Outcome",
     ],
 }  # fmt: skip
 

@@ -64,7 +64,7 @@ def test_help_names_every_setting(verb):
 
 def test_a_toml_file_gives_settings_and_options_count_more(tmp_path):
     file = tmp_path / "my.toml"
-    file.write_text('width = 64\n[schedule]\nepochs = 3\nkeep = "best"\n[model]\nlayers = 1\n')
+    file.write_text('width = 64\nepochs = 3\nkeep = "best"\nlayers = 1\n')
     found = settings_from(file, ["epochs=5", "rule_rate = 2"])
     assert found == {"width": 64, "epochs": "5", "keep": "best", "layers": 1, "rule_rate": "2"}
     recipe = changed(TASKS["agreement"](), found)
@@ -88,7 +88,8 @@ BAD_OPTIONS = {
     "a folder": (["--settings", "."], "directory"),
     "no TOML": (["--settings", "DIR/own.json"], "is damaged, expected TOML"),
     "unknown in file": (["--settings", "DIR/bad.toml"], "unknown setting 'lr'"),
-    "twice in file": (["--settings", "DIR/twice.toml"], "gives epochs twice"),
+    "twice in file": (["--settings", "DIR/twice.toml"], "is damaged, expected TOML"),
+    "a table": (["--settings", "DIR/table.toml"], "unknown setting 'schedule'"),
     "no rule file": (["--rule", "nowhere.json"], "nowhere.json"),
     "no JSON": (["--rule", "DIR/broken.json"], "is damaged, expected JSON"),
     "empty JSON": (["--rule", "DIR/empty.json"], "expected JSON"),
@@ -116,7 +117,8 @@ def with_rule(arguments):
 @pytest.mark.parametrize("case", [*BAD_OPTIONS, *BAD_TASKS])
 def test_bad_input_is_one_line_and_leaves_no_folder_in_the_way(place, here, unchecked, verb, case):
     (place / "bad.toml").write_text("lr = 1\n")
-    (place / "twice.toml").write_text("epochs = 1\n[schedule]\nepochs = 1\n")
+    (place / "twice.toml").write_text("epochs = 1\nepochs = 1\n")
+    (place / "table.toml").write_text("[schedule]\nepochs = 1\n")
     (place / "broken.json").write_text("[[")
     (place / "empty.json").write_text("")
     (place / "flat.json").write_text("[[1, 2], [3, 4]]")

@@ -90,18 +90,11 @@ def compare(
             for each in every:
                 run(each, data, seed, folder / f"{Path(each.rule).name.replace(':', '-')}-seed{seed}", report)
         wait()
-        results = _finished(folder, settings["rules"])
+        results = [finished_result(each / RESULT) for each in finished_folders(folder)]
         summary = summarise(results, recipe.baseline(data))
         if main_process():
             write_sealed(folder / COMPARISON[0], _plain(asdict(summary) | {"runs": results}))
     return summary
-
-
-def _finished(folder: Path, rules: Sequence[str]) -> list[dict]:
-    """The results of all finished runs of a comparison, in the order of its rules, then of their seeds."""
-    found = [finished_result(each / RESULT) for each in finished_folders(folder)]
-    order = list(dict.fromkeys([*rules, *(result["recipe"]["rule"] for result in found)]))
-    return sorted(found, key=lambda result: (order.index(result["recipe"]["rule"]), result["seed"]))
 
 
 def _check_others(folder: Path, config: dict) -> None:

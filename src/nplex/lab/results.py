@@ -58,7 +58,8 @@ def finished_folders(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} is not a folder of nplex run or nplex compare (no run wrote its {SETTINGS})")
     every = [folder] if settings.kind == "run" else sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
     order = [str(rule).replace(":", "-") for rule in settings.values.get("rules", [])]
-    every.sort(key=lambda path: [*order, path.name.rpartition("-seed")[0]].index(path.name.rpartition("-seed")[0]))
+    rules = {path: path.name.rpartition("-seed")[0] for path in every}
+    every.sort(key=lambda path: ([*order, rules[path]].index(rules[path]), len(path.name)))  # then by the seed
     found = [path for path in every if (path / RESULT).exists()]
     if not found:
         raise FileNotFoundError(f"{folder} holds no finished run; finish it first, by --resume")

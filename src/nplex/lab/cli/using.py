@@ -112,7 +112,8 @@ def predict(run: Run, file: Lines, as_json: AsJson = False, task: TaskOption = "
             part = slice(first, first + CHUNK)
             answers = loaded.task.predict(loaded.model, cells[part], loaded.tokenizer, device)
             for line, answer in zip(lines[part], answers, strict=True):
-                print(_as_json(line, answer) if as_json else _as_text(answer), flush=True)
+                shown = json.dumps({"input": line} | answer, ensure_ascii=False) if as_json else _shown(answer)
+                print(shown, flush=True)
     messages.print(f"{len(lines):,} lines in {time.perf_counter() - began:.1f} s")
 
 
@@ -153,15 +154,8 @@ def _rows(runs: dict[Path, "LoadedRun"], outcomes: dict[Path, "Outcome"], refere
     return rows
 
 
-def _as_text(answer: "Prediction") -> str:
+def _shown(answer: "Prediction") -> str:
     """A label and its probability, or the text, on one line."""
-    if answer.probabilities:
-        return f"{answer.text}\t{answer.probabilities[answer.text]:.4f}"
-    return " ".join(answer.text.splitlines())
-
-
-def _as_json(line: str, answer: "Prediction") -> str:
-    """The same with its line and all probabilities, as JSON."""
-    if answer.probabilities:
-        return json.dumps({"input": line, "label": answer.text, "probabilities": answer.probabilities})
-    return json.dumps({"input": line, "text": answer.text}, ensure_ascii=False)
+    if "label" in answer:
+        return f"{answer['label']}\t{answer['probabilities'][answer['label']]:.4f}"
+    return " ".join(answer["text"].splitlines())

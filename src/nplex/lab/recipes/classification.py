@@ -97,7 +97,7 @@ class Classification(Recipe[Vocabulary, Labelled]):
         """The likeliest label, and the probability of each."""
         rows = logits(model, self._sides(lines, tokenizer), device).softmax(-1).tolist()
         found = [dict(zip(self.labels, row, strict=True)) for row in rows]
-        return [Prediction(max(row, key=lambda label: row[label]), row) for row in found]
+        return [{"label": max(row, key=lambda label: row[label]), "probabilities": row} for row in found]
 
     def baseline(self, data: LabelledData) -> tuple[str, dict[str, float]]:
         """The majority class of the training part."""

@@ -150,13 +150,13 @@ class Language(Recipe[Vocabulary | Bytes, Tensor]):
             rows = [row[:-1] for row in rows]  # the line goes on
         rows = [row[-max(1, self.length // 2) :] for row in rows]
         (end,) = tokenizer.encode([[""] if self.unit == "byte" else [LINE]])[0].tolist()
-        found = [Prediction("")] * len(rows)
+        found = [Prediction()] * len(rows)
         for size in sorted({len(row) for row in rows}):
             which = [index for index, row in enumerate(rows) if len(row) == size]
             batch = torch.stack([rows[index] for index in which]).to(device)
             written = greedy(model, batch[:, :-1], longest=self.length - size + 1, begin=batch[:, -1], end=end)
             for index, numbers in zip(which, written, strict=True):
-                found[index] = Prediction(tokenizer.decode(numbers))
+                found[index] = {"text": tokenizer.decode(numbers)}
         return found
 
     def baseline(self, data: LanguageData) -> tuple[str, dict[str, float]]:

@@ -19,6 +19,7 @@ from nplex.stored_rules import table_of_json
 Size = Literal["small", "paper"]
 Kind = Literal["accuracy", "bleu", "loss"]
 SIZES: tuple[Size, ...] = ("small", "paper")
+Prediction = dict[str, Any]  # of a line: `label` and the `probabilities` of all labels, or `text`
 PARTS: tuple[str, ...] = ("train", "dev", "test")
 TEXT = ("text",)  # a line is one text, tabs and all
 Reading = tuple[Path, tuple[Path, ...], Sequence[Any]]  # a folder, its files, and the raw examples of some parts
@@ -52,14 +53,6 @@ class Outcome:
     def examples(self) -> int:
         """How many were tested: the answers, or the places of a text of 0 and 1."""
         return len(self.answers[0]) if self.kind == "accuracy" else len(self.answers)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model makes of a line: a label with the probability of each, or a text, which has none."""
-
-    text: str
-    probabilities: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class Seq2Seq(Recipe[Subwords, Encoded]):
     ) -> list[Prediction]:
         """The text that beam search writes for each line; lines that are too long lose their end."""
         sources = sources_of([line for (line,) in lines], tokenizer, self.longest)
-        return [Prediction(text) for text in self.write(model, sources, tokenizer, device)[0]]
+        return [{"text": text} for text in self.write(model, sources, tokenizer, device)[0]]
 
     def write(
         self, model: nn.Module, sources: list[Tensor], subwords: Subwords, device: torch.device

@@ -1,7 +1,8 @@
 """The settings of a recipe: changed by name, and read back from the settings.json of a run."""
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from nplex.lab.recipes.recipe import Recipe
 from nplex.lab.train import Schedule
 
 OPTIONS = ("rule", "shared", "set", "table")  # have options of their own
-TABLES = ("schedule", "model")
 
 
 def names(kind: type[Recipe]) -> dict[str, Any]:
@@ -35,28 +35,21 @@ def changed(recipe: Recipe, given: Mapping[str, object]) -> Recipe:
     return replace(recipe, schedule=replace(recipe.schedule, **schedule), **own)
 
 
-def settings_from(file: Path | None, pairs: Iterable[str]) -> dict[str, object]:
+def settings_from(file: Path | None, pairs: Sequence[str]) -> dict[str, Any]:
     """The settings of a TOML file, then those of texts as `learning_rate=2e-3`, which count before it.
 
     Raises:
         ValueError: the file is no TOML, or a setting is given twice.
         OSError: the file cannot be read.
     """
-    found: dict[str, object] = {}
     try:
-        values = {} if file is None else tomllib.loads(file.read_text("utf-8"))
+        found = {} if file is None else tomllib.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged, expected TOML with a setting a line, as epochs = 3: {error}") from None
-    for part in (values, *(values.pop(table) for table in TABLES if isinstance(values.get(table), dict))):
-        if twice := sorted(part.keys() & found):
-            raise ValueError(f"{file} gives {twice[0]} twice")
-        found |= part
-    texts: dict[str, object] = {}
-    for name, _, value in (pair.partition("=") for pair in pairs):
-        if name.strip() in texts:
-            raise ValueError(f"{name.strip()} is given twice")
-        texts[name.strip()] = value.strip()
-    return found | texts
+    split = [(name.strip(), value.strip()) for name, _, value in (pair.partition("=") for pair in pairs)]
+    if twice := [name for name, count in Counter(name for name, _ in split).items() if count > 1]:
+        raise ValueError(f"{twice[0]} is given twice")
+    return found | dict(split)
 
 
 def recipe_from(kind: type[Recipe], values: dict[str, Any]) -> Recipe:

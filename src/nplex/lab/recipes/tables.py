@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from nplex.lab.recipes import paper
 from nplex.lab.recipes.paper import PaperTable
@@ -9,22 +10,11 @@ from nplex.lab.recipes.recipe import Recipe
 from nplex.lab.recipes.tasks import recipe_of
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """The data that was read.
-
-    Attributes:
-        sizes: how many examples train, dev and test have.
-        files: the name of each file, and its SHA-256.
-    """
+class Provenance(NamedTuple):
+    """The data that was read: how many examples each part has, and the SHA-256 of each file."""
 
     sizes: dict[str, int]
     files: dict[str, str]
-
-    @property
-    def digest(self) -> str:
-        """Of all files, whatever they are called."""
-        return hashlib.sha256("".join(self.files.values()).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
         counts = " and ".join(f"{self.sizes[part]:,} for {part}" for part in ("train", "test"))
@@ -78,7 +68,8 @@ class Part:
 
     def differs(self, size: str, read: Provenance) -> str:
         """What differs from the paper, in data and size, where some files were read."""
-        known = read.digest == self.digest
+        digest = hashlib.sha256("".join(read.files.values()).encode()).hexdigest()
+        known = bool(self.digest) and digest.startswith(self.digest)
         data = self.data if known else "not the files that nplex's own results were made of"
         others = [text for text in (self.always, self.smaller * (size == "small")) if text]
         return f"{'; '.join([f'{read}: {data}', *others])}."

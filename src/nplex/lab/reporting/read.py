@@ -90,9 +90,7 @@ def finished_runs(folder: Path) -> list[FinishedRun]:
     runs = [_one(each) for each in finished_folders(folder)]
     _same_task(runs, folder)
     _none_lost(runs, folder / COMPARISON[0])
-    settings = settings_of(folder)
-    order = [] if settings is None else list(settings.values.get("rules", []))
-    return sorted(runs, key=lambda run: (order.index(run.rule) if run.rule in order else 99, run.result["seed"]))
+    return runs
 
 
 def _one(folder: Path) -> FinishedRun:

@@ -56,7 +56,7 @@ def write(done: Reproduced, folder: Path) -> Path:
     stem = folder / done.name
     if main_process():
         values = asdict(done.summary) | {
-            "command": done.command, "paper": asdict(done.part.table), "read": asdict(done.read),
+            "command": done.command, "paper": asdict(done.part.table), "read": done.read._asdict(),
             "differs": done.part.differs(done.size, done.read),
             "differences": {rule: asdict(value) for rule, value in done.differences.items()}, "runs": done.results,
         }  # fmt: skip
