@@ -43,7 +43,7 @@ def settings_from(file: Path | None, pairs: Sequence[str]) -> dict[str, Any]:
         OSError: the file cannot be read.
     """
     try:
-        found = {} if file is None else tomllib.loads(file.read_text("utf-8"))
+        found: dict[str, Any] = {} if file is None else tomllib.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged, expected TOML with a setting a line, as epochs = 3: {error}") from None
     split = [(name.strip(), value.strip()) for name, _, value in (pair.partition("=") for pair in pairs)]
