@@ -1,17 +1,20 @@
 """Is a wider hypercomplex model better than a dense one of the same parameters, or of the same training FLOPs?
 
-    python benchmarks/budgets.py           # hours of one core; not run to its end yet
+    python benchmarks/budgets.py           # two hours of one core
     python benchmarks/budgets.py --quick   # tiny models and a few steps, to see that it runs; writes no results
 
-The language recipe on bytes, its blocks of each family: dense; learned rules of rank n and of the generic rank; low
-rank; two block-diagonal matrices with a permutation between them. For each dense width of BUDGETS each family gets
-the width at which (a) the parameters of its blocks, (b) the FLOPs of its training equal the dense model's; all read
-the same number of bytes. Each model is tuned alike, on the first seed: runs of the full length with rates a factor of
-sqrt(2) apart, from START up and down until the best on the dev part has a worse one on each side. Every run has a
-folder of its own below --out, so that a second call goes on with what is missing. Writes
-results/budgets.json, .md and .png. Sizes and counts are in budgets_models.py, table and figure in budgets_page.py.
+The bytes, batches and schedule of step_sizes.py; blocks of each family: dense; learned rules of rank n and of the
+generic rank; low rank; two block-diagonal matrices with a permutation between them. For each dense width of BUDGETS
+each family gets the width at which (a) the parameters of its blocks, (b) the FLOPs of its training equal the dense
+model's; all read the same number of bytes. Each model is tuned alike, with the first seed: runs of the full length
+with rates a factor of sqrt(2) apart, from START up and down until the best on the dev half of the tested modules has
+a worse one on each side. Runs that are done are in --out and not done again. Times are of steps in turns, at the end:
+keep the machine quiet then. Writes results/budgets.json, .md and .png. Sizes and counts are in budgets_models.py,
+table and figure in budgets_page.py.
 """
 
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,53 +22,54 @@ from typing import Annotated
 
 import torch
 import typer
-from budgets_models import DENSE, Model, Point, batch_shape, check_counts, counted, loaded, points, recipe
+from budgets_models import DENSE, TOKENS, Model, Point, built, check_counts, counted, points
 from budgets_page import figure, page
+from rich.progress import track
+from step_sizes import LENGTH, TESTED, fitted, lines, texts
 from studies import CONSOLE, all_done
 
-from nplex.files import write_json, write_text
-from nplex.lab import experiment
+from nplex.files import read_json, write_json, write_text
 from nplex.lab.environment import environment
-from nplex.lab.train import Interrupted
 
 RESULTS = Path(__file__).parents[1] / "results"
 BUDGETS = (256,)  # widths of the dense models that the others are made equal to
 WIDTHS = (192, 256, 384)  # of dense models, the curve to compare with
 START = 1.41e-3  # the first rate that is tried
 TRIED = 5  # at most, factors of sqrt(2) up or down
+PARTS = ("dev", "test")  # halves of the modules that no model is trained on
 
 
 @dataclass(frozen=True)
 class Study:
     """What all runs have in common."""
 
-    data: Path | None
     steps: int
     seeds: int
     out: Path
 
 
 def main(
-    size: Annotated[int, typer.Option("--bytes", min=10_000, help="That each run reads.")] = 512_000,
+    steps: Annotated[int, typer.Option(min=1)] = 500,
     seeds: Annotated[int, typer.Option(min=1, help="How many, from 0; rates are chosen with the first.")] = 3,
     processes: Annotated[int, typer.Option(min=1, help="Models at a time, each of one thread.")] = 1,
-    data: Annotated[Path | None, typer.Option(help="A folder; the built-in text if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Where the runs are.")] = Path("runs/budgets"),
     base: Annotated[list[int] | None, typer.Option(help="Dense widths to be equal to; BUDGETS if left out.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Width 32, three steps; writes no results.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Width 32, five steps; writes no results.")] = False,
 ) -> None:
     """Run what is missing, then print the table and write it with all figures as JSON and a figure."""
     torch.set_num_threads(1)
-    steps = 5 if quick else max(1, size // batch_shape(data)[0])
-    study = Study(data, steps, seeds, out / "quick" if quick else out)
-    check_counts(data, width=32)
-    chosen = points(data, *(((32,), (32, 40)) if quick else (tuple(base or BUDGETS), WIDTHS)))
+    study = Study(5, seeds, out / "quick") if quick else Study(steps, seeds, out)
+    check_counts(width=32)
+    chosen = points(*(((32,), (32, 40)) if quick else (tuple(base or BUDGETS), WIDTHS)))
     models = list(dict.fromkeys(point.model for point in chosen))
     try:
         rows = [row for _, rows in all_done(done, study, models, processes, "budgets") for row in rows]
-    except (Interrupted, KeyboardInterrupt):
+    except KeyboardInterrupt:
         CONSOLE.print("stopped; the same command goes on")
         raise typer.Exit(130) from None
+    seconds = timed(models, rounds=1 if quick else 9)
+    for row in rows:
+        row["seconds"] = study.steps * seconds[row["family"], row["width"]]
     found = summary(study, chosen, rows)
     print(shown := page(found))
     place = (study.out if quick else RESULTS) / "budgets"
@@ -76,27 +80,36 @@ def main(
 
 def done(study: Study, model: Model) -> list[dict]:
     """A model's runs with the best of its rates, one for each seed; those that are finished are only read."""
-    data, folder = loaded(study.data), study.out / model.folder
 
-    def trained(rate: float, seed: int) -> tuple[dict, float]:
-        chosen = recipe(model, rate, study.steps)
-        run = experiment.run(chosen, data, seed, folder / f"rate-{rate:.2e}-seed{seed}")
-        return run, run["history"][-1][chosen.task(data).main]
+    def run(rate: float, seed: int) -> dict[str, float]:
+        file = study.out / f"{model.file}-{rate:.2e}-{seed}-{study.steps}.json"
+        if not file.exists():
+            write_json(file, trained(model, rate, seed, study.steps))
+        return read_json(file)
 
-    tuned = descended(lambda rate: trained(rate, 0)[1])
-    rate = min(tuned, key=lambda rate: tuned[rate])
-    size, rows = counted(model, study.data), []
-    for seed in range(study.seeds):
-        run, dev = trained(rate, seed)
-        rows.append({
+    tuned = descended(lambda rate: run(rate, 0)["dev"])
+    rate, size = min(tuned, key=lambda rate: tuned[rate]), counted(model)
+    return [
+        {
             "family": model.family.name, "rule": model.family.rule, "width": model.width, "seed": seed,
-            "tuning": tuned, "rate": rate, "dev": dev,
-            "test": run["scores"]["loss"], "interval": run["interval"], "blocks": size.blocks,
-            "parameters": run["parameters"], "flops": size.flops * study.steps, "seconds": run["training_seconds"],
-            "bytes": round(run["training_seconds"] * run["training_tokens_per_second"]),
-            "recipe": run["recipe"], "environment": run["environment"],
-        })  # fmt: skip
-    return rows
+            "tuning": tuned, "rate": rate, **run(rate, seed), "blocks": size.blocks,
+            "parameters": size.parameters, "flops": size.flops * study.steps, "bytes": TOKENS * study.steps,
+        }
+        for seed in range(study.seeds)
+    ]  # fmt: skip
+
+
+def trained(model: Model, rate: float, seed: int, steps: int) -> dict[str, float]:
+    """The loss on each of PARTS, in nats a byte, and the commit."""
+    torch.manual_seed(seed)
+    net = built(model)
+    fitted(net, net.parameters(), rate, seed, steps, lambda step, text: net(text))
+    found = {}
+    with torch.no_grad():
+        for name, text in zip(PARTS, texts()[1].tensor_split(len(PARTS)), strict=True):
+            pieces = lines(text, TESTED, torch.Generator().manual_seed(0))
+            found[name] = statistics.fmean(float(net(piece)) for piece in pieces.split(16))
+    return found | {"commit": environment()["commit"]}
 
 
 def descended(loss: Callable[[float], float]) -> dict[float, float]:
@@ -109,6 +122,32 @@ def descended(loss: Callable[[float], float]) -> dict[float, float]:
     return {rates[step]: found[step] for step in sorted(found)}
 
 
+def timed(models: list[Model], rounds: int) -> dict[tuple[str, int], float]:
+    """Seconds of a training step of each family and width: all in turns, so many times, the median."""
+    steps = {(model.family.name, model.width): step_of(model) for model in models}
+    taken: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
+    for _ in track(range(rounds + 1), "times", console=CONSOLE):  # the first of all is not counted
+        for key, step in steps.items():
+            began = time.perf_counter()
+            step()
+            taken[key].append(time.perf_counter() - began)
+    return {key: statistics.median(found[1:]) for key, found in taken.items()}
+
+
+def step_of(model: Model) -> Callable[[], object]:
+    """A training step on the first batch."""
+    torch.manual_seed(0)
+    net, text = built(model), lines(texts()[0], TOKENS // LENGTH, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=START)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        net(text).backward()
+        optimizer.step()
+
+    return step
+
+
 def summary(study: Study, chosen: list[Point], rows: list[dict]) -> dict:
     """All figures: the models, and which of them are compared."""
     compared = [
@@ -117,7 +156,7 @@ def summary(study: Study, chosen: list[Point], rows: list[dict]) -> dict:
     return {
         "steps": study.steps, "dense": DENSE.name,
         "compared": compared, "models": rows, "environment": environment(),
-        "commits": sorted({row["environment"]["commit"] for row in rows}),
+        "commits": sorted({row["commit"] for row in rows}),
     }  # fmt: skip
 
 

@@ -2,26 +2,24 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import baselines
 import torch
-from studies import Short, mixed
+from step_sizes import LENGTH, LINES
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import nplex
-from nplex.lab.recipes.tasks import recipe_of
+from nplex.convert import parse_rule
+from nplex.lab.recipes.blocks import Block
 
 LAYERS, HEADS = 2, 4
-LINES = 8  # of a batch
+TOKENS = LINES * LENGTH  # of a step
 STEP = 8  # widths are multiples of it: heads, n and the blocks of all families divide them
 LARGEST = 1024
 SHARE = 4  # low rank and block-diagonal layers have a quarter of a dense layer's parameters, as n = 4
-TESTED = 98_304  # bytes of dev, and of test
 BLOCKS = "blocks."
 
 
@@ -61,8 +59,8 @@ class Model:
     width: int
 
     @property
-    def folder(self) -> str:
-        """For its runs."""
+    def file(self) -> str:
+        """Begins the names of its runs."""
         return f"{self.family.structure or self.family.rule}-{self.width}".replace(":", "-").replace(" ", "-")
 
 
@@ -81,33 +79,35 @@ class Point:
     equal: str
 
 
-@dataclass(frozen=True)
-class Structured:
-    """Stands before the language recipe: layers of another structure, short epochs.
+class Decoder(nn.Module):
+    """The next byte, as step_sizes.Bytes, but all its layers are linear ones, so that any structure can be."""
 
-    Attributes:
-        structure: of all layers that the recipe would convert; "" leaves them.
-        steps: of an epoch.
-    """
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(256, width), nn.Embedding(LENGTH, width)
+        self.blocks = nn.ModuleList(Block(width, HEADS, 4 * width, 0.0) for _ in range(LAYERS))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256, bias=False)
+        for table in (self.words, self.places):
+            nn.init.normal_(table.weight, std=0.02)
 
-    structure: str = ""
-    steps: int = 0
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        """The mean loss, in nats a byte, of all but the first."""
+        x = self.words(text[:, :-1]) + self.places.weight
+        for block in self.blocks:
+            x = block(x, causal=True)
+        return F.cross_entropy(self.head(self.norm(x)).transpose(1, 2), text[:, 1:])
 
-    def build(self, data: Any) -> nn.Module:
-        """The recipe's model, its layers exchanged."""
-        model = super().build(data)  # pyright: ignore - the recipe's
-        if self.structure:
-            chosen = [
-                (name, layer) for name, layer in model.named_modules()
-                if isinstance(layer, nn.Linear) and self.converted(name, layer)  # pyright: ignore - the recipe's
-            ]  # fmt: skip
-            for name, layer in chosen:
-                model.set_submodule(name, made(self.structure, layer.in_features, layer.out_features))
-        return model
 
-    def task(self, data: Any) -> Any:
-        """The recipe's task, in short epochs."""
-        return Short(super().task(data), self.steps)  # pyright: ignore - the recipe's
+def built(model: Model) -> Decoder:
+    """A family at a width, with first values of its own."""
+    made_new, family = Decoder(model.width), model.family
+    if family.structure:
+        for name, layer in [*made_new.blocks.named_modules()]:
+            if isinstance(layer, nn.Linear):
+                made_new.blocks.set_submodule(name, made(family.structure, layer.in_features, layer.out_features))
+    elif family.rule != "dense":
+        nplex.convert_(made_new, parse_rule(family.rule), where=nplex.only("blocks.*"))
+    return made_new
 
 
 @torch.no_grad()
@@ -125,17 +125,6 @@ def made(structure: str, d_in: int, d_out: int) -> nn.Module:
     return layer
 
 
-def recipe(model: Model, rate: float, steps: int) -> Any:
-    """The language recipe at a width: 2 blocks, feed-forward 4 times the width, no dropout: no byte is read twice."""
-    plain = recipe_of("language", model.family.rule)
-    size = {"batch_size": LINES, "batch_tokens": 0, "accumulate": 1}
-    schedule = replace(plain.schedule, epochs=1, learning_rate=rate, patience=0, keep="last", **size)
-    return mixed(
-        Structured, plain, width=model.width, feed_forward=4 * model.width, heads=HEADS, layers=LAYERS, dropout=0.0,
-        schedule=schedule, structure=model.family.structure, steps=steps,
-    )  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Size:
     """What a model has, and what it takes.
@@ -151,38 +140,19 @@ class Size:
     flops: float
 
 
-def counted(model: Model, folder: Path | None) -> Size:
+def counted(model: Model) -> Size:
     """Counted on a model without numbers."""
-    (tokens, length), data = batch_shape(folder), loaded(folder)
     with torch.device("meta"):
-        built = recipe(model, 1e-3, 1).build(data)
-    parameters = {name: p.numel() for name, p in built.named_parameters()}
+        empty = built(model)
+    parameters = {name: p.numel() for name, p in empty.named_parameters()}
     blocks = sum(count for name, count in parameters.items() if name.startswith(BLOCKS))
-    flops = matmul_flops(built, tokens) + attention_flops(model.width, tokens, length)
+    flops = matmul_flops(empty, TOKENS) + 12.0 * LAYERS * TOKENS * LENGTH * model.width
     return Size(blocks, sum(parameters.values()), flops)
-
-
-@cache
-def loaded(folder: Path | None) -> Any:
-    """The data, read once in each process; of dev and test no more than is needed to tell models apart."""
-    data = recipe_of("language", "dense").load(folder)
-    return replace(data, dev=data.dev[:TESTED], test=data.test[:TESTED])
-
-
-@cache
-def batch_shape(folder: Path | None) -> tuple[int, int]:
-    """Bytes that are predicted in a step, and in each of its lines, as the recipe's task makes them."""
-    made_by, data = recipe(Model(DENSE, STEP * HEADS), 1e-3, 1), loaded(folder)
-    task = made_by.task(data)
-    indices = task.batches(torch.Generator().manual_seed(0))[0]
-    items = task.loss(made_by.build(data), indices, torch.device("cpu")).items
-    return items, items // len(indices)
 
 
 def matmul_flops(model: nn.Module, tokens: int) -> float:
     """Of the blocks and the output head, forward and backward: 6 a weight and token, or nplex's own count."""
-    words = model.get_submodule("words")
-    total = 6.0 * tokens * words.get_parameter("weight").numel()  # the head, which may be tied to it
+    total = 6.0 * tokens * model.get_parameter("head.weight").numel()
     for name, layer in model.named_modules():
         if not name.startswith(BLOCKS):
             continue
@@ -203,22 +173,17 @@ def bilinear_flops(layer: nplex.nn.Linear, tokens: int) -> float:
     return next(cost.flops for cost in plan.costs if cost.method == "bilinear")
 
 
-def attention_flops(width: int, tokens: int, length: int) -> float:
-    """Two products of all places with all places, and their gradients; what a mask hides is counted too."""
-    return 12.0 * LAYERS * tokens * length * width
-
-
-def points(folder: Path | None, budgets: tuple[int, ...], widths: tuple[int, ...]) -> list[Point]:
-    """All that is trained: dense models, then for each budget each family at equal parameters and at equal FLOPs."""
-    found = [Point(Model(DENSE, width), width, "") for width in sorted(widths, key=lambda w: w not in budgets)]
+def points(budgets: tuple[int, ...], widths: tuple[int, ...]) -> list[Point]:
+    """All that is trained: dense, each family at equal parameters and at equal FLOPs, then dense of other widths."""
+    found = [Point(Model(DENSE, width), width, "") for width in budgets]
     for base in budgets:
-        dense = counted(Model(DENSE, base), folder)
+        dense = counted(Model(DENSE, base))
         for family in FAMILIES:
             for equal, measure in MEASURES.items():
-                width = fitting(lambda w, f=family, m=measure: m(counted(Model(f, w), folder)), measure(dense))
-                if counted(model := Model(family, width), folder).flops <= DEAREST * dense.flops:
+                width = fitting(lambda w, f=family, m=measure: m(counted(Model(f, w))), measure(dense))
+                if counted(model := Model(family, width)).flops <= DEAREST * dense.flops:
                     found.append(Point(model, base, equal))
-    return found
+    return found + [Point(Model(DENSE, width), width, "") for width in widths if width not in budgets]
 
 
 MEASURES: dict[str, Callable[[Size], float]] = {"parameters": lambda s: s.blocks, "FLOPs": lambda s: s.flops}
@@ -233,21 +198,17 @@ def fitting(measure: Callable[[int], float], wanted: float) -> int:
     return STEP * min((low, high), key=lambda steps: abs(math.log(measure(steps * STEP) / wanted)))
 
 
-def check_counts(folder: Path | None, width: int) -> None:
+def check_counts(width: int) -> None:
     """Compares the count of layers without a rule with torch's own, on a step of a small model.
 
     Raises:
         AssertionError: they differ.
     """
-    data = loaded(folder)
     for family in (DENSE, *(f for f in FAMILIES if f.structure)):
-        made_by = recipe(Model(family, width), 1e-3, 1)
-        task, model = made_by.task(data), made_by.build(data)
-        indices = task.batches(torch.Generator().manual_seed(0))[0]
+        model = built(Model(family, width))
         with FlopCounterMode(display=False) as counter:
-            loss = task.loss(model, indices, torch.device("cpu"))
-            loss.total.backward()
+            model(torch.zeros(LINES, LENGTH + 1, dtype=torch.long)).backward()
         products = counter.get_flop_counts()["Global"]
         theirs = sum(count for operator, count in products.items() if "attention" not in str(operator))
-        ours = matmul_flops(model, loss.items)
+        ours = matmul_flops(model, TOKENS)
         assert theirs == ours, f"{family.name}: torch counts {theirs:,} FLOPs, this program {ours:,.0f}"

@@ -17,8 +17,9 @@ COUNTED = """
 Parameters are those of the blocks: layers, rules, biases, norms. FLOPs are those of matmuls, forward and backward:
 6 a weight and byte in layers without a rule and in the output head, as torch's FlopCounterMode counts them too,
 which the program checks; in layers with a rule nplex.ops.plan_for's count of the bilinear method, with its building,
-its mixing and what it makes again; 12 x length x width a byte and block for attention. Seconds are of training
-steps alone, each layer by the method that the plan takes, which in narrow layers may be the dense one. The last
+its mixing and what it makes again; 12 x length x width a byte and block for attention. Seconds are those
+of a training step, the median of nine in turns with all other models, times the steps; each layer by the method that
+the plan takes, which in narrow layers may be the dense one. The last
 column compares with dense models of the same seconds, interpolated.
 """.strip().replace("\n", " ")
 HEAD = (
@@ -96,14 +97,13 @@ def lowest(rows: list[tuple[dict, dict]], reference: dict, equal: str) -> str:
 
 def lead(found: dict) -> str:
     """What was trained, and how it was counted."""
-    recipe = found["models"][0]["recipe"]
     edges = sorted({
         f"{m['family']} {m['width']} ({m['rate']:.2e})" for m in found["models"]
         if m["rate"] in (min(m["tuning"]), max(m["tuning"]))
     })  # fmt: skip
     seeds = len({row["seed"] for row in found["models"]})
     return (
-        f"Language models on bytes, {recipe['layers']} blocks, {recipe['heads']} heads, feed-forward 4 times the "
+        f"Language models on the bytes of Python's standard library, 2 blocks, 4 heads, feed-forward 4 times the "
         f"width: {found['steps']:,} steps each, {found['models'][0]['bytes']:,} bytes, {seeds} seed(s). Loss: nats a "
         f"byte on the test part. Rate: the best on the dev part with the first seed, of rates a factor of sqrt(2) "
         f"apart, so many that it is not at an end of them{f' (but for {chr(59).join(edges)})' if edges else ''}. To "

@@ -254,6 +254,16 @@ def test_a_head_stays_trained_when_a_second_one_is_added():
     assert model.head.weight.requires_grad
 
 
+def test_a_whole_model_with_adapters_says_what_to_add_first(tmp_path):
+    model, again, x = net(), net(), torch.randn(4, 16)
+    adapters.add_(model, 2)
+    nplex.save(trained(model), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="add its adapters first"):
+        nplex.load(tmp_path / "model.safetensors", again)
+    adapters.add_(again, 2)
+    assert torch.equal(nplex.load(tmp_path / "model.safetensors", again)(x), model(x))
+
+
 @pytest.mark.parametrize("make", [net, Body, converted])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("rule", [4, quaternion, LearnedRule(2, rank=3)])

@@ -401,6 +401,8 @@ def test_compress_keeps_the_share(unchecked):
     changed = [row for row in report.rows if row.changes]
     assert len(changed) == 2
     assert report.total_after <= 0.25 * report.total_before + 192
+    tiny = nplex.compress_(nn.Sequential(nn.Linear(64, 128)), keep=1e-9, calibration=[torch.randn(4, 64)])
+    assert tiny.rows[0].now_parameters == 64 + 128 + 128
     for keep in (0, 1, -1, True, "half"):
         with pytest.raises(ValueError, match="keep is the share"):
             nplex.compress_(nn.Sequential(nn.Linear(64, 128)), keep=keep, calibration=[torch.randn(4, 64)])

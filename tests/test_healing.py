@@ -457,6 +457,10 @@ BAD = {
     "blocks as a number": (lambda: (converted(stack()), stack(), numbers()), {"blocks": 5}, "blocks must be a list"),
     "batches of texts": (lambda: (converted(stack()), stack(), ["text"]), {}, "batch 0 is a str"),
     "a batch of None": (lambda: (converted(stack()), stack(), [*numbers(), None]), {}, "is a NoneType"),
+    "no rows": (lambda: (converted(stack()), stack(), [*numbers(), numbers()[0][:0]]), {}, "20 is empty"),
+    "an accelerator of 5": (
+        lambda: (converted(stack()), stack(), numbers()), {"accelerator": 5}, "accelerator must be accelerate",
+    ),
     "batches of another width": (
         lambda: (converted(stack()), stack(), [torch.randn(4, 5)]), {}, "does not take batch 0: RuntimeError",
     ),

@@ -43,7 +43,8 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         (tensors.keys() - present, "is not in the model"),
     ):
         if names:
-            raise ValueError(f"{min(names)} {problem}" + f", and {len(names) - 1} more" * (len(names) > 1))
+            hint = "; add its adapters first, as nplex.adapters.add_ did" * (".adapters." in min(names))
+            raise ValueError(f"{min(names)} {problem}" + f", and {len(names) - 1} more" * (len(names) > 1) + hint)
     for name, own in present.items():
         value = tensors.get(name, own)
         if own.shape != value.shape or _kind(own) != _kind(value):

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from nplex import on_start
 from nplex.cli import rule
+from nplex.cli.adapting import adapt
 from nplex.cli.models import convert, count, fold, preview
 from nplex.cli.planning import measure, plan
 from nplex.lab.cli import VERBS
@@ -18,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-for verb in (preview, convert, fold, count, *VERBS, plan, measure):
+for verb in (preview, convert, adapt, fold, count, *VERBS, plan, measure):
     app.command()(verb)
 app.add_typer(rule.app, name="rule")
 LISTS = ("--rule", "--seed", "--only", "--all-but", "--n", "--rank", "--algebra", "--goal")

@@ -46,5 +46,5 @@ def compress_(
     """
     if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep < 1:
         raise ValueError(f"keep is the share of the weights that is kept, between 0 and 1; got {keep!r}")
-    rule = f"low-rank:{keep:.6f}"
+    rule = f"low-rank:{max(keep, 1e-6):.6f}"  # rank 1 in any layer
     return convert_(model, rule, where=where, weights="nearest", calibration=calibration, optimizer=optimizer)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nplex.convert.calibration import WANTED, check_batch
-from nplex.pretrained.blocks import find_blocks
+from nplex.pretrained.blocks import find_blocks, tensors_of
 from nplex.pretrained.distillation import Outputs
 from nplex.pretrained.healing_loop import Run
 from nplex.pretrained.healing_report import Healing, HealingReport
@@ -92,8 +92,8 @@ def _checked(model: Any, teacher: Any, batches: Any, settings: Any, outputs: Any
         raise TypeError(f"outputs must be a function of two outputs and a batch, got {outputs!r}")
     if isinstance(batches, torch.Tensor | Mapping | str) or not isinstance(batches, Iterable):
         raise TypeError(f"batches must be {WANTED}; got one {type(batches).__name__}, put it in a list")
-    if accelerator is not None and accelerator.num_processes > 1:
-        raise ValueError(f"healing runs in one process, got {accelerator.num_processes}; start it without torchrun")
+    if accelerator is not None and (count := getattr(accelerator, "num_processes", accelerator)) != 1:
+        raise ValueError(f"accelerator must be accelerate's, of one process without torchrun, got {count!r}")
     found = list(batches)
     if not found:
         raise ValueError(
@@ -101,6 +101,8 @@ def _checked(model: Any, teacher: Any, batches: Any, settings: Any, outputs: Any
         )
     for index, batch in enumerate(found):
         check_batch(batch, f"batches must be {WANTED}; batch {index}")
+        if (tensors := tensors_of(batch)) and not any(tensor.numel() for tensor in tensors):
+            raise ValueError(f"batch {index} is empty, {tuple(tensors[0].shape)}; leave it out")
     return found
 
 
