@@ -82,7 +82,7 @@ class Options:
         every = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         return ["--set" if name == "sets" else f"--{name}" for name in every]
 
-    def values(self) -> dict[str, object]:
+    def values(self) -> dict[str, Any]:
         """All settings, by name; of the file those that no option gives."""
         found = settings_from(self.settings, [text for text in self.sets or () if "=" in text])
         if self.epochs is not None and "epochs" in found:
