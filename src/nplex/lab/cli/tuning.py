@@ -58,12 +58,11 @@ def tune(  # noqa: PLR0913 - options of the command line
     with refusing():
         import optuna  # noqa: F401, RUF100 - its absence is told before any work
 
-        from nplex.lab.tuning import Goals, rules_to_try, space
-        from nplex.lab.tuning import tune as search
+        from nplex.lab import tuning
         from nplex.lab.tuning.recipe import RecipeObjective
 
-        goals = Goals(tuple(goal or Goals().which), lower, margin)
-        rules = rules_to_try(_sizes(n), rank or space.RANKS, algebra or ())
+        goals = tuning.Goals(tuple(goal or tuning.Goals().which), lower, margin)
+        rules = tuning.rules_to_try(_sizes(n), rank or tuning.space.RANKS, algebra or ())
     asked = training.Options(size, sets, settings, data, epochs, shared)
     recipe, loaded = training.prepare(task, rules, asked, run_folder)
     if isinstance(recipe, Scored):
@@ -73,7 +72,7 @@ def tune(  # noqa: PLR0913 - options of the command line
         goals = replace(goals, lower=not recipe.task(loaded).higher)
     budget = {"rules": rules, "trials": trials, "minutes": minutes}
     with training.interruptible(training.resuming(run_folder)):
-        found = search(objective, run_folder.folder, **budget, goals=goals, storage=storage, report=_reporting())
+        found = tuning.tune(objective, run_folder.folder, **budget, goals=goals, storage=storage, report=_reporting())
     print_table(found.table())
     print(found.advice())
     messages.print(f"tables, figure and runs are in {run_folder.folder}", soft_wrap=True)
