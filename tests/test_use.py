@@ -209,6 +209,13 @@ DAMAGES = {
 }  # fmt: skip
 
 
+def test_written_lines_are_those_that_the_run_was_scored_by(runs, place):
+    """With spaces around them, which the reader of pairs takes away."""
+    lines = [f" {line} " for line in (place / "style" / "test.source").read_text().splitlines()]
+    found = nplex.lab.load_run(runs["style"]).predict(lines)
+    assert [each["text"] for each in found] == read_json(runs["style"] / "result.json")["answers"]
+
+
 @pytest.mark.parametrize("verb", ["score", "predict"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_run_is_one_line(runs, place, tmp_path, unchecked, verb, damage):

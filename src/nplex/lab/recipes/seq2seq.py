@@ -128,7 +128,7 @@ class Seq2Seq(Recipe[Subwords, Encoded]):
         self, model: nn.Module, lines: Sequence[Sequence[str]], tokenizer: Subwords, device: torch.device
     ) -> list[Prediction]:
         """The text that beam search writes for each line; lines that are too long lose their end."""
-        sources = sources_of([line for (line,) in lines], tokenizer, self.longest)
+        sources = sources_of([line.strip() for (line,) in lines], tokenizer, self.longest)
         return [{"text": text} for text in self.write(model, sources, tokenizer, device)[0]]
 
     def write(
