@@ -223,6 +223,8 @@ def test_shells_complete_verbs_and_options():
     assert {"predict", "preview"} <= set(done.stdout.split())
     done = CliRunner().invoke(app, prog_name="nplex", env=env | {"COMP_WORDS": "nplex run --set", "COMP_CWORD": "2"})
     assert {"--set", "--settings"} <= set(done.stdout.split())
+    done = CliRunner().invoke(app, prog_name="nplex", env=env | {"COMP_WORDS": "nplex run tr", "COMP_CWORD": "2"})
+    assert done.stdout.split() == ["translation"]
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

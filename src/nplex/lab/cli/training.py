@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 RULE = f"dense, {TWIN}; or own.json, the table of an own algebra"
 NAMES = ", ".join(sorted({name for task in tasks.TASKS.values() for name in names(type(task()))}))
 SETTING = f"A setting, any number of times; or a public set in the folder, as sick. Settings: {NAMES}."
-TaskName = Annotated[
-    str,
-    typer.Argument(help=f"{', '.join(tasks.TASKS)}; or my_module:my_function, which takes a rule.", metavar="TASK"),
-]
+TASK = f"{', '.join(tasks.TASKS)}; or your my_module:my_function of a rule."
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help=TASK, autocompletion=lambda: [*tasks.TASKS])]
 DataOption = Annotated[
     Path | None,
     typer.Option(
