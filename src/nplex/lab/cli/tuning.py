@@ -62,7 +62,7 @@ def tune(  # noqa: PLR0913 - options of the command line
         from nplex.lab.tuning.recipe import RecipeObjective
 
         goals = tuning.Goals(tuple(goal or tuning.Goals().which), lower, margin)
-        rules = tuning.rules_to_try(_sizes(n), rank or tuning.space.RANKS, algebra or ())
+        rules = tuning.rules_to_try(_sizes(n), rank or tuning.RANKS, algebra or ())
     asked = training.Options(size, sets, settings, data, epochs, shared)
     recipe, loaded = training.prepare(task, rules, asked, run_folder)
     if isinstance(recipe, Scored):

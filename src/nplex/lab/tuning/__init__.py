@@ -3,6 +3,6 @@
 from nplex.lab.scored import Measured
 from nplex.lab.tuning.pareto import Goals, Pareto, Row
 from nplex.lab.tuning.search import tune
-from nplex.lab.tuning.space import rules_to_try
+from nplex.lab.tuning.space import RANKS, rules_to_try
 
-__all__ = ["tune", "rules_to_try", "Goals", "Measured", "Pareto", "Row"]
+__all__ = ["tune", "RANKS", "rules_to_try", "Goals", "Measured", "Pareto", "Row"]
