@@ -54,7 +54,7 @@ def tune(  # noqa: PLR0913 - options of the command line
     if force and storage:
         refuse("--force deletes a folder, and the shared --storage would be left: take another --seed or database")
     if (seed and ":" in task) or (lower and ":" not in task):
-        refuse("--seed is for the tasks of nplex and --lower for functions: a task knows which scores are better")
+        refuse("--lower is for functions, as a task knows which scores are better; --seed is for tasks")
     with refusing():
         import optuna  # noqa: F401, RUF100 - its absence is told before any work
 
