@@ -11,6 +11,7 @@ help:
 	@echo "make test       set up, run the tests (and doctests)"
 	@echo "make test-avx2  the same as on a processor without AVX-512"
 	@echo "make test-slow  the tests that take long"
+	@echo "make test-triton  the GPU kernels without a GPU, in an environment of its own (.venv-triton, 691 MB more)"
 	@echo "make lint       ruff, pyright"
 	@echo "make bench      time every method against torch's Linear; writes benchmarks/results/"
 	@echo "make bench-peers  time nplex beside other packages' layers, in an environment of its own (.venv-peers)"
@@ -36,6 +37,16 @@ test-avx2: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+.venv-triton/.ready: pyproject.toml constraints.txt
+	test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-triton/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,triton]'
+	touch $@
+
+.PHONY: test-triton
+test-triton: .venv-triton/.ready
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 .venv-triton/bin/python -m pytest tests/test_fused.py
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks scripts

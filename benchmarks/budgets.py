@@ -54,6 +54,7 @@ def main(
     processes: Annotated[int, typer.Option(min=1, help="Models at a time, each of one thread.")] = 1,
     out: Annotated[Path, typer.Option(help="Where the runs are.")] = Path("runs/budgets"),
     base: Annotated[list[int] | None, typer.Option(help="Dense widths to be equal to; BUDGETS if left out.")] = None,
+    family: Annotated[list[str] | None, typer.Option(help="Beside dense, as 'low rank'; all if left out.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Width 32, five steps; writes no results.")] = False,
 ) -> None:
     """Run what is missing, then print the table and write it with all figures as JSON and a figure."""
@@ -61,6 +62,8 @@ def main(
     study = Study(5, seeds, out / "quick") if quick else Study(steps, seeds, out)
     check_counts(width=32)
     chosen = points(*(((32,), (32, 40)) if quick else (tuple(base or BUDGETS), WIDTHS)))
+    if family:
+        chosen = [point for point in chosen if point.model.family.name in (DENSE.name, *family)]
     models = list(dict.fromkeys(point.model for point in chosen))
     try:
         rows = [row for _, rows in all_done(done, study, models, processes, "budgets") for row in rows]

@@ -13,7 +13,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ import nplex
 from nplex import ops
 from nplex.files import write_json
 from nplex.nn import LearnedRule, Linear
-from nplex.ops import cards, machine, sums
+from nplex.ops import cards, fused, machine, sums
 
 RESULTS = Path(__file__).parent / "results"
 RULES = ((4, 7), (4, 4), (8, 24), (8, 8), (4, None))
@@ -85,7 +85,7 @@ def main(
     torch.manual_seed(0)
     bench, rows = Bench(dry, limit), []
     name = re.sub(r"[^a-z0-9]+", "-", bench.card.lower()).strip("-")
-    for part in (ceilings, values, layers, blocks, few_rows, few_tokens):
+    for part in (ceilings, values, kernels, layers, formulas, blocks, few_rows, few_tokens, captured):
         try:
             for row in part(bench):
                 rows.append({"part": part.__name__, **row})
@@ -123,9 +123,60 @@ def values(bench: Bench) -> Iterator[Row]:
             yield {"case": f"n={n} rank={rank} {method} {how}", "measured": wrong, "predicted": None}
 
 
-def layers(bench: Bench) -> Iterator[Row]:
+def kernels(bench: Bench) -> Iterator[Row]:
+    """The kernels of nplex.ops.fused: errors against float64, and the share of a copy's speed (the aim is 0.85)."""
+    if not fused.works() or bench.device not in fused.DEVICES:
+        yield {"case": "needs a GPU and Triton", "measured": None, "predicted": None}
+        return
+    for n, rank in RULES[:3]:
+        yield from kernels_of(bench, n, rank)
+
+
+def kernels_of(bench: Bench, n: int, rank: int) -> Iterator[Row]:
+    """Those of a layer about 4096 wide."""
+    tokens, c = bench.size(16384, 32), bench.size(4096 // n, 32)
+    x, u, table = bench.tensor(tokens, n, c).transpose(0, 1), bench.tensor(rank, tokens, c), bench.tensor(n, n, n)
+    encode, few, components = bench.tensor(rank, n), bench.tensor(1, n, c), bench.tensor(n, c, c)
+    weight, token = bench.tensor(n * c, n * c), torch.empty_like(few)
+    places = weight.unflatten(1, (n, c)).unflatten(0, (n, c)).transpose(1, 2)
+    out, wide, grads = (torch.empty_like(t) for t in (x, u, components))
+    faces = table.permute(1, 2, 0)
+    for name, run, (formula, *operands), moved in (
+        ("mix the input", lambda: fused.mix(encode, x, wide), ("rn,ntc->rtc", encode, x), (x, wide)),
+        ("mix the output", lambda: fused.mix(encode.mT, u, out), ("rn,rtc->ntc", encode, u), (u, out)),
+        ("gradients, input", lambda: fused.mix_back(u, x, encode, out), ("rtc,ntc->rn", u, x), (u, x, out)),
+        ("gradients, output", lambda: fused.mix_back(x, u, encode.mT, wide), ("ntc,rtc->nr", x, u), (u, x, wide)),
+        ("gradients, weight", lambda: fused.mix_back(places, components, faces, grads),
+         ("ijab,kab->ijk", places, components), (components, weight, grads)),
+        ("weight", lambda: fused.mix(faces, components, places), ("kij,kab->ijab", table, components),
+         (components, weight)),
+        ("one token", lambda: fused.decode(few, table, components, None),
+         ("kij,kab,tjb->tia", table, components, few), (components, few, token)),
+    ):  # fmt: skip
+        exact = torch.einsum(formula, *(t.double() for t in operands))
+        wrong = float((run().double() - exact).norm() / exact.norm())
+        yield {"case": f"{name}, n={n} rank={rank}: error", "measured": wrong, "predicted": None}
+        size = sum(t.numel() * t.element_size() for t in moved)
+        share = size / bench.machine.bytes_per_second / bench.seconds(run)
+        yield {"case": f"{name}, n={n} rank={rank}: share of a copy", "measured": share, "predicted": 1.0}
+
+
+def formulas(bench: Bench) -> Iterator[Row]:
+    """Training steps without the kernels, by the formulas that other calls take; a share of torch's."""
+    works = fused.works
+    fused.works = lambda: False
+    try:
+        for row in layers(bench, (4096, 1024), (16384,)):
+            yield row | {"case": f"{row['case']}, no kernels"}
+    finally:
+        fused.works = works
+
+
+def layers(
+    bench: Bench, widths: tuple[int, ...] = (4096, 2048, 8192, 1024), counts: tuple[int, ...] = (16384, 2048)
+) -> Iterator[Row]:
     """Training steps of square layers, as a share of torch's."""
-    for d, tokens in itertools.product((4096, 2048, 8192, 1024), (16384, 2048)):
+    for d, tokens in itertools.product(widths, counts):
         width, many = bench.size(d, 32), bench.size(tokens)
         x, kind = bench.tensor(many, width), {"device": bench.device, "dtype": bench.dtype}
         base = bench.seconds(step(nn.Linear(width, width, **kind), x))
@@ -197,8 +248,14 @@ def few_rows(bench: Bench) -> Iterator[Row]:
         yield {"case": f"factor gradient n={n} rank={rank}", "measured": share, "predicted": ops.cost.FEW_ROWS}
 
 
-def few_tokens(bench: Bench) -> Iterator[Row]:
+def captured(bench: Bench) -> Iterator[Row]:
+    """As few_tokens, replayed from a CUDA graph, where Python starts nothing."""
+    yield from few_tokens(bench, graphs=True)
+
+
+def few_tokens(bench: Bench, graphs: bool = False) -> Iterator[Row]:
     """Forward of several layers one behind the other, so that no weight waits in the cache; a share of torch's."""
+    how = replayed if graphs and not bench.dry else lambda run: run
     kind = {"device": bench.device, "dtype": bench.dtype}
     for d, tokens, n in itertools.product((4096, 8192, 2048), (1, 16), (4, 8)):
         width, x = bench.size(d, 32), bench.tensor(tokens, bench.size(d, 32))
@@ -206,12 +263,28 @@ def few_tokens(bench: Bench) -> Iterator[Row]:
         dense = [nn.Linear(width, width, **kind) for _ in range(count)]
         ours = [Linear(width, width, rule=LearnedRule(n, **kind), **kind) for _ in range(count)]
         with torch.no_grad():
-            base = bench.seconds(lambda dense=dense, x=x: [layer(x) for layer in dense])
+            base = bench.seconds(how(lambda dense=dense, x=x: [layer(x) for layer in dense]))
             with nplex.nn.cached(nn.ModuleList(ours)):
-                took = bench.seconds(lambda ours=ours, x=x: [layer(x) for layer in ours])
-        made = ops.plan_for(width, width, **asked(bench, tokens, n, None) | {"training": False, "prepared": True})
+                took = bench.seconds(how(lambda ours=ours, x=x: [layer(x) for layer in ours]))
+        few = asked(bench, tokens, n, None) | {"training": False, "prepared": True}
+        if graphs:
+            few["machine"] = replace(bench.machine, seconds_per_call=1e-9)
+        made = ops.plan_for(width, width, **few)
         expected = min(cost.seconds for cost in made.costs) / made.linear.seconds
         yield {"case": f"{d} x {d}, {tokens} tokens, n={n}, cached", "measured": took / base, "predicted": expected}
+
+
+def replayed(run: Callable[[], object]) -> Callable[[], object]:
+    """The same as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run(), run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def asked(bench: Bench, tokens: int, n: int, rank: int | None) -> dict[str, Any]:

@@ -139,8 +139,19 @@ def pretrained() -> str:
     return "\n".join("|".join(line.split("|")[:-2]) + "|" for line in lines)
 
 
+def restarts() -> str:
+    """Runs whose workers were killed."""
+    rows = read("benchmarks/results/restarts.json")["rows"]
+    kills, same, stuck = (sum(values) for values in zip(
+        *((len(row["killed"]), row["same"], row["stuck"]) for row in rows), strict=True
+    ))  # fmt: skip
+    return table(
+        ["runs", "workers killed", "same bits", "stood still"], [[*map(str, (len(rows), kills, same, stuck))]]
+    )
+
+
 TABLES = {"adapters": adapters, "agreement": agreement, "agreement-short": agreement_short, "speed": speed,
-          "speed-short": speed_short, "methods": methods, "pretrained": pretrained}  # fmt: skip
+          "speed-short": speed_short, "methods": methods, "pretrained": pretrained, "restarts": restarts}  # fmt: skip
 
 
 def filled(text: str) -> str:

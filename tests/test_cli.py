@@ -211,7 +211,7 @@ def test_resume_of_a_comparison_adds_a_rule(compared, data, tmp_path):
     result = ok(train(data, folder, "--resume", verb="compare", rule=["2", "complex"]))
     assert (folder / "2-seed0" / "model.safetensors").stat().st_mtime_ns == before
     assert "complex, seed 0: epoch 1" in result.stderr
-    assert [row["rule"] for row in read_json(folder / "compare.json")["lines"]] == ["2", "complex"]
+    assert [row["rule"] for row in read_json(folder / "compare.json")["lines"]] == [*RULES, "complex"]
 
 
 def test_resume_with_other_settings_is_refused(copied, data):
@@ -301,9 +301,7 @@ def test_a_wrong_rule_is_refused(data, tmp_path, verb, rule):
 def test_an_n_above_the_width_is_refused_before_any_work(data, tmp_path, monkeypatch, verb, rule, n):
     """Not after the rules before it were trained, and without a folder that is in the way next time."""
     if rule == "cyclic(17)":  # a table as wide as the task's own width takes long to write down
-        monkeypatch.setitem(
-            tasks.TASKS, "agreement", lambda rule, **_: replace(agreement("dense"), width=16, rule=rule)
-        )
+        monkeypatch.setitem(tasks.TASKS, "agreement", lambda **_: replace(agreement("dense"), width=16))
     rules = ["dense", rule] if verb == "compare" else [rule]
     refused(train(data, tmp_path / "out", verb=verb, rule=rules), f"n = {n} ")
     assert not (tmp_path / "out").exists()

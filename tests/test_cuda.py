@@ -108,7 +108,8 @@ def test_the_program_for_a_real_gpu_runs_dry(tmp_path):
     assert (ran.returncode, ran.stderr) == (0, "")
     written = json.loads((tmp_path / "gpu-dry-run-on-a-cpu.json").read_text("utf-8"))
     parts = {row["part"] for row in written["rows"]}
-    assert parts == {"ceilings", "values", "layers", "blocks", "few_rows", "few_tokens"}
+    ordinary = {"ceilings", "values", "layers", "formulas", "blocks", "few_rows", "few_tokens", "captured"}
+    assert parts == ordinary | {"kernels"}
     wrong = {row["case"]: row["measured"] for row in written["rows"] if row["part"] == "values"}
     assert max(wrong.values()) < 1e-4
     text = (tmp_path / "gpu-dry-run-on-a-cpu.md").read_text("utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import nplex
+import nplex.distributed
 
 ROOT = Path(__file__).parents[1]
 LOADED = re.compile(r'<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)="((?:https?:)?//[^"]*)"')
@@ -35,7 +36,7 @@ def test_builds_and_loads_nothing_from_elsewhere(site):
 
 @pytest.mark.parametrize(
     "package",
-    [nplex, nplex.nn, nplex.algebra, nplex.ops, nplex.adapters],
+    [nplex, nplex.nn, nplex.algebra, nplex.ops, nplex.adapters, nplex.distributed],
     ids=lambda package: package.__name__,
 )
 def test_every_public_name_is_in_the_reference(site, package):

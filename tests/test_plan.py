@@ -14,7 +14,7 @@ import nplex.ops.plan as plan_module
 from nplex import nn, ops
 from nplex.algebra import quaternion
 from nplex.nn import LearnedRule
-from nplex.ops import calibrate, cards, machine
+from nplex.ops import calibrate, cards, fused, machine
 from nplex.ops.dense import linear_cost
 
 WIDTHS = st.integers(8, 4096)
@@ -234,7 +234,9 @@ def test_a_device_that_is_not_there_cannot_be_measured():
         ops.measure("fly")
 
 
-def test_a_gpu_plans_by_its_type_and_card():
+def test_a_gpu_plans_by_its_type_and_card(monkeypatch):
+    monkeypatch.setattr(fused, "works", lambda: False)
+
     def method(card, element_size):
         sizes = {"tokens": 16384, "n": 4, "rank": 4, "element_size": element_size, "training": True}
         return plan(4096, 4096, **sizes, machine=machine.ACCELERATORS[card]).method
@@ -244,7 +246,8 @@ def test_a_gpu_plans_by_its_type_and_card():
     assert method("H200", 2) == "bilinear"  # the same arithmetic, traffic two thirds
 
 
-def test_a_compiled_gpu_layer_needs_no_copies_and_no_python():
+def test_a_compiled_gpu_layer_needs_no_copies_and_no_python(monkeypatch):
+    monkeypatch.setattr(fused, "works", lambda: False)
     request = plan(4096, 4096, tokens=16384, n=4, rank=7, element_size=2, training=True,
                    machine=machine.ACCELERATORS["H100"]).request  # fmt: skip
     eager, compiled = (
@@ -257,14 +260,62 @@ def test_a_compiled_gpu_layer_needs_no_copies_and_no_python():
     assert compiled["bilinear"] < dense
 
 
-def test_the_predicted_table_of_the_docs_is_the_plans():
+@pytest.fixture
+def kernels(monkeypatch):
+    """Plans as where Triton's kernels run."""
+    monkeypatch.setattr(fused, "works", lambda: True)
+
+
+def on_h100(width, n, rank=None, **how):
+    how = {"tokens": 16384, "element_size": 2, "training": True, "machine": machine.ACCELERATORS["H100"]} | how
+    made = plan(width, width, n=n, rank=rank, **how)
+    return made, {cost.method: cost.seconds / made.linear.seconds for cost in made.costs}
+
+
+@pytest.mark.parametrize(("n", "rank"), [(4, None), (8, None), (4, 7), (4, 4), (8, 24), (8, 8)])
+def test_small_layers_with_kernels_take_about_the_time_of_torchs(n, rank, kernels):
+    for width in (1024, 2048, 4096, 8192):
+        made, shares = on_h100(width, n, rank)
+        assert shares[made.method] < 1.1
+        assert shares[made.method] < 1.01 * shares["dense"]
+        assert shares["dense"] < (1.1 if width == 1024 else 1.04)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"width": 1000}, {"width": 2048, "n": 64}, {"width": 2048, "rank": 33}, {"width": 2048, "element_size": 8},
+        {"width": 2048, "works": False},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_plan_costs_the_formula_where_no_kernel_runs(how, monkeypatch):
+    asked = {"n": 4, "rank": 7} | how
+    works = asked.pop("works", True)
+    costs = []
+    for runs in (works, False):
+        monkeypatch.setattr(fused, "works", lambda runs=runs: runs)
+        costs.append(on_h100(**asked)[1])
+    assert costs[0] == costs[1]
+
+
+def test_few_tokens_are_decoded_at_once_where_python_starts_nothing(kernels):
+    h100 = machine.ACCELERATORS["H100"]
+    captured = dataclasses.replace(h100, seconds_per_call=1e-9)
+    few = {"tokens": 1, "training": False, "prepared": True}
+    assert on_h100(4096, 4, **few)[0].method == "dense"
+    made, shares = on_h100(4096, 4, machine=captured, **few)
+    assert made.method == "components_first"
+    assert shares["components_first"] < 0.55
+    assert on_h100(4096, 8, machine=captured, **few)[1]["components_first"] < 0.45
+
+
+def test_the_predicted_table_of_the_docs_is_the_plans(kernels):
     page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text("utf-8")
     for n, rank in ((4, 7), (4, 4), (8, 24), (8, 8)):
         cells = []
         for d in (1024, 2048, 4096, 8192):
-            h100 = machine.ACCELERATORS["H100"]
-            made = plan(d, d, tokens=16384, n=n, rank=rank, element_size=2, training=True, machine=h100)
-            share = {cost.method: cost.seconds / made.linear.seconds for cost in made.costs}
+            made, share = on_h100(d, n, rank)
             request = made.request._replace(compiled=True)
             dense = linear_cost(request, d, d).total("").seconds
             compiled = ops.METHODS["bilinear"].cost(request).total("").seconds / dense

@@ -1,5 +1,7 @@
+import hashlib
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -82,6 +84,29 @@ def test_other_rules_and_seeds_are_named_by_the_command(data, tmp_path):
     page = (tmp_path / "results" / "agreement-linzen.md").read_text()
     assert "`nplex reproduce agreement-linzen --data DIR --rule 2 --seed 3`" in page
     assert (tmp_path / "results" / "agreement-linzen.png").exists()
+    assert repeated("agreement", data, tmp_path, "--rule", "8").exit_code == 0
+    page = (tmp_path / "results" / "agreement-linzen.md").read_text()
+    assert "`nplex reproduce agreement-linzen --data DIR --rule 2 8 --seed 0 3`" in page
+
+
+def test_counts_and_digests_are_those_of_what_was_read(data, tmp_path):
+    assert repeated("agreement", data, tmp_path, "--rule", "2").exit_code == 0
+    page = (tmp_path / "results" / "agreement-linzen.md").read_text()
+    digest = hashlib.sha256((data / "agreement" / "train.tsv").read_bytes()).hexdigest()
+    assert f"128 for train and 40 for test (train.tsv {digest[:8]}," in page
+    assert "not the files that nplex's own results were made of" in page
+    assert "1.58 million" not in page
+    read = read_json(tmp_path / "results" / "agreement-linzen.json")["read"]
+    assert (read["sizes"], read["files"]["train.tsv"]) == ({"train": 128, "dev": 16, "test": 40}, digest)
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part.digest], ids=lambda part: part.name)
+def test_what_is_said_of_files_is_of_those_that_the_results_were_made_of(part):
+    runs = read_json(Path(__file__).parents[1] / "results" / f"{part.name}.json")["runs"]
+    found = tables.Provenance(
+        {"train": 1, "dev": 1, "test": 1}, {k: v for k, v in runs[0]["data"].items() if k != "name"}
+    )
+    assert part.data in part.differs("small", found)
 
 
 def test_the_list_says_what_is_needed_and_what_is_there(data):

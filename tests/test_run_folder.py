@@ -268,7 +268,7 @@ def test_what_looks_draws_no_random_numbers(tiny, tmp_path, monkeypatch):
     model = recipe.build(data)
     for look in (
         lambda: report(tmp_path / "out", tmp_path / "page.html", lambda done, of: None),
-        lambda: summarise([run.result for run in finished_runs(tmp_path / "out")], ["2"], ("", {})).markdown(),
+        lambda: summarise([run.result for run in finished_runs(tmp_path / "out")], ("", {})).markdown(),
         lambda: experiment.layer_parameters(model, recipe.converted),
         lambda: experiment.fingerprint(data),
         lambda: recipe.baseline(data),

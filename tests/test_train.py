@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
 
+from nplex.cli import app
 from nplex.files import read_tensors
+from nplex.lab.text import moved
 from nplex.lab.train import Interrupted, Loss, Schedule, fit, groups, keep
 from nplex.lab.train.interrupt import deferred_interrupt
+from nplex.lab.train.loop import _Loop
+from nplex.lab.train.processes import join
 from nplex.nn import LearnedRule, Linear
 
 PROGRAM = Path(__file__).parent / "programs" / "trained.py"
@@ -135,6 +141,75 @@ def test_a_run_that_is_lost_at_the_end_of_a_pass_logs_it_once(tmp_path, monkeypa
     trained(tmp_path, checkpoint_every=every)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "error" in line] == [1, 2, 3, 4]
+
+
+def test_a_step_waits_for_no_device_but_where_the_loss_is_shown(tmp_path, monkeypatch):
+    """Reading a number from a tensor waits until a GPU has computed it."""
+    read, steps = [], []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                read.append(len(steps) + 1)
+            return func(*args, **(kwargs or {}))
+
+    step = _Loop.step
+
+    def watched(self, batch, count):
+        with Reads():
+            step(self, batch, count)
+        steps.append(batch)
+
+    monkeypatch.setattr(_Loop, "step", watched)
+    trained(tmp_path, epochs=17, accumulate=2)
+    assert len(steps) == 102
+    assert read == [50, 50, 100, 100]
+
+
+@pytest.mark.parametrize("other", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_sharding_by_accelerate_is_refused_before_anything_is_done(tmp_path, monkeypatch, other):
+    monkeypatch.setenv(f"ACCELERATE_USE_{other}", "true")
+    with pytest.raises(
+        ValueError, match=f"whole model in each process .* ACCELERATE_USE_{other} asks for another way"
+    ):
+        trained(tmp_path)
+    done = CliRunner().invoke(app, ["run", "agreement", "--out", str(tmp_path / "run")])
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_batches_go_to_a_gpu_from_pinned_memory_and_nothing_waits():
+    class Batch:
+        pinned = False
+
+        def pin_memory(self):
+            self.pinned = True
+            return self
+
+        def to(self, device, non_blocking=False):
+            return device.type, self.pinned, non_blocking
+
+    assert moved(Batch(), torch.device("cuda")) == ("cuda", True, True)
+    assert moved(Batch(), torch.device("cpu")) == ("cpu", False, False)
+
+
+def test_restarts_on_several_machines_need_a_store_of_their_own(monkeypatch):
+    given = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "2"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="needs --rdzv-backend c10d, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        join()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")  # as torch says it with the switch
+    join()
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_at_random_moments_end_in_the_same_bits():
+    command = [sys.executable, Path(__file__).parents[1] / "benchmarks" / "restarts.py", "--runs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["same"], row["stuck"]) for row in rows] == [(True, False)] * 2, done.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def new_figure(width: float = 6.4, height: float = 4.0) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("figures need matplotlib, which is not installed: pip install matplotlib") from None
+        raise ImportError("figures need matplotlib, which is not installed: pip install 'nplex[lab]'") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -1,6 +1,7 @@
 """What all verbs share: messages, refusals, tables, interruptions."""
 
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -9,13 +10,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["messages", "refuse", "refusing", "print_table", "STOPPED", "TWIN"]
+__all__ = ["messages", "refuse", "refusing", "print_table", "STOPPED", "TWIN", "EXTRAS", "debugging"]
 
 messages = Console(stderr=True, highlight=False, markup=False)
 # The exit code after Ctrl-C.
 STOPPED = 130
-# What brings a package that is missing, where it is not the laboratory's extra.
-EXTRAS = {"transformers": "hf", "datasets": "data"}
+# The extra that brings each package which may be missing.
+EXTRAS = {
+    "accelerate": "lab", "matplotlib": "lab", "tokenizers": "lab", "sacrebleu": "lab", "optuna": "lab",
+    "filelock": "lab", "plotly": "lab", "transformers": "hf", "datasets": "data", "onnx": "onnx",
+    "onnxscript": "onnx", "onnxruntime": "onnx", "tensorboard": "log",
+}  # fmt: skip
+debugging: list[bool] = []  # holds something where errors are shown with their traceback
 TWIN = "n (learned, as 4), n:R (learned at rank R, as 4:7), or an algebra (quaternion, clifford(3,0,0))"
 
 
@@ -24,11 +30,12 @@ def refusing() -> Iterator[None]:
     """Turns wrong input into one line and exit code 2."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get(str(error.name), "lab")
-        refuse(f"this needs {error.name}, which is not installed: pip install 'nplex[{extra}]'")
     except (ImportError, ValueError, OSError) as error:
-        refuse(str(error))
+        if debugging:
+            traceback.print_exc()
+        package = str(error.name).partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        brought = f"nplex[{EXTRAS[package]}]" if package in EXTRAS else package
+        refuse(f"this needs {package}, which is not installed: pip install '{brought}'" if package else str(error))
 
 
 def refuse(message: str) -> NoReturn:

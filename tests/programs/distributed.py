@@ -70,4 +70,4 @@ def compare(rank, how, shared):
 
 
 if __name__ == "__main__":
-    multiprocessing.spawn(work, (int(sys.argv[1]),), nprocs=2)
+    multiprocessing.start_processes(work, (int(sys.argv[1]),), nprocs=2, start_method="fork")

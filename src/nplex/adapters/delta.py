@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nplex.algebra.bilinear import as_table
 from nplex.nn import Rule
 from nplex.nn.arguments import check_positive, check_widths
+from nplex.nn.init import uniform_
 from nplex.nn.sharing import RuleUser, attach
 from nplex.ops.dense import expand
 from nplex.ops.low_rank import product
@@ -56,7 +57,7 @@ class Delta(RuleUser):
         """First values of its own numbers; the rule has its own reset_parameters."""
         self.left.zero_()
         bound = self.rule.n / self.rule.initial_norm / math.sqrt(self.right.shape[2])
-        nn.init.uniform_(self.right, -bound, bound)
+        uniform_(self.right, bound)
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """`scale x V^T`."""

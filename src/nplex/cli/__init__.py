@@ -14,10 +14,10 @@ from nplex.cli.estimating import estimate
 from nplex.cli.models import convert, count, fold, preview
 from nplex.cli.planning import measure, plan
 from nplex.lab.cli import VERBS
-from nplex.terminal import STOPPED, messages
+from nplex.terminal import STOPPED, debugging, messages
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False,
+    no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 for verb in (preview, estimate, convert, adapt, fold, count, *VERBS, plan, measure):
@@ -27,13 +27,17 @@ LISTS = ("--rule", "--seed", "--only", "--all-but", "--n", "--rank", "--algebra"
 
 
 @app.callback(invoke_without_command=True)
-def nplex(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def nplex(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from; after a verb too.")] = False,
+) -> None:
     """Hypercomplex layers: 1/n of the parameters, for any n, with a multiplication rule that is learned.
 
     [dim]nplex preview my/model --rule 4[/dim]              what would change in a model on disk, and what would stay
 
     [dim]nplex compare agreement --rule dense 2 4 8[/dim]   train a dense transformer and its twins, one table
     """
+    debugging[:] = [True] * debug
     if version:
         import importlib.metadata
 
@@ -42,15 +46,15 @@ def nplex(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def spread(arguments: list[str]) -> list[str]:
-    """`--rule a b c` becomes `--rule a --rule b --rule c`, as people write lists.
+    """`--rule a b c` becomes `--rule a --rule b --rule c`, as people write lists; `--debug` comes first.
 
     Examples:
         >>> spread(["compare", "agreement", "--rule", "dense", "4", "--resume"])
         ['compare', 'agreement', '--rule', 'dense', '--rule', '4', '--resume']
     """
-    result: list[str] = []
+    result: list[str] = ["--debug"] * ("--debug" in arguments)
     option = ""
-    for argument in arguments:
+    for argument in (each for each in arguments if each != "--debug"):
         if argument.startswith("-"):
             option = argument if argument in LISTS else ""
             result.append(argument)

@@ -9,7 +9,6 @@ from pathlib import Path
 from nplex.files import read_json, write_json
 
 CHECKSUM = "checksum"
-LARGEST = 2**53
 # What is expected, in words, and whether a value is it.
 Kind = tuple[str, Callable[[object], bool]]
 
@@ -19,29 +18,19 @@ def is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
-def is_count(value: object) -> bool:
-    """Whether a JSON value is a whole number from 0 to 2^53."""
-    return type(value) is int and 0 <= value <= LARGEST
-
-
 def are_numbers(value: object) -> bool:
     """Whether a JSON value is an object whose values are numbers."""
     return isinstance(value, dict) and all(map(is_number, value.values()))
 
 
-def are_texts(value: object) -> bool:
-    """Whether a JSON value is a list of texts."""
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
 NUMBER: Kind = ("a number", is_number)
-COUNT: Kind = ("a whole number from 0", is_count)
+COUNT: Kind = ("a whole number from 0", lambda value: type(value) is int and 0 <= value <= 2**53)
 AMOUNT: Kind = (
     "a finite number from 0",
     lambda value: is_number(value) and math.isfinite(value) and value >= 0,  # pyright: ignore[reportArgumentType, reportOperatorIssue]
 )
 TEXT: Kind = ("a text", lambda value: isinstance(value, str))
-TEXTS: Kind = ("a list of texts", are_texts)
+TEXTS: Kind = ("a list of texts", lambda value: isinstance(value, list) and all(map(TEXT[1], value)))
 OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
 
 

@@ -37,20 +37,22 @@ class Writer(Protocol):
 
 
 @torch.no_grad()
-def greedy(model: Any, source: Int[Tensor, "batch length"], *, longest: int, begin: int, end: int) -> list[list[int]]:
+def greedy(
+    model: Any, source: Int[Tensor, "batch length"], *, longest: int, begin: int | Int[Tensor, "batch"], end: int
+) -> list[list[int]]:
     """Writes each sentence until its end, or `longest` words; finished sentences take no more work.
 
     Args:
         model: a Writer.
         source: padded on the right.
         longest: words, without begin and end.
-        begin: the number that the first word follows.
+        begin: the number that the first word follows, one for all sentences or one for each.
         end: the number that ends a sentence; it is not given back.
     """
     texts: list[list[int]] = [[] for _ in range(len(source))]
     with cached(model):
         state, alive = model.start(source), torch.arange(len(source))
-        tokens = source.new_full((len(source),), begin)
+        tokens = torch.as_tensor(begin, device=source.device).expand(len(source))
         for _ in range(longest):
             tokens = model.step(tokens, state).argmax(-1)
             going = tokens != end

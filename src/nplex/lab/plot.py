@@ -1,5 +1,6 @@
 """Figures of runs."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,10 +51,10 @@ def rule_name(rule: str) -> str:
 def _axes(axes: "Axes", summary: Summary) -> None:
     """Scales, names, and the baseline: as a line where it is near, else in words."""
     values = [value for line in summary.lines for value in (line.low, line.high, *line.seeds)]
-    margin = 1.5 if summary.kind != "loss" else 0.15 * (max(values) - min(values)) + 0.01
+    margin = 1.5 if summary.kind in ("accuracy", "bleu") else 0.15 * (max(values) - min(values)) + 0.01
     bottom, top = min(values) - margin, max(values) + margin
     name, scores = summary.baseline
-    base = next(iter(scores.values()))
+    base = next(iter(scores.values()), math.nan)
     axes.set_ylim(bottom, top)
     if bottom < base < top:
         axes.axhline(base, linestyle="--", color="0.5")
@@ -64,6 +65,6 @@ def _axes(axes: "Axes", summary: Summary) -> None:
     axes.minorticks_off()
     axes.set_xlabel("parameters of the converted layers (rules of nearly as many side by side)")
     axes.set_ylabel(f"{NAMES[summary.kind]}, {summary.examples:,} test examples")
-    title = f"{summary.task}: mean, 95 % interval, seeds in grey\n{name}: {base:.1f}"
+    title = f"{summary.task}: mean, 95 % interval, seeds in grey" + f"\n{name}: {base:.1f}" * bool(scores)
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.25)

@@ -16,13 +16,15 @@ from nplex.lab.checked import (
     read_sealed,
     wrong,
 )
+from nplex.lab.run_folder import RESULT, SETTINGS, settings_of
 from nplex.lab.summary import NAMES
 
 CONFIG: dict[str, Kind] = {"task": TEXT, "recipe": OBJECT, "seed": COUNT, "data": OBJECT}
 MEASURED: dict[str, Kind] = {
     "layer_parameters": COUNT,
-    "dense_layer_parameters": ("a whole number from 1", lambda value: COUNT[1](value) and value != 0),
+    "dense_layer_parameters": COUNT,
     "parameters": COUNT,
+    "sizes": ("numbers under their names", are_numbers),  # older versions wrote none
     "kind": (f"one of {', '.join(NAMES)}", lambda value: isinstance(value, str) and value in NAMES),
     "scores": ("numbers under their names", are_numbers),
     "interval": ("two numbers", lambda value: isinstance(value, list) and [*map(is_number, value)] == [True, True]),
@@ -42,6 +44,28 @@ ENVIRONMENT: dict[str, Kind] = dict.fromkeys(("date", "commit", "torch", "proces
 PASS: dict[str, Kind] = {"epoch": COUNT, "loss": NUMBER}
 
 
+def finished_folders(folder: Path) -> list[Path]:
+    """The folders of finished runs: itself, or those below it where it is of a comparison or a search.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no run in it is finished.
+        ValueError: it is not a folder of runs.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; expected the run folder that nplex run wrote")
+    settings = settings_of(folder)
+    if settings is None or settings.kind == "product":
+        raise ValueError(f"{folder} is not a folder of nplex run or nplex compare (no run wrote its {SETTINGS})")
+    every = [folder] if settings.kind == "run" else sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
+    order = [str(rule).replace(":", "-") for rule in settings.values.get("rules", [])]
+    rules = {path: path.name.rpartition("-seed")[0] for path in every}
+    every.sort(key=lambda path: ([*order, rules[path]].index(rules[path]), len(path.name)))  # then by the seed
+    found = [path for path in every if (path / RESULT).exists()]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no finished run; finish it first, by --resume")
+    return found
+
+
 def finished_result(path: Path) -> dict:
     """The result of a run that is done.
 
@@ -50,7 +74,7 @@ def finished_result(path: Path) -> dict:
         ValueError: it is damaged; names the file, and what is wrong.
     """
     result = read_sealed(path)
-    if reason := wrong(result, CONFIG | MEASURED) or wrong(result["recipe"], {"rule": TEXT}):
+    if reason := wrong({"sizes": {}} | result, CONFIG | MEASURED) or wrong(result["recipe"], {"rule": TEXT}):
         raise damaged(path, reason)
     answers, examples = result["answers"], result["examples"]
     if result["kind"] == "accuracy":

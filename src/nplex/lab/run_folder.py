@@ -28,7 +28,7 @@ RUN_FILES = {SETTINGS, RESULT, MODEL, VOCABULARY, CHECKPOINT, BEST, EPOCH.format
 FILES: dict[str, set[str]] = {
     "run": RUN_FILES,
     "comparison": {SETTINGS, *COMPARISON, REPORT},
-    "tuning": {SETTINGS, *TUNING, TUNING_DATABASE, f"{TUNING_DATABASE}-journal", "failed-*.txt"},
+    "tuning": {SETTINGS, *TUNING, REPORT, TUNING_DATABASE, f"{TUNING_DATABASE}-journal", "failed-*.txt"},
     # The last was made by older versions.
     "product": {SETTINGS, RESULT, LEARNED_PAGE, LEARNED_TABLES, LEARNED_CURVE, "tables.gif"},
 }

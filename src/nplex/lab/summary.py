@@ -6,8 +6,8 @@ from statistics import fmean
 
 from nplex.lab.scores import wilson
 
-NAMES = {"accuracy": "accuracy %", "bleu": "BLEU", "loss": "loss, nats"}
-DIGITS = {"accuracy": 2, "bleu": 2, "loss": 4}
+NAMES = {"accuracy": "accuracy %", "bleu": "BLEU", "loss": "loss, nats", "score": "score"}
+DIGITS = {"accuracy": 2, "bleu": 2, "loss": 4, "score": 4}
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Line:
     Attributes:
         rule: as on the command line.
         layer_parameters: of the layers that the rule converts.
-        share: of the dense layers' parameters.
+        share: of the dense layers' parameters; 0 where those are not known.
         scores: means over seeds; the main one first. Accuracy and BLEU from 0 to 100, loss in nats.
         low: lower end of the 95 % interval of the main score on other text of the same kind.
         high: upper end.
@@ -75,9 +75,9 @@ class Summary:
             [
                 line.rule,
                 f"{line.layer_parameters:,}",
-                f"{line.share:.3f}",
+                f"{line.share:.3f}" if line.share else "",
                 f"{line.score:.{digits}f}",
-                f"{line.low:.{digits - 1}f}-{line.high:.{digits - 1}f}",
+                f"{line.low:.{digits - 1}f}-{line.high:.{digits - 1}f}" if line.low < line.high else "",
                 *(f"{line.scores[other]:.{digits - 1}f}" for other in others),
                 f"{line.training_seconds:,.0f}",
                 f"{line.training_tokens_per_second:,.0f}",
@@ -123,23 +123,25 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def summarise(results: Sequence[dict], rules: Sequence[str], baseline: tuple[str, dict[str, float]]) -> Summary:
-    """Sums up the results of runs: a line for each rule, in the order given."""
+def summarise(results: Sequence[dict], baseline: tuple[str, dict[str, float]]) -> Summary:
+    """Sums up the results of runs: a line for each rule, in the order in which they first come."""
+    rules = dict.fromkeys(result["recipe"]["rule"] for result in results)
     grouped = {rule: [r for r in results if r["recipe"]["rule"] == rule] for rule in rules}
     first, last = results[0], results[-1]
-    lines = tuple(_line(rule, runs) for rule, runs in grouped.items())
+    dense = first["dense_layer_parameters"] or grouped.get("dense", [{}])[0].get("layer_parameters", 0)
+    lines = tuple(_line(rule, runs, dense) for rule, runs in grouped.items())
     return Summary(
         first["task"], first["kind"], lines, baseline, first["examples"], first["notes"], last["environment"]
     )
 
 
-def _line(rule: str, runs: Sequence[dict]) -> Line:
+def _line(rule: str, runs: Sequence[dict], dense: int) -> Line:
     low, high = _interval(runs)
     layer = runs[0]["layer_parameters"]
     return Line(
         rule=rule,
         layer_parameters=layer,
-        share=layer / runs[0]["dense_layer_parameters"],
+        share=layer / dense if dense else 0.0,
         scores={name: fmean([run["scores"][name] for run in runs]) for name in runs[0]["scores"]},
         low=low,
         high=high,

@@ -138,7 +138,7 @@ class MultiheadAttention(Expanded):
             nn.init.zeros_(self.in_proj_bias)
         for bias in (self.bias_k, self.bias_v):
             if bias is not None:
-                nn.init.xavier_normal_(bias)
+                init.fill_(bias, nn.init.xavier_normal_)
 
     def reset_projections(self) -> None:
         """Xavier's first values for the input's projections; those of one width count as one matrix."""

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nplex.nn import init
 from nplex.nn.arguments import check_widths
 from nplex.nn.computed import read_only
 from nplex.nn.nearest import nearest_
@@ -49,7 +50,7 @@ class _Rows(Twin):
 
     def reset_parameters(self) -> None:
         """First values for components, `N(0, (n / rule_norm)^2)`: W gets the variance of torch's layer, 1."""
-        nn.init.normal_(self.components, std=self.rule.n / self.rule.initial_norm)
+        init.fill_(self.components, lambda whole: nn.init.normal_(whole, std=self.rule.n / self.rule.initial_norm))
 
     def _rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d"]:
         """`W[ids]`, with max_norm and scale_grad_by_freq."""

@@ -88,7 +88,7 @@ class Expanded(Twin):
             if name.startswith("components"):
                 init.components_(parameter, rule_norm=self.rule.initial_norm, bound=self._bound())
             else:
-                nn.init.uniform_(parameter, -self._bound(), self._bound())
+                init.uniform_(parameter, self._bound())
 
     def _dense(self, names: list[str], *, keep: bool = False) -> list[Any]:
         """Weights and biases as torch's layer has them; the rule is asked once. `keep`: built once inside cached."""

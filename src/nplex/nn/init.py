@@ -1,7 +1,7 @@
 """First values: a rule of a known size, and components such that W has the variance of torch's own layer."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nplex.algebra import as_table
+from nplex.ops.tracing import is_distributed
 
 __all__ = ["like_"]
 
@@ -23,7 +24,7 @@ def table_(table: Float[Tensor, "n n n"], *, norm: float) -> None:
 
     Every output and every input component then takes part with the same weight, whatever the draw.
     """
-    table.copy_(torch.stack([_orthogonal(table) for _ in table])).mul_(norm / len(table))
+    write_(table, torch.stack([_orthogonal(table) for _ in range(len(table))]) * (norm / len(table)))
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def factors_(
     first = first * (faces.mean() / faces)[:, None]
     scale = (norm / n**0.5 / faces.mean()) ** (1 / 3)
     for factor, value in zip((encode_component, encode_input, decode), (first, second, third), strict=True):
-        factor.copy_(scale * value)
+        write_(factor, scale * value)
 
 
 @torch.no_grad()
@@ -54,8 +55,38 @@ def components_(components: Float[Tensor, "n *block"], *, rule_norm: float, boun
     The mean variance of W is `rule_norm^2 / n^2` times that of the components, so W gets `bound^2 / 3`, the variance
     of `U(-bound, bound)`; torch.nn.Linear has `bound = 1 / sqrt(in_features)`.
     """
-    limit = components.shape[0] * bound / rule_norm
-    torch.nn.init.uniform_(components, -limit, limit)
+    uniform_(components, components.shape[0] * bound / rule_norm)
+
+
+def uniform_(tensor: Tensor, limit: float) -> None:
+    """`U(-limit, limit)`."""
+    fill_(tensor, lambda whole: nn.init.uniform_(whole, -limit, limit))
+
+
+@torch.no_grad()
+def fill_(tensor: Tensor, fn: Callable[[Tensor], Any]) -> None:
+    """`fn(tensor)`; of a sharded tensor `fn` fills the whole, and each process keeps its part.
+
+    So first values are those of a model in one process, on any number of processes. Torch's own initialisers draw
+    each shard alone: on CPUs, with one seed everywhere, all shards would be equal.
+    """
+    if not is_distributed(tensor):
+        fn(tensor)
+    elif not tensor.is_meta:
+        fn(whole := torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device))
+        write_(tensor, whole)
+
+
+@torch.no_grad()
+def write_(tensor: Tensor, values: Tensor, *, drawn: bool = True) -> None:
+    """`tensor <- values`, of a sharded tensor each process its part; those drawn by the first process, for all."""
+    if is_distributed(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        whole, sharded = values.to(tensor.device, tensor.dtype), cast(Any, tensor)
+        source = 0 if drawn else None
+        values = distribute_tensor(whole, sharded.device_mesh, sharded.placements, src_data_rank=source)
+    tensor.copy_(values)
 
 
 def like_(layer: Layer, fn: Callable[[Tensor], Any]) -> Layer:

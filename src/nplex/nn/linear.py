@@ -80,7 +80,7 @@ class Linear(Twin):
         bound = 1 / math.sqrt(self.in_features)
         init.components_(self.components, rule_norm=self.rule.initial_norm, bound=bound)
         if self.bias is not None:
-            nn.init.uniform_(self.bias, -bound, bound)
+            init.uniform_(self.bias, bound)
 
     def forward(self, input: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """`y = x W^T + b`."""

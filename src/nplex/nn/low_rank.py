@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nplex.nn import init
 from nplex.nn.arguments import check_positive, check_widths
 from nplex.nn.computed import read_only
 from nplex.nn.twin import Twin
@@ -98,9 +99,9 @@ class LowRankLinear(Twin):
         deviation = n * bound / self.rule.initial_norm / math.sqrt(3 * r)
         limits = (math.sqrt(3 * deviation * math.sqrt(ratio)) for ratio in (b / a, a / b))
         for factor, limit in zip((self.left, self.right), limits, strict=True):
-            nn.init.uniform_(factor, -limit, limit)
+            init.uniform_(factor, limit)
         if self.bias is not None:
-            nn.init.uniform_(self.bias, -bound, bound)
+            init.uniform_(self.bias, bound)
 
     def forward(self, input: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """`y = x W^T + b`."""

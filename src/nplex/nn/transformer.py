@@ -265,7 +265,7 @@ class Transformer(_Container, nn.Transformer):
             elif not isinstance(module, Rule) and not isinstance(getattr(module, "rule", None), Rule):
                 for parameter in module.parameters(recurse=False):
                     if parameter.ndim > 1:
-                        nn.init.xavier_uniform_(parameter)
+                        init.fill_(parameter, nn.init.xavier_uniform_)
 
     _reset_parameters = reset_parameters  # torch's own would fill rules and components as if they were weights
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.ops import tiles, token_major
+from nplex.ops import fused, tiles, token_major
 from nplex.ops.cost import Work
 from nplex.ops.method import Method, Request
 from nplex.ops.tracing import autocast_type, cast, is_eager
@@ -47,12 +47,13 @@ def product(
     elif token_major.suits(rows, rule):
         y = token_major.formula(rows, rule, components, bias, inputs[-1])
     else:
-        if dtype is not None:
+        quick = eager and fused.suits(rule, components, rows, bias, *prepared)
+        if dtype is not None and not quick:
             components = cast(components, dtype)
             rule = BilinearAlgorithm(*(cast(factor, dtype) for factor in rule))
-        made = prepared[0] if prepared else tiles.blocks(rule, components)
-        if eager and rows.shape[0] > tiles.LEAST_TOKENS:
-            y, _ = tiles.forward(rows, rule, made, bias)
+        made = prepared[0] if prepared else tiles.blocks(rule, components, x.dtype if quick else None)
+        if quick or (eager and rows.shape[0] > tiles.LEAST_TOKENS):
+            y, _ = tiles.forward(rows, rule, made, bias, quick=quick)
         elif eager and rows.shape[0] == 1 and a * b >= LARGE_BLOCK and x.dtype in (torch.float32, torch.float64):
             y = _one_token(rows[0], rule, made, bias)
         else:
@@ -89,16 +90,16 @@ def cost(r: Request) -> Work:
     n, a, b, rank = r.n, r.a, r.b, r.rank or 0
     if r.compiled and max(n, rank) <= token_major.MOST_TERMS:
         return _merged_cost(r, rank)
-    work, tile = r.work(), r.work()
+    work, tile = r.work(kernels=True), r.work(kernels=True)
     count = math.ceil(r.tokens / tiles.tile_tokens(r.tokens, rank, a, b, r.element_size, r.device))
     tokens = r.tokens / max(count, 1)
     if not r.prepared:
         work.mix(rank, n, a * b)
-    tile.move(n * tokens * b, n * tokens * b)
+    tile.copy(n * tokens * b)
     tile.mix(rank, n, tokens * b)
     tile.matmul(tokens, b, a, count=rank)
     tile.mix(n, rank, tokens * a)
-    tile.move(n * tokens * a, n * tokens * a)
+    tile.copy(n * tokens * a)
     tile.call(TILE_CALLS)
     work.call(PREPARED_CALLS if r.prepared else CALLS)
     if r.training:
@@ -111,24 +112,24 @@ def _add_backward(r: Request, rank: int, work: Work, tile: Work, tokens: int | f
     n, a, b, on_gpu = r.n, r.a, r.b, r.device.type != "cpu"
     if not r.prepared:
         work.mix(rank, n, a * b)
-        work.mix(n, a * b, rank)
+        work.sums(rank, a * b, n)
         work.mix(n, rank, a * b)
     work.move(r.tokens * n * a, rank * a * b)
     work.stream((2 if r.prepared else 3) * rank * a * b)  # blocks, once more, and their gradients: all new memory
     work.call(BACKWARD_CALLS)
-    tile.move(n * tokens * (a + 2 * b), n * tokens * (a + 2 * b))
+    tile.copy(n * tokens * (a + 2 * b))
     kept = tiles.KEPT_SHARE * n * b / (rank * a)
     if kept < 1 and (on_gpu or b < tiles.KEPT_FROM):  # at least a part of the block products is made again
         tile.matmul(tokens * (1 - kept), b, a, count=rank)
     if on_gpu and tokens < r.tokens:  # gradients of several tiles are added
         tile.move(3 * rank * a * b, 2 * rank * a * b)
-    tile.start(FACTOR_KERNELS)
-    tile.mix(n, tokens * a, rank)
+    tile.start(FACTOR_KERNELS // 4 if tile.fused else FACTOR_KERNELS)
+    tile.sums(n, tokens * a, rank)
     tile.mix(rank, n, tokens * a)
     tile.mix(rank, n, tokens * b)
     tile.matmul(a, tokens, b, count=rank)
     tile.matmul(tokens, a, b, count=rank)
-    tile.mix(n, tokens * b, rank)
+    tile.sums(rank, tokens * b, n)
     tile.mix(n, rank, tokens * b)
     tile.call(TILE_BACKWARD_CALLS)
 

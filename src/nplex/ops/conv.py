@@ -111,7 +111,7 @@ def _prepare_dense(rule: Tensor | BilinearAlgorithm, components: Tensor, channel
 
 def _dense_cost(r: Request) -> Work:
     """The weight, where it is not at hand, and the convolution; backward two more of the same size."""
-    work = r.work()
+    work = r.work(kernels=True)
     _add_convolution(work, r, r.n * r.a, r.n * r.b)
     if not r.prepared:
         add_build(work, r)

@@ -6,7 +6,7 @@ fitted by hand to the times of `python benchmarks/plan.py --every 1` (one thread
 benchmarks/results/plan-1-thread.md).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nplex.ops.machine import Accelerator, Machine
 
@@ -41,7 +41,7 @@ class Work:
     def __init__(self, machine: Machine, element_size: int) -> None:
         self.machine, self.element_size, self.flops_per_second = machine, element_size, machine.flops_per_second
         self.flops = self.bytes = self.seconds = 0.0
-        self.calls = 0
+        self.calls, self.fused = 0, False
 
     def matmul(
         self, rows: int | float, inner: int | float, columns: int | float, *, count: int = 1, packed: bool = False
@@ -80,6 +80,14 @@ class Work:
     def start(self, times: int) -> None:
         """Kernels of an accelerator that move next to nothing."""
 
+    def copy(self, numbers: int | float) -> None:
+        """So many numbers put in the order of a mix or out of it, which kernels of nplex.ops.fused do without."""
+        self.move(numbers, numbers)
+
+    def sums(self, rows: int | float, inner: int | float, columns: int | float) -> None:
+        """The gradient of the weights of a mix, which those kernels add up while they mix `inner` to `columns`."""
+        self.mix(rows, inner, columns)
+
     def repeat(self, times: int, other: "Work") -> None:
         """All of `other`, so many times."""
         self.flops += times * other.flops
@@ -111,21 +119,24 @@ class Work:
 
 
 # A matmul with as few rows as the algebra has dimensions moves its numbers at this share of the speed of a copy, and
-# one with short sums is this much slower for each term that is missing.
-FEW_ROWS, FILL = 0.5, 64
+# one with short sums is this much slower for each term that is missing. An operator of nplex.ops.fused takes as long
+# to start as so many of torch's: torch calls it in Python (19 us on an AMD Zen 4), and so does Triton.
+FEW_ROWS, FILL, FUSED_CALLS = 0.5, 64, 4
 
 
 class AcceleratorWork(Work):
     """Adds up what operations cost on an accelerator.
 
-    Each takes `max(flops / rate, bytes / bytes_per_second, seconds_per_call) + seconds_per_kernel`: Python starts the
-    next one meanwhile, and torch.compile needs no Python. Calls beside the operations take no time.
+    Each takes `max(flops / rate, bytes / bytes_per_second) + seconds_per_kernel` there, and `seconds_per_call` of
+    Python, which starts operations ahead of it: the larger sum counts. torch.compile needs no Python. Calls beside
+    the operations take no time.
     """
 
-    def __init__(self, machine: Accelerator, element_size: int, compiled: bool) -> None:
+    def __init__(self, machine: Accelerator, element_size: int, compiled: bool, fused: bool = False) -> None:
         super().__init__(machine, element_size)
-        self._waits = machine.seconds_per_kernel
-        self._least = 0.0 if compiled else machine.seconds_per_call
+        self.machine: Accelerator = machine
+        self.fused = fused
+        self._started, self._start = 0, 0.0 if compiled else machine.seconds_per_call
         rates = {2: machine.half_flops_per_second, 8: machine.double_flops_per_second}
         self.flops_per_second = rates.get(element_size, machine.flops_per_second)
 
@@ -139,7 +150,8 @@ class AcceleratorWork(Work):
     def mix(self, rows: int | float, inner: int | float, columns: int | float) -> None:
         """A matmul where two of the sizes are about the algebra's."""
         read = rows * inner + inner * columns
-        self._kernel(2 * rows * inner * columns, read, rows * columns, speed=FEW_ROWS)
+        self._kernel(2 * rows * inner * columns, read, rows * columns, speed=1.0 if self.fused else FEW_ROWS)
+        self._started += FUSED_CALLS - 1 if self.fused else 0
 
     def stream(self, written: int | float) -> None:
         """Nothing: traffic counts where it is caused."""
@@ -153,6 +165,27 @@ class AcceleratorWork(Work):
         for _ in range(times):
             self._kernel(0, 0, 0)
 
+    def copy(self, numbers: int | float) -> None:
+        """As in Work, or nothing."""
+        if not self.fused:
+            self.move(numbers, numbers)
+
+    def sums(self, rows: int | float, inner: int | float, columns: int | float) -> None:
+        """As in Work; by the kernels the mixed parts are read too, and sums of tiles are added."""
+        if self.fused:
+            self.move(inner * columns, 0)
+        else:
+            self.mix(rows, inner, columns)
+
+    def repeat(self, times: int, other: Work) -> None:
+        """All of `other`, so many times."""
+        super().repeat(times, other)
+        self._started += times * other._started if isinstance(other, AcceleratorWork) else 0
+
+    def total(self, method: str) -> Cost:
+        """The sums, under the name of a method."""
+        return replace(super().total(method), seconds=max(self.seconds, self._started * self._start))
+
     def add(self, flops: int | float, read: int | float, written: int | float, again: int | float = 0) -> None:
         """One operation and its pass over memory."""
         self._kernel(flops, read, written)
@@ -165,5 +198,6 @@ class AcceleratorWork(Work):
         self.flops += flops
         self.bytes += size
         self.calls += 1
+        self._started += 1
         traffic = size / self.machine.bytes_per_second / speed
-        self.seconds += max(fill * flops / self.flops_per_second, traffic, self._least) + self._waits
+        self.seconds += max(fill * flops / self.flops_per_second, traffic) + self.machine.seconds_per_kernel

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from nplex.algebra.bilinear import BilinearAlgorithm, as_table
+from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.ops import fused
 from nplex.ops.cost import Work
 from nplex.ops.method import Method, Request
 from nplex.ops.sums import products_summed
@@ -45,7 +46,7 @@ def expand(
     rows at a time.
     """
     with full_precision(components):  # else gradients of factors would be narrow
-        table = as_table(rule)
+        table = fused.table(rule, components)
     if not is_eager(table, components):
         return formula(table, components)
     if torch.is_grad_enabled() and (table.requires_grad or components.requires_grad):
@@ -77,8 +78,11 @@ class _Expand(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        table, components = (t.to(grad.dtype) for t in ctx.saved_tensors)
+        table, components = ctx.saved_tensors
         for_table, for_components = ctx.needs_input_grad
+        if not torch.is_grad_enabled() and not is_batched(grad) and fused.suits(table, components, grad):
+            return _fused_backward(table, components, grad, for_table)
+        table, components = table.to(grad.dtype), components.to(grad.dtype)
         if not torch.is_grad_enabled() and not is_batched(grad):
             return _backward(table, components, grad, for_table, for_components)
         n, a, b = components.shape  # of second derivatives, and of several gradients at once
@@ -89,7 +93,13 @@ class _Expand(torch.autograd.Function):
 
 def _narrow(table: Float[Tensor, "n n n"], components: Float[Tensor, "n a b"]) -> Float[Tensor, "n*a n*b"]:
     """The weight, in autocast's type where that is on."""
-    if (dtype := autocast_type(components)) is not None:
+    dtype = autocast_type(components)
+    if fused.suits(table, components):
+        n, a, b = components.shape
+        weight = components.new_empty(n * a, n * b, dtype=dtype)
+        fused.mix(table.permute(1, 2, 0), components, _places(components, weight))
+        return weight
+    if dtype is not None:
         table, components = cast(table, dtype), cast(components, dtype)
     return _forward(table, components)
 
@@ -134,6 +144,18 @@ def _backward(
     return None if table_grad is None else table_grad.view_as(table), components_grad
 
 
+def _fused_backward(
+    table: Float[Tensor, "n n n"], components: Float[Tensor, "n a b"], grad: Float[Tensor, "n*a n*b"], for_table: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The same in one pass over the gradient."""
+    places = _places(components, grad)
+    components_grad = torch.empty_like(components, memory_format=torch.contiguous_format)
+    if for_table:
+        table_grad = fused.mix_back(places, components, table.permute(1, 2, 0), components_grad)
+        return table_grad.permute(2, 0, 1), components_grad
+    return None, fused.mix(table, places, components_grad)
+
+
 def _places(components: Float[Tensor, "n a b"], weight: Float[Tensor, "n*a n*b"]) -> Float[Tensor, "n n a b"]:
     """The blocks of a weight, where they lie."""
     n, a, b = components.shape
@@ -155,7 +177,7 @@ def _buffer(components: Float[Tensor, "n a b"]) -> Tensor:
 
 def linear_cost(r: Request, inputs: int, outputs: int) -> Work:
     """`x W^T + bias`; backward `dy W` and `dy^T x`."""
-    work = r.work()
+    work = r.work(kernels=True)
     work.matmul(r.tokens, inputs, outputs)
     if r.training:
         work.matmul(r.tokens, outputs, inputs)
@@ -182,17 +204,18 @@ def add_build(work: Work, r: Request) -> None:
     entries = n * n * a * b
     rows = a if r.device.type != "cpu" else max(1, min(a, TILE_BYTES // (r.element_size * n * n * b)))
     tiles = math.ceil(a / rows)
-    build, back = r.work(), r.work()
+    build, back = r.work(kernels=True), r.work(kernels=True)
     build.mix(n * n, n, a * b / tiles)
-    build.move(entries / tiles, entries / tiles)
+    build.copy(entries / tiles)
     work.repeat(tiles, build)
     work.stream(entries)
     work.call(BUILD_CALLS)
     add_table(work, r)
     if r.training:
-        back.move(entries / tiles, entries / tiles)
+        back.copy(entries / tiles)
         back.mix(n, n * n, a * b / tiles)
-        back.mix(n, a * b / tiles, n * n)
+        back.sums(n * n, a * b / tiles, n)
+        back.start(int(back.fused))  # in the type of the table
         work.repeat(tiles, back)
         work.stream(entries)
         work.call(BUILD_BACKWARD_CALLS)
@@ -202,8 +225,9 @@ def add_table(work: Work, r: Request) -> None:
     """The table of a rule held as factors: `n^2 R` products, then one matmul; backward twice that."""
     if r.rank is None or r.prepared:
         return
-    for _ in range(3 if r.training else 1):
-        work.move(0, r.n * r.n * r.rank)
+    for _ in range(1 + r.training if work.fused else 1 + 2 * r.training):
+        if not work.fused:
+            work.move(0, r.n * r.n * r.rank)
         work.mix(r.n, r.rank, r.n * r.n)
         work.call(TABLE_TRAINING_CALLS if r.training else TABLE_CALLS)
 

@@ -11,7 +11,7 @@ from nplex.algebra.bilinear import BilinearAlgorithm
 from nplex.ops.cache import kept_for
 from nplex.ops.method import Method
 from nplex.ops.methods import METHODS
-from nplex.ops.plan import chooser
+from nplex.ops.plan import chooser, is_captured
 from nplex.ops.tracing import plain_sizes
 
 best = chooser(METHODS)
@@ -68,7 +68,8 @@ def run(
     cache = kept_for(owner, rule, x)
     call = chosen = None
     if cache is not None:
-        call = (part, method, x.shape, x.dtype, x.requires_grad, features, None if bias is None else bias.shape)
+        sizes = x.shape, features, None if bias is None else bias.shape
+        call = (part, method, sizes, x.dtype, x.requires_grad, is_captured(x))
         chosen = cache.methods.get(call)
     if x.is_nested:  # torch's own linear knows both layouts
         weight = METHODS["dense"].prepare(rule, components)[0]

@@ -9,14 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm, as_table
+from nplex.ops import fused
 from nplex.ops.cost import Work
 from nplex.ops.dense import add_table
 from nplex.ops.method import Method, Request
 from nplex.ops.packed import is_worth_it, linear, pack
+from nplex.ops.tracing import autocast_type
 
 # Calls beside the matmuls, forward and backward; nplex.ops.cost says how they were fitted.
 COMPONENTS_FIRST_CALLS, COMPONENTS_FIRST_BACKWARD_CALLS = 5, 42
 RULE_FIRST_CALLS, RULE_FIRST_BACKWARD_CALLS = 3, 36
+SMALL_KERNELS = 2  # of an accelerator: the table in another order, and the bias
 
 
 def components_first(
@@ -32,6 +35,10 @@ def components_first(
     has n times the size of the output.
     """
     n, a, b = components.shape
+    if fused.decodes(x, rule, components, bias):
+        table = prepared[0] if prepared else fused.table(rule, components)
+        rows = x.reshape(-1, n, b).to(autocast_type(x) or x.dtype)
+        return fused.decode(rows, table, components, bias).reshape(*x.shape[:-1], n * a)
     inputs = x.reshape(-1, n, b).transpose(0, 1).reshape(-1, b)  # j, token
     middle = torch.bmm(inputs.expand(n, -1, -1), components.transpose(-1, -2))  # k; j, token
     table = prepared[0] if prepared else as_table(rule)
@@ -112,11 +119,18 @@ def components_first_cost(r: Request) -> Work:
     """n matmuls of n T inputs with the components, then one n x n^2 matmul mixes; backward each has its two."""
     work = r.work()
     tokens, n, a, b = r.tokens, r.n, r.a, r.b
+    decoding = r.work(kernels=True)
+    if decoding.fused and not r.training and tokens * n <= fused.DECODED:
+        decoding.matmul(n * tokens, b, a, count=n)
+        decoding.mix(n, n * n, tokens * a)
+        add_table(decoding, r)
+        return decoding
     work.move(tokens * n * b, tokens * n * b)
     work.matmul(n * tokens, b, a, count=n)
     work.mix(n, n * n, tokens * a)
     work.move(2 * tokens * n * a, 2 * tokens * n * a)
     work.call(COMPONENTS_FIRST_CALLS)
+    work.start(SMALL_KERNELS)
     add_table(work, r)
     if r.training:
         work.move(2 * tokens * n * a, tokens * n * a)
@@ -146,6 +160,7 @@ def rule_first_cost(r: Request) -> Work:
         work.matmul(n * tokens, b, a, count=n)
         work.move(tokens * (n * n + 2 * n) * a, 2 * tokens * n * a)
         work.call(RULE_FIRST_CALLS)
+        work.start(SMALL_KERNELS)
     add_table(work, r)
     if r.training:
         work.move(2 * tokens * n * a, tokens * n * a)

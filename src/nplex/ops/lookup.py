@@ -5,7 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from nplex.algebra.bilinear import BilinearAlgorithm, as_table
+from nplex.algebra.bilinear import BilinearAlgorithm
+from nplex.ops import fused
 from nplex.ops.cost import Work
 from nplex.ops.dense import add_build, add_table, expand
 from nplex.ops.method import Method, Request
@@ -40,7 +41,7 @@ def look_up(
     (rows, width), (n, a, b) = size, components.shape
     _check_ids(ids, rows)
     with full_precision(components):
-        table, method = as_table(rule), "rows"
+        table, method = fused.table(rule, components), "rows"
         if is_eager(ids, table, components):
             method = best(ids.numel(), (n, a, b, 1), rule, (components,), False)
         y = METHODS[method].product(ids, table, components, rows)
@@ -64,7 +65,7 @@ def _rows(
 
 def _rows_cost(r: Request) -> Work:
     """Gather a face and n rows of components for each id, and multiply them; backward all again, twice."""
-    ids, n, b, work = r.tokens, r.n, r.b, r.work()
+    ids, n, b, work = r.tokens, r.n, r.b, r.work(kernels=True)
     for _ in range(3 if r.training else 1):
         work.move(ids * n * n, ids * n * n)
         work.move(ids * n * b, ids * n * b)
@@ -83,7 +84,7 @@ def _all_rows(
 
 def _all_rows_cost(r: Request) -> Work:
     """Build the weight, and one pass over what is asked for; backward also one over the gradient of all rows."""
-    work = r.work()
+    work = r.work(kernels=True)
     add_build(work, r)
     work.move(r.tokens * r.n * r.b, r.tokens * r.n * r.b)
     if r.training:

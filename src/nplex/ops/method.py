@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nplex.ops import fused
 from nplex.ops.cost import AcceleratorWork, Work
 from nplex.ops.machine import Accelerator, Machine
 
@@ -55,11 +56,13 @@ class Request(NamedTuple):
         """Columns of a block."""
         return -(-self.in_features // self.n)
 
-    def work(self) -> Work:
-        """An empty list of operations on this machine."""
-        if isinstance(self.machine, Accelerator):
-            return AcceleratorWork(self.machine, self.element_size, self.compiled)
-        return Work(self.machine, self.element_size)
+    def work(self, *, kernels: bool = False) -> Work:
+        """An empty list of operations on this machine; `kernels`: mixing by nplex.ops.fused, where it runs."""
+        if not isinstance(self.machine, Accelerator):
+            return Work(self.machine, self.element_size)
+        sizes = self.n, self.rank, self.a, self.b * self.kernel, self.element_size
+        run = kernels and not self.compiled and fused.fits(*sizes)
+        return AcceleratorWork(self.machine, self.element_size, self.compiled, run)
 
 
 @dataclass(frozen=True, eq=False)

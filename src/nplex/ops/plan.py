@@ -31,7 +31,7 @@ TOKENS_WHEN_COMPILING = 512
 # On a GPU, where no estimate was compared with a measurement yet, other methods than dense must promise this much.
 PROMISED = 1.1
 Sizes = tuple[int, int, int, int]  # n, a, b, places of a kernel
-Circumstances = tuple[int, bool, bool, str]  # bytes of a number, training, prepared, device
+Circumstances = tuple[int, bool, bool, str, bool]  # bytes of a number, training, prepared, device, captured
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,10 @@ def chooser(methods: Mapping[str, Method]) -> Callable[..., str]:
     """
 
     def taken(tokens: int, sizes: Sizes, rank: int | None, how: Circumstances) -> str:
-        (n, a, b, kernel), (element_size, training, prepared, device) = sizes, how
+        (n, a, b, kernel), (element_size, training, prepared, device, captured) = sizes, how
         machine, compiled = current(device), torch.compiler.is_compiling()
+        if captured:
+            machine = replace(machine, seconds_per_call=1e-9)
         rest = (element_size, training, prepared, machine, kernel, compiled and device == GPU)
         request = Request(n * b, n * a, tokens, n, rank, *rest)
         costs = _costs if compiled else _costs_before
@@ -164,7 +166,7 @@ def chooser(methods: Mapping[str, Method]) -> Callable[..., str]:
         if device == GPU and (dtype := autocast_type(components)) is not None:
             size = min(size, dtype.itemsize)
         rank = None if isinstance(rule, Tensor) else rule.rank
-        return run(tokens, sizes, rank, (size, training, prepared, device))
+        return run(tokens, sizes, rank, (size, training, prepared, device, is_captured(components)))
 
     return best
 
@@ -173,6 +175,13 @@ def cheapest(methods: Mapping[str, Method], request: Request) -> Cost:
     """What the best of these methods costs."""
     costs = _costs(tuple(methods.values()), request)
     return next(cost for cost in costs if cost.method == _cheapest(costs, request))
+
+
+def is_captured(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, which starts its operations without Python."""
+    if not tensor.is_cuda or torch.compiler.is_compiling() or not torch.cuda.is_available():
+        return False
+    return torch.cuda.is_current_stream_capturing()
 
 
 def _costs(methods: tuple[Method, ...], request: Request) -> tuple[Cost, ...]:

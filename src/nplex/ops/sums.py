@@ -41,3 +41,21 @@ def in_groups(left: Float[Tensor, "p t c"], right: Float[Tensor, "q t c"]) -> Fl
         rest = torch.mm(left[:, count * size :].flatten(1), right[:, count * size :].flatten(1).mT)
         total = rest.to(exact) if total is None else total + rest
     return total
+
+
+def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total[p, q] += sum_tc left[p, t, c] right[q, t, c]`."""
+    if as_one_matmul(left):
+        add_matmul(total, left.flatten(1), right.flatten(1).mT)
+    else:
+        total += in_groups(left, right)
+
+
+def add_matmul(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`."""
+    if total.dtype != left.dtype:
+        total += left @ right
+    elif total.ndim == 3:
+        total.baddbmm_(left, right)
+    else:
+        total.addmm_(left, right)

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nplex.algebra.bilinear import BilinearAlgorithm
-from nplex.ops.sums import as_one_matmul, in_groups, products_summed
+from nplex.ops import fused
+from nplex.ops.sums import add_matmul, add_products, products_summed
 from nplex.ops.tracing import autocast_type, cast, is_batched
 
 # On a CPU a tile has at least so many tokens, and so many that what it writes has at least so many bytes.
@@ -35,9 +36,13 @@ class _Sizes(NamedTuple):
     tile: int
 
 
-def blocks(rule: BilinearAlgorithm, components: Float[Tensor, "n a b"]) -> Float[Tensor, "R a b"]:
-    """`blocks[r] = sum_k encode_component[k, r] components[k]`."""
+def blocks(
+    rule: BilinearAlgorithm, components: Float[Tensor, "n a b"], dtype: torch.dtype | None = None
+) -> Float[Tensor, "R a b"]:
+    """`blocks[r] = sum_k encode_component[k, r] components[k]`; where a type is given in it, without a graph."""
     n, a, b = components.shape
+    if dtype is not None:
+        return fused.mix(rule.encode_component.mT, components, components.new_empty(rule.rank, a, b, dtype=dtype))
     return torch.matmul(rule.encode_component.transpose(-1, -2), components.reshape(n, a * b)).reshape(-1, a, b)
 
 
@@ -82,12 +87,12 @@ class _Product(torch.autograd.Function):
         ctx, x: Tensor, encode_component: Tensor, encode_input: Tensor, decode: Tensor, components: Tensor,
         bias: Tensor | None, prepared: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        factors, narrow = (encode_component, encode_input, decode), components
-        if (dtype := autocast_type(x)) is not None:  # here, so that gradients of factors are never narrow
-            factors, narrow = [cast(factor, dtype) for factor in factors], cast(components, dtype)
-        rule = BilinearAlgorithm(*factors)
-        made = blocks(rule, narrow) if prepared is None else prepared
-        y, products = forward(x, rule, made, bias, keep=ctx.needs_input_grad[3])
+        rule, narrow = BilinearAlgorithm(encode_component, encode_input, decode), components
+        quick = fused.suits(rule, components, x, bias, prepared)
+        if (dtype := autocast_type(x)) is not None and not quick:  # here, so that no factor's gradient is narrow
+            rule, narrow = BilinearAlgorithm(*(cast(factor, dtype) for factor in rule)), cast(components, dtype)
+        made = blocks(rule, narrow, x.dtype if quick else None) if prepared is None else prepared
+        y, products = forward(x, rule, made, bias, ctx.needs_input_grad[3], quick)
         ctx.save_for_backward(x, encode_component, encode_input, decode, components, prepared, *products)
         return y
 
@@ -100,15 +105,17 @@ class _Product(torch.autograd.Function):
         if torch.is_grad_enabled() or is_batched(grad):
             *most, blocks_grad = _differentiable(x, rule, components, prepared, grad, (*wanted[:5], wanted[6]))
             return *most, bias_grad, blocks_grad
-        rule, components = BilinearAlgorithm(*(f.to(x.dtype) for f in rule)), components.to(x.dtype)
-        made = blocks(rule, components) if prepared is None else prepared
+        quick = fused.suits(rule, components, x, grad, prepared)
+        if not quick:
+            rule, components = BilinearAlgorithm(*(f.to(x.dtype) for f in rule)), components.to(x.dtype)
+        made = blocks(rule, components, x.dtype if quick else None) if prepared is None else prepared
         needs_blocks = wanted[6] if prepared is not None else wanted[1] or wanted[4]
         x_grad, input_grad, decode_grad, blocks_grad = _backward(
-            grad, x, rule, made, products, (wanted[0], wanted[2], wanted[3], needs_blocks)
+            grad, x, rule, made, products, (wanted[0], wanted[2], wanted[3], needs_blocks), quick
         )
         if prepared is not None:
             return x_grad, None, input_grad, decode_grad, None, bias_grad, blocks_grad
-        component_grad, components_grad = _through_blocks(blocks_grad, rule, components, wanted[1], wanted[4])
+        component_grad, components_grad = _through_blocks(blocks_grad, rule, components, wanted[1], wanted[4], quick)
         return x_grad, component_grad, input_grad, decode_grad, components_grad, bias_grad, None
 
 
@@ -121,8 +128,9 @@ def forward(
     blocks: Float[Tensor, "R a b"],
     bias: Float[Tensor, "d_out"] | None,
     keep: bool = False,
+    quick: bool = False,
 ) -> tuple[Float[Tensor, "tokens n a"], list[Tensor]]:
-    """y, and the block products of the first tiles if some are to be kept.
+    """y, and the block products of the first tiles if some are to be kept; `quick` by nplex.ops.fused.
 
     Tile by tile: one large tensor would be given back to the system at each step, and new pages cost more than the
     arithmetic.
@@ -134,16 +142,20 @@ def forward(
         most = s.tokens
     elif not on_cpu:
         most -= s.tile - 1  # large tiles: none that is only begun
-    inputs, outputs = x.new_empty(s.n * s.tile * s.b), x.new_empty(s.n * s.tile * s.a)
+    own = 0 if quick else s.n * s.tile
+    inputs, outputs = x.new_empty(own * s.b), x.new_empty(own * s.a)
     mixed, products = x.new_empty(s.rank * s.tile * s.b), x.new_empty(s.rank * s.tile * s.a)
     encode, weights = rule.encode_input.mT, blocks.mT
     for start in range(0, s.tokens, s.tile):
         stop = min(start + s.tile, s.tokens)
-        z = _mix(encode, _gather(x, start, stop, inputs), mixed)
+        z = _mix(encode, _gather(x[start:stop], inputs, quick), mixed, quick)
         buffer = torch.empty_like(products) if keep and start < most else products
         u = torch.bmm(z, weights, out=_view(buffer, s.rank, stop - start, s.a))
         if buffer is not products:
             kept.append(buffer)
+        if quick:
+            fused.mix(rule.decode, u, y[start:stop].transpose(0, 1), bias)
+            continue
         part = _mix(rule.decode, u, outputs).transpose(0, 1)
         if bias is None:
             y[start:stop] = part
@@ -159,6 +171,7 @@ def _backward(
     blocks: Float[Tensor, "R a b"],
     products: list[Tensor],
     wanted: tuple[bool, bool, bool, bool],
+    quick: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     s, (for_x, for_encode, for_decode, for_blocks) = _sizes(x, blocks), wanted
     x_grad = torch.empty_like(x, memory_format=torch.contiguous_format) if for_x else None
@@ -166,28 +179,41 @@ def _backward(
     decode_grad = _zeros(rule.decode) if for_decode else None
     alone = 0 < s.tokens <= s.tile
     blocks_grad = _zeros(blocks) if for_blocks and not alone else None
-    sizes = (s.n * s.b, s.rank * s.b, s.n * s.a, s.rank * s.a)
+    own = 0 if quick else s.n
+    sizes = (own * s.b, s.rank * s.b, own * s.a, s.rank * s.a)
     inputs, mixed, outputs, product_grads = (x.new_empty(size * s.tile) for size in sizes)
     for start in range(0, s.tokens, s.tile):
         stop = min(start + s.tile, s.tokens)
-        xs, dy = _gather(x, start, stop, inputs), _gather(grad, start, stop, outputs)
-        z = _mix(rule.encode_input.mT, xs, mixed)
+        xs, dy = _gather(x[start:stop], inputs, quick), _gather(grad[start:stop], outputs, quick)
+        z = _mix(rule.encode_input.mT, xs, mixed, quick)
+        du = _view(product_grads, s.rank, stop - start, s.a)
         if decode_grad is not None:
             made = start // s.tile < len(products)
-            u = _view(products[start // s.tile] if made else product_grads, s.rank, stop - start, s.a)
+            u = _view(products[start // s.tile], *du.shape) if made else torch.empty_like(du) if quick else du
             if not made:
                 torch.bmm(z, blocks.mT, out=u)
-            _add_products(decode_grad, dy, u)
-        du = _mix(rule.decode.mT, dy, product_grads)
+            if quick:
+                decode_grad += fused.mix_back(dy, u, rule.decode, du)
+            else:
+                add_products(decode_grad, dy, u)
+        if not quick or decode_grad is None:
+            _mix(rule.decode.mT, dy, product_grads, quick)
         if for_blocks and alone:
             blocks_grad = torch.bmm(du.mT, z)
         elif blocks_grad is not None:
-            _add_matmul(blocks_grad, du.mT, z)
+            add_matmul(blocks_grad, du.mT, z)
         if x_grad is None and encode_grad is None:
             continue
         dz = torch.bmm(du, blocks, out=_view(mixed, s.rank, stop - start, s.b))
+        if quick:
+            to = torch.empty_like(xs) if x_grad is None else x_grad[start:stop].transpose(0, 1)
+            if encode_grad is None:
+                fused.mix(rule.encode_input, dz, to)
+            else:
+                encode_grad += fused.mix_back(dz, xs, rule.encode_input.mT, to).mT
+            continue
         if encode_grad is not None:
-            _add_products(encode_grad, xs, dz)
+            add_products(encode_grad, xs, dz)
         if x_grad is not None:
             x_grad[start:stop] = _mix(rule.encode_input, dz, inputs).transpose(0, 1)
     if blocks_grad is not None and x.dtype != torch.float16:  # which may not hold them
@@ -201,10 +227,14 @@ def _through_blocks(
     components: Float[Tensor, "n a b"],
     for_encode: bool,
     for_components: bool,
+    quick: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of encode_component and components, each one matmul."""
     if blocks_grad is None:
         return None, None
+    if quick:
+        to = torch.empty_like(components, memory_format=torch.contiguous_format)
+        return fused.mix_back(blocks_grad, components, rule.encode_component.mT, to).mT, to
     encode, components = rule.encode_component.to(blocks_grad.dtype), components.to(blocks_grad.dtype)
     encode_grad = products_summed(components, blocks_grad) if for_encode else None
     components_grad = torch.mm(encode, blocks_grad.flatten(1)) if for_components else None
@@ -239,17 +269,19 @@ def _view(buffer: Tensor, rows: int, size: int, width: int) -> Float[Tensor, "ro
     return buffer[: rows * size * width].view(rows, size, width)
 
 
-def _gather(x: Float[Tensor, "tokens n c"], start: int, stop: int, buffer: Tensor) -> Float[Tensor, "n size c"]:
-    """The tokens from start to stop, the n parts of a token first."""
-    part = x[start:stop].transpose(0, 1)
-    return _view(buffer, *part.shape).copy_(part)
+def _gather(x: Float[Tensor, "size n c"], buffer: Tensor, quick: bool) -> Float[Tensor, "n size c"]:
+    """Some tokens, the n parts of a token first; the kernels read them where they lie."""
+    part = x.transpose(0, 1)
+    return part if quick else _view(buffer, *part.shape).copy_(part)
 
 
 def _mix(
-    weights: Float[Tensor, "p q"], parts: Float[Tensor, "q size c"], buffer: Tensor
+    weights: Float[Tensor, "p q"], parts: Float[Tensor, "q size c"], buffer: Tensor, quick: bool = False
 ) -> Float[Tensor, "p size c"]:
-    """`[p] = sum_q weights[p, q] parts[q]`, as one matmul into the buffer."""
+    """`[p] = sum_q weights[p, q] parts[q]` into the buffer, as one matmul or by the kernels."""
     mixed = _view(buffer, weights.shape[0], *parts.shape[1:])
+    if quick:
+        return fused.mix(weights, parts, mixed)
     torch.mm(weights, parts.flatten(1), out=mixed.flatten(1))
     return mixed
 
@@ -257,21 +289,3 @@ def _mix(
 def _zeros(like: Tensor) -> Tensor:
     """Where a gradient is summed over tiles: in float32 for half precision."""
     return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
-
-
-def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total[p, q] += sum_tc left[p, t, c] right[q, t, c]`."""
-    if as_one_matmul(left):
-        _add_matmul(total, left.flatten(1), right.flatten(1).mT)
-    else:
-        total += in_groups(left, right)
-
-
-def _add_matmul(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total += left @ right`."""
-    if total.dtype != left.dtype:
-        total += left @ right
-    elif total.ndim == 3:
-        total.baddbmm_(left, right)
-    else:
-        total.addmm_(left, right)

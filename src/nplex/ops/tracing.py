@@ -90,6 +90,11 @@ def has_numbers(tensor: Tensor) -> bool:
     return not tensor.is_meta and getattr(tensor, "fake_mode", None) is None
 
 
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether it is sharded, or a replica: a DTensor. Looks without loading torch.distributed.tensor."""
+    return type(tensor) not in _PLAIN and hasattr(tensor, "device_mesh")
+
+
 class Adoptable:
     """A tensor that learns when `nn.Parameter(tensor)` takes it: torch marks it then as a parameter."""
 

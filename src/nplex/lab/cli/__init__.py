@@ -6,6 +6,7 @@ from nplex.lab.cli.reporting import report
 from nplex.lab.cli.reproducing import reproduce
 from nplex.lab.cli.rule_learning import learn
 from nplex.lab.cli.tuning import tune
+from nplex.lab.cli.using import predict, score
 
-VERBS = (compare, run, reproduce, tune, report, fetch)
+VERBS = (compare, run, reproduce, tune, report, score, predict, fetch)
 RULE_VERBS = (learn,)

@@ -17,7 +17,8 @@ def compare(  # noqa: PLR0913 - options of the command line
         list[int] | None, typer.Option(help="One or more; each rule runs with each.", metavar="SEED...")
     ] = None,
     size: training.Size = "small",
-    set_name: training.SetOption = "",
+    sets: training.SetOption = None,
+    settings: training.SettingsOption = None,
     data: training.DataOption = None,
     shared: training.Shared = False,
     epochs: training.Epochs = None,
@@ -36,13 +37,18 @@ def compare(  # noqa: PLR0913 - options of the command line
 
       nplex compare agreement --rule dense quaternion 4 4:7 4:4 --seed 0 1 2 --out runs/rules
 
+      nplex compare my_module:my_function --rule dense 4 8
+
       nplex compare inference --rule dense 5 --set sick --data my/folder --epochs 3
+
+      nplex compare agreement --rule dense own.json --set learning_rate=2e-3 --set layers=4 --settings my.toml
     """
     seeds = sorted(set(seed or [0]))
-    folder = out or Path("runs") / f"{task}-compare"
+    folder = training.folder_of(out, (task, "compare"))
     run_folder = RunFolder(folder, resume, force)
     training.check_run(rule, seeds, run_folder)
-    recipe, loaded = training.prepare(task, rule, size, set_name, data, epochs, shared, run_folder)
+    options = training.Options(size, sets, settings, data, epochs, shared)
+    recipe, loaded = training.prepare(task, rule, options, run_folder)
     from nplex.files import write_text
     from nplex.lab import experiment, plot
 
@@ -59,7 +65,8 @@ def run(  # noqa: PLR0913 - options of the command line
     rule: Annotated[str, typer.Option(help=f"One of: {training.RULE}.", metavar="RULE")] = "4",
     seed: Annotated[int, typer.Option(help="Of first values and of the order of examples.")] = 0,
     size: training.Size = "small",
-    set_name: training.SetOption = "",
+    sets: training.SetOption = None,
+    settings: training.SettingsOption = None,
     data: training.DataOption = None,
     shared: training.Shared = False,
     epochs: training.Epochs = None,
@@ -78,10 +85,11 @@ def run(  # noqa: PLR0913 - options of the command line
 
       torchrun --nproc-per-node 2 -m nplex run agreement --rule 4 --out runs/two
     """
-    folder = out or Path("runs") / f"{task}-{rule.replace(':', '-')}-seed{seed}"
+    folder = training.folder_of(out, (task, Path(rule).name, f"seed{seed}"))
     run_folder = RunFolder(folder, resume, force)
     training.check_run([rule], [seed], run_folder)
-    recipe, loaded = training.prepare(task, [rule], size, set_name, data, epochs, shared, run_folder)
+    options = training.Options(size, sets, settings, data, epochs, shared)
+    recipe, loaded = training.prepare(task, [rule], options, run_folder)
     from nplex.lab import experiment
     from nplex.lab.summary import summarise
     from nplex.lab.train import main_process
@@ -89,5 +97,5 @@ def run(  # noqa: PLR0913 - options of the command line
     with training.interruptible(training.resuming(run_folder)), training.progress() as report:
         result = experiment.run(recipe, loaded, seed, folder, report)
     if main_process():
-        print_table(summarise([result], [rule], recipe.baseline(loaded)).table())
+        print_table(summarise([result], recipe.baseline(loaded)).table())
         messages.print(f"result and model are in {folder}", soft_wrap=True)

@@ -9,7 +9,7 @@ import typer
 
 from nplex.terminal import messages, refuse, refusing
 
-What = Annotated[Path, typer.Argument(help="A folder that nplex run or nplex compare wrote.", metavar="RUN")]
+What = Annotated[Path, typer.Argument(help="A folder that nplex run, compare or tune wrote.", metavar="RUN")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page; report.html in RUN if left out.")]
 
 Identify = Annotated[
@@ -19,13 +19,15 @@ Identify = Annotated[
 
 
 def report(run: What, out: Out = None, identify: Identify = True) -> None:
-    """Make one HTML page of a run or a comparison; it needs neither network nor server.
+    """Make one HTML page of a run, a comparison or a search; it needs neither network nor server.
 
     Scores, parameters and speed; learning curves; the learned rules before and after, with a slider over training,
     and which algebras they are.
 
     Examples:
       nplex report runs/agreement-compare
+
+      nplex report runs/agreement-tune
 
       nplex report runs/quaternion --out quaternion.html
     """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nplex.lab.cli.training import Force, Size, check_run, interruptible, prepare, progress
+from nplex.lab.cli.training import Force, Options, Size, check_run, interruptible, prepare, progress
 from nplex.lab.run_folder import RunFolder
 from nplex.terminal import messages, print_table, refuse, refusing
 
@@ -77,7 +77,8 @@ def _ready(part: "Part", data: Path, size: str, run_folder: RunFolder) -> "Data"
     check_run(list(part.rules), list(part.seeds), run_folder)
     if not (folder := data / part.folder).is_dir():
         refuse(f"{part.name} reads {folder}, which is not a folder; nplex reproduce --list says what it needs")
-    return prepare(part.task, part.rules, size, part.set, folder, None, False, run_folder)[1]
+    options = Options(size, [part.set] if part.set else None, data=folder)
+    return prepare(part.task, part.rules, options, run_folder)[1]
 
 
 def _done(part: "Part", loaded: "Data", size: str, runs: Path, results: Path) -> None:

@@ -1,27 +1,23 @@
 """The verb that searches for a rule: tune."""
 
-import importlib
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nplex.lab.cli import training
 from nplex.lab.run_folder import RunFolder
+from nplex.lab.scored import Scored
 from nplex.terminal import messages, print_table, refuse, refusing
 
 if TYPE_CHECKING:
     from nplex.lab.tuning import Pareto
 
-WHAT = "A task of nplex run, or my_module:my_function, which takes a rule."
-
 
 def tune(  # noqa: PLR0913 - options of the command line
-    task: Annotated[str, typer.Argument(help=WHAT, metavar="TASK")],
+    task: training.TaskName,
     trials: Annotated[int, typer.Option(min=1, help="How many rules are measured in all, dense among them.")] = 12,
     minutes: Annotated[float, typer.Option(min=0.01, help="No rule is begun after this time.")] = float("inf"),
     n: Annotated[list[str], typer.Option(help="Numbers, or a range.", metavar="N...")] = ["2..8"],  # noqa: B006
@@ -33,7 +29,8 @@ def tune(  # noqa: PLR0913 - options of the command line
     storage: Annotated[str, typer.Option(help="A database that several processes share.", metavar="URL")] = "",
     seed: Annotated[int, typer.Option(help="Of each run of a task.")] = 0,
     size: training.Size = "small",
-    set_name: training.SetOption = "",
+    sets: training.SetOption = None,
+    settings: training.SettingsOption = None,
     data: training.DataOption = None,
     shared: training.Shared = False,
     epochs: training.Epochs = None,
@@ -52,31 +49,30 @@ def tune(  # noqa: PLR0913 - options of the command line
 
       nplex tune my_module:my_function --trials 20 --storage postgresql://me@host/rules --out runs/second
     """
-    run_folder = RunFolder(out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', task)}-tune", resume, force)
+    run_folder = RunFolder(training.folder_of(out, (task, "tune")), resume, force)
     training.check_run([], [seed], run_folder)
     if force and storage:
         refuse("--force deletes a folder, and the shared --storage would be left: take another --seed or database")
+    if (seed and ":" in task) or (lower and ":" not in task):
+        refuse("--lower is for functions, as a task knows which scores are better; --seed is for tasks")
     with refusing():
         import optuna  # noqa: F401, RUF100 - its absence is told before any work
 
-        from nplex.lab.tuning import Goals, rules_to_try, space
-        from nplex.lab.tuning import tune as search
+        from nplex.lab import tuning
         from nplex.lab.tuning.recipe import RecipeObjective
 
-        goals = Goals(tuple(goal or Goals().which), lower, margin)
-        rules = rules_to_try(_sizes(n), rank or space.RANKS, algebra or ())
-    of_tasks = {"size": size != "small", "set": set_name, "data": data, "epochs": epochs, "seed": seed}
-    if ":" in task:
-        objective = _function(task, of_tasks | {"shared": shared}, run_folder)
+        goals = tuning.Goals(tuple(goal or tuning.Goals().which), lower, margin)
+        rules = tuning.rules_to_try(_sizes(n), rank or tuning.RANKS, algebra or ())
+    asked = training.Options(size, sets, settings, data, epochs, shared)
+    recipe, loaded = training.prepare(task, rules, asked, run_folder)
+    if isinstance(recipe, Scored):
+        objective = recipe.function
     else:
-        if lower:
-            refuse("--lower is for functions; a task says itself which scores are better")
-        recipe, loaded = training.prepare(task, rules, size, set_name, data, epochs, shared, run_folder)
         objective = RecipeObjective(recipe, loaded, run_folder.folder, seed)
         goals = replace(goals, lower=not recipe.task(loaded).higher)
     budget = {"rules": rules, "trials": trials, "minutes": minutes}
     with training.interruptible(training.resuming(run_folder)):
-        found = search(objective, run_folder.folder, **budget, goals=goals, storage=storage, report=_reporting())
+        found = tuning.tune(objective, run_folder.folder, **budget, goals=goals, storage=storage, report=_reporting())
     print_table(found.table())
     print(found.advice())
     messages.print(f"tables, figure and runs are in {run_folder.folder}", soft_wrap=True)
@@ -91,23 +87,6 @@ def _sizes(texts: list[str]) -> list[int]:
             raise ValueError(f"n must be numbers from 1 to 256, or a range as 2..8; got {text!r}")
         found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(found)
-
-
-def _function(text: str, options: dict[str, Any], run_folder: RunFolder) -> Callable[[str], Any]:
-    """A function of the user's own, from the folder where the command was given."""
-    if given := [f"--{name}" for name, value in options.items() if value]:
-        refuse(f"{', '.join(given)} is for tasks, and {text} is a function")
-    sys.path.insert(0, "")
-    module, _, name = text.partition(":")
-    with refusing():
-        try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{text!r} names no function, expected my_module:my_function: {error}") from None
-        if not callable(found):
-            raise ValueError(f"{text!r} must be a function, got a {type(found).__name__}")
-        run_folder.open()
-    return found
 
 
 def _reporting() -> Callable[["Pareto", str], None]:

@@ -5,20 +5,17 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nplex.lab.recipes.recipe import Data, Outcome, Recipe
+from nplex.lab.recipes.recipe import Data, Outcome, Prediction, Reading, Recipe
 from nplex.lab.scores import wilson
-from nplex.lab.text import Row, Vocabulary, batches, longest, pad_sides
-from nplex.lab.train import Loss
-
-Parts = tuple[list[Row], list[Row], list[Row]]
+from nplex.lab.text import Row, Vocabulary, batches, longest, moved, pad_sides
+from nplex.lab.train import Loss, spread
 
 
 @dataclass(frozen=True)
@@ -29,13 +26,16 @@ class Labelled:
     labels: Int[Tensor, "_"]
     sources: list[str]
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def tokens(self, indices: Sequence[int]) -> int:
         """The words of some examples."""
         return sum(len(side[i]) for i in indices for side in self.sides)
 
     def batch(self, indices: Sequence[int], device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
         """Inputs of the model and labels of some examples."""
-        return pad_sides(self.sides, indices, device), self.labels[list(indices)].to(device)
+        return pad_sides(self.sides, indices, device), moved(self.labels[list(indices)], device)
 
 
 LabelledData = Data[Vocabulary, Labelled]
@@ -48,10 +48,6 @@ class Classification(Recipe[Vocabulary, Labelled]):
     labels: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod
-    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], Parts]:
-        """The folder, its files, and the rows of train, dev and test."""
-
-    @abc.abstractmethod
     def words(self, text: str) -> list[str]:
         """The words of a text."""
 
@@ -59,23 +55,27 @@ class Classification(Recipe[Vocabulary, Labelled]):
     def encode(self, lines: list[list[str]], vocabulary: Vocabulary) -> list[Tensor]:
         """The numbers that the model reads, for the words of each text."""
 
-    def load(self, folder: Path | None) -> LabelledData:
-        """Reads train, dev and test from a folder, or the built-in set, and numbers the words of train.
+    def tokenizer(self, train: list[Row]) -> Vocabulary:
+        """The words of the training part."""
+        return Vocabulary.of((self.words(text) for row in train for text in row.texts), self.vocabulary)
 
-        Raises:
-            FileNotFoundError: a part is missing; says what a folder holds.
-            ValueError: a line is malformed; names file and line.
-        """
-        found, files, parts = self.read(folder)
-        vocabulary = Vocabulary.of((self.words(text) for row in parts[0] for text in row.texts), self.vocabulary)
-        train, dev, test = (self._labelled(part, vocabulary) for part in parts)
-        return Data(found, files, vocabulary, train, dev, test)
+    def read_tokenizer(self, values: dict) -> Vocabulary:
+        """Its words."""
+        return Vocabulary.from_dict(values)
+
+    def encoded(self, reading: Reading, tokenizer: Vocabulary) -> LabelledData:
+        """The rows of each part as numbers."""
+        folder, files, parts = reading
+        found = [self._labelled(part, tokenizer) for part in parts]
+        return Data(folder, files, tokenizer, found[0], found[len(found) // 2], found[-1])
 
     def _labelled(self, rows: list[Row], vocabulary: Vocabulary) -> Labelled:
-        sides = zip(*(row.texts for row in rows), strict=True)
-        encoded = tuple(self.encode([self.words(text) for text in side], vocabulary) for side in sides)
         labels = torch.tensor([self.labels.index(row.label) for row in rows])
-        return Labelled(encoded, labels, [row.source for row in rows])
+        return Labelled(self._sides([row.texts for row in rows], vocabulary), labels, [row.source for row in rows])
+
+    def _sides(self, texts: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[list[Tensor], ...]:
+        sides = zip(*texts, strict=True)
+        return tuple(self.encode([self.words(text) for text in side], vocabulary) for side in sides)
 
     def task(self, data: LabelledData) -> "ClassificationTask":
         """What `nplex.lab.fit` trains."""
@@ -90,6 +90,14 @@ class Classification(Recipe[Vocabulary, Labelled]):
         low, high = wilson([answers])
         scores, tokens = accuracies(right, data.test.sources), data.test.tokens(range(len(right)))
         return Outcome("accuracy", scores, (100 * low, 100 * high), [answers], tokens, seconds)
+
+    def predict(
+        self, model: nn.Module, lines: Sequence[Sequence[str]], tokenizer: Vocabulary, device: torch.device
+    ) -> list[Prediction]:
+        """The likeliest label, and the probability of each."""
+        rows = logits(model, self._sides(lines, tokenizer), device).softmax(-1).tolist()
+        found = [dict(zip(self.labels, row, strict=True)) for row in rows]
+        return [{"label": max(row, key=lambda label: row[label]), "probabilities": row} for row in found]
 
     def baseline(self, data: LabelledData) -> tuple[str, dict[str, float]]:
         """The majority class of the training part."""
@@ -122,14 +130,19 @@ class ClassificationTask:
 
 
 @torch.no_grad()
+def logits(
+    model: nn.Module, sides: Sequence[list[Tensor]], device: torch.device
+) -> Float[Tensor, "examples classes"]:
+    """What the model gives for each example, in batches of like length."""
+    model.eval()
+    order = batches(longest(sides), 256)
+    found = torch.cat(spread(order, lambda indices: model(*pad_sides(sides, indices, device)).float().cpu()))
+    return found[torch.tensor([index for indices in order for index in indices]).argsort()]
+
+
 def correct(model: nn.Module, part: Labelled, device: torch.device) -> Bool[Tensor, "_"]:
     """For each example whether the model's label is right."""
-    model.eval()
-    right = torch.zeros(len(part.labels), dtype=torch.bool)
-    for indices in batches(longest(part.sides), 256):
-        inputs, labels = part.batch(indices, device)
-        right[indices] = (model(*inputs).argmax(-1) == labels).cpu()
-    return right
+    return logits(model, part.sides, device).argmax(-1) == part.labels
 
 
 def accuracies(right: Sequence[bool], sources: Sequence[str]) -> dict[str, float]:

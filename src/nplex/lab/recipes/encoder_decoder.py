@@ -34,16 +34,17 @@ class EncoderDecoder(nn.Module):
 
     def forward(
         self, source: Int[Tensor, "batch length"], target: Int[Tensor, "batch other_length"], smoothing: float
-    ) -> tuple[Float[Tensor, ""], int]:
+    ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """The cross-entropy of the target after its first place, summed, and of how many subwords.
 
         With smoothing s the truth is `1 - s` at the right subword and s spread over all.
         """
-        wanted = target[:, 1:]
+        wanted, states = target[:, 1:], self.states(source, target[:, :-1])
         real = wanted != PAD
-        states = self.states(source, target[:, :-1])[real]  # logits of padding are not made
-        total = F.cross_entropy(self.logits(states), wanted[real], reduction="sum", label_smoothing=smoothing)
-        return total, len(states)
+        if not real.is_cuda:  # logits of padding are not made; a GPU would have to be waited for
+            states, wanted = states[real], wanted[real]
+        logits, options = self.logits(states).flatten(0, -2), {"ignore_index": PAD, "label_smoothing": smoothing}
+        return F.cross_entropy(logits, wanted.flatten(), reduction="sum", **options), real.sum()
 
     def states(
         self, source: Int[Tensor, "batch length"], target: Int[Tensor, "batch other_length"]

@@ -18,16 +18,16 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from nplex.lab.data import builtin
+from nplex.lab.generation import greedy
 from nplex.lab.recipes.language_model import LanguageModel
-from nplex.lab.recipes.recipe import Data, Outcome, Recipe, is_small, no_data
+from nplex.lab.recipes.recipe import PARTS, Data, Outcome, Prediction, Reading, Recipe, is_small, no_data
 from nplex.lab.scores import normal
-from nplex.lab.text import Vocabulary, find_file, read_lines
-from nplex.lab.train import Loss, Schedule
+from nplex.lab.text import Vocabulary, find_file, moved, read_lines
+from nplex.lab.train import Loss, Schedule, spread
 
 SETS = {"tinyshakespeare": "tinyshakespeare.txt", "brown": "brown_words.txt"}  # each one file
 ENDS = (0.9, 0.95)  # of the training part and of dev, in such a file
 LINE = "\n"  # ends a line of words, as a word
-Parts = tuple[list[str], list[str], list[str]]
 
 
 class Bytes:
@@ -44,6 +44,10 @@ class Bytes:
         """The bytes of the UTF-8 text of each part's lines."""
         texts = [bytearray("".join(line + LINE for line in part).encode()) for part in parts]
         return [torch.tensor(text, dtype=torch.uint8).long() for text in texts]
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """The text of bytes; those that are no UTF-8 are marked."""
+        return bytes(numbers).decode("utf-8", "replace")
 
 
 LanguageData = Data[Vocabulary | Bytes, Tensor]
@@ -72,38 +76,42 @@ class Language(Recipe[Vocabulary | Bytes, Tensor]):
     vocabulary: int = 10_000
     length: int = 128
 
-    def load(self, folder: Path | None) -> LanguageData:
-        """Reads train, dev and test from a folder, or the World English Bible.
+    def tokenizer(self, train: list[str]) -> Vocabulary | Bytes:
+        """Bytes, or the words of the training part."""
+        return Bytes() if self.unit == "byte" else Vocabulary.of(map(_words, train), self.vocabulary)
 
-        Raises:
-            FileNotFoundError: a file is missing; says what a folder holds.
-            ValueError: a part is too short, or no text; names its file.
-        """
-        found, files, parts = self.read(folder)
-        vocabulary = Bytes()
+    def read_tokenizer(self, values: dict) -> Vocabulary | Bytes:
+        """Its words, or bytes."""
         if self.unit == "word":
-            train, dev, test = ([word for line in part for word in (*line.split(), LINE)] for part in parts)
-            parts, vocabulary = (train, dev, test), Vocabulary.of([train], self.vocabulary)
-        numbers = train, dev, test = vocabulary.encode(parts)
-        for name, part in zip(("train", "dev", "test"), numbers, strict=True):
+            return Vocabulary.from_dict(values)
+        if values != Bytes().as_dict():
+            raise ValueError("expected that of bytes")
+        return Bytes()
+
+    def encoded(self, reading: Reading, tokenizer: Vocabulary | Bytes) -> LanguageData:
+        """Each part as one row of numbers."""
+        folder, files, parts = reading
+        if self.unit == "word":
+            parts = [[word for line in part for word in _words(line)] for part in parts]
+        found = tokenizer.encode(parts)
+        for name, part in zip(PARTS[-len(found) :], found, strict=True):
             if len(part) <= self.length:
                 raise ValueError(
-                    f"{found}: the {name} part has {len(part)} {self.unit}s, expected more than {self.length}"
+                    f"{folder}: the {name} part has {len(part)} {self.unit}s, expected more than {self.length}"
                 )
-        return Data(found, files, vocabulary, train, dev, test)
+        return Data(folder, files, tokenizer, found[0], found[len(found) // 2], found[-1])
 
-    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], Parts]:
-        """The folder, its files, and the lines of train, dev and test."""
+    def read(self, folder: Path | None, parts: Sequence[str] = PARTS) -> Reading:
+        """The folder, its files, and the lines of each part."""
         if folder is None and self.set:
             raise no_data(self.name, self.set)
         if folder is not None and self.set:
-            return _cut(folder, SETS[self.set])
-        names = [f"{part}.txt" for part in ("train", "dev", "test")]
+            return _cut(folder, SETS[self.set], parts)
+        names = [f"{part}.txt" for part in parts]
         if folder is None:
-            folder, names = builtin("bible"), [f"{part}.web" for part in ("train", "valid", "test")]
+            folder, names = builtin("bible"), [f"{'valid' if part == 'dev' else part}.web" for part in parts]
         files = tuple(find_file(folder, name) for name in names)
-        train, dev, test = map(read_lines, files)
-        return folder, files, (train, dev, test)
+        return folder, files, [*map(read_lines, files)]
 
     def dense(self, data: LanguageData) -> nn.Module:
         """The model of torch's layers."""
@@ -127,6 +135,29 @@ class Language(Recipe[Vocabulary | Bytes, Tensor]):
             "loss", {"loss": nats} | self._other(nats), normal(means), [f"{mean:.5f}" for mean in means],
             sum(map(len, losses)), seconds,
         )  # fmt: skip
+
+    def predict(
+        self, model: nn.Module, lines: Sequence[Sequence[str]], tokenizer: Vocabulary | Bytes, device: torch.device
+    ) -> list[Prediction]:
+        """What follows each line, the likeliest each time, until the line ends or the model's places are full.
+
+        Of a line that takes more than half of the places its end is read.
+        """
+        model.eval()
+        prompts = [_words(line)[:-1] if self.unit == "word" else [line] for (line,) in lines]
+        rows = tokenizer.encode(prompts)
+        if self.unit == "byte":
+            rows = [row[:-1] for row in rows]  # the line goes on
+        rows = [row[-max(1, self.length // 2) :] for row in rows]
+        (end,) = tokenizer.encode([[""] if self.unit == "byte" else [LINE]])[0].tolist()
+        found = [Prediction()] * len(rows)
+        for size in sorted({len(row) for row in rows}):
+            which = [index for index, row in enumerate(rows) if len(row) == size]
+            batch = torch.stack([rows[index] for index in which]).to(device)
+            written = greedy(model, batch[:, :-1], longest=self.length - size + 1, begin=batch[:, -1], end=end)
+            for index, numbers in zip(which, written, strict=True):
+                found[index] = {"text": tokenizer.decode(numbers)}
+        return found
 
     def baseline(self, data: LanguageData) -> tuple[str, dict[str, float]]:
         """How common each byte or word is in the training part, one added to each count."""
@@ -175,7 +206,7 @@ class LanguageTask:
     def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
         """Nats of the pieces that begin at some places."""
         text = torch.stack([self.data.train[start : start + self.length + 1] for start in indices])
-        losses = model(text.to(device))
+        losses = model(moved(text, device))
         return Loss(losses.sum(), losses.numel(), losses.numel())
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
@@ -187,21 +218,23 @@ class LanguageTask:
 def pieces(model: nn.Module, text: Int[Tensor, "_"], length: int, device: torch.device) -> list[Tensor]:
     """The losses of a text's places but the first, for each piece of `length` of them; the last may be shorter."""
     model.eval()
-    starts = range(0, len(text) - 1, length)
-    cut = [text[start : start + length + 1] for start in starts]
-    found: list[Tensor] = []
+    cut = [text[start : start + length + 1] for start in range(0, len(text) - 1, length)]
     whole = [part for part in cut if len(part) == length + 1]
-    for first in range(0, len(whole), 32):
-        found += model(torch.stack(whole[first : first + 32]).to(device)).float().cpu().unbind()
-    if len(cut[-1]) <= length:
-        found += model(cut[-1][None].to(device)).float().cpu().unbind()
-    return found
+    work = [whole[first : first + 32] for first in range(0, len(whole), 32)] + [cut[-1:]] * (len(cut[-1]) <= length)
+    found = spread(work, lambda parts: model(moved(torch.stack(parts), device)).float().cpu())
+    return [losses for batch in found for losses in batch]
 
 
-def _cut(folder: Path, name: str) -> tuple[Path, tuple[Path, ...], Parts]:
+def _words(line: str) -> list[str]:
+    """The words of a line, and its end as a word."""
+    return [*line.split(), LINE]
+
+
+def _cut(folder: Path, name: str, parts: Sequence[str]) -> Reading:
     """One file: its first lines for training, the next for dev, the last for test, by their number of characters."""
     file = find_file(folder, name)
     lines = read_lines(file)
     ends = torch.tensor([len(line) + 1 for line in lines]).cumsum(0)
     first, second = (int((ends <= share * ends[-1]).sum()) for share in ENDS)
-    return folder, (file,), (lines[:first], lines[first:second], lines[second:])
+    cut = {"train": lines[:first], "dev": lines[first:second], "test": lines[second:]}
+    return folder, (file,), [cut[part] for part in parts]

@@ -6,15 +6,16 @@ width 512, `small` 3 + 3 of width 256.
 Expected here and how long it takes: results/README.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from nplex.lab.recipes.recipe import no_data
-from nplex.lab.recipes.seq2seq import Parts, Seq2Seq, read_sides, sizes
+from nplex.lab.recipes.recipe import PARTS, Reading, no_data
+from nplex.lab.recipes.seq2seq import Seq2Seq, read_sides, sizes
 from nplex.lab.text import Pairs, find_file, read_lines, read_parallel
 
-MULTI30K = ("train", "val", "test_2016_flickr")
+MULTI30K = {"dev": "val", "test": "test_2016_flickr"}
 PANL = ("ECO", "INT", "SCI", "SPO")
 
 
@@ -25,13 +26,13 @@ class Translation(Seq2Seq):
     name: ClassVar[str] = "translation"
     sets: ClassVar[tuple[str, ...]] = ("multi30k", "en-id")
 
-    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], Parts]:
-        """The folder, its files, and the pairs of train, dev and test."""
+    def read(self, folder: Path | None, parts: Sequence[str] = PARTS) -> Reading:
+        """The folder, its files, and the pairs of each part."""
         if folder is None:
             raise no_data(self.name, fetched="multi30k")
         if self.set == "en-id":
-            return _read_en_id(folder)
-        return read_sides(folder, MULTI30K if self.set else ("train", "dev", "test"), self.source, self.target)
+            return _read_en_id(folder, parts)
+        return read_sides(folder, parts, self.source, self.target, MULTI30K if self.set else {})
 
 
 def translation(rule: str = "4", *, size: str = "small", set: str = "") -> Translation:
@@ -44,14 +45,15 @@ def translation(rule: str = "4", *, size: str = "small", set: str = "") -> Trans
     return Translation(rule=rule, set=set, source=source, target=target, **sizes(size))
 
 
-def _read_en_id(folder: Path) -> tuple[Path, tuple[Path, ...], Parts]:
+def _read_en_id(folder: Path, parts: Sequence[str]) -> Reading:
     """Four domains of PANL-BPPT for training, two years of TED for dev and test, in their archives."""
     names = [f"PANL-BPPT-{part}-EN-ID-{100 if part in ('SCI', 'SPO') else 150}Kw.tgz" for part in PANL]
     names += ["IWSLT17.TED.dev2010.en-id.tgz", "IWSLT17.TED.tst2017plus.en-id.tok.tgz"]
     files = [find_file(folder, name) for name in names]
     train = [pair for file in files[:4] for pair in _loose(file)]
     dev, test = (read_parallel(file, file, members=(".en", ".id"), skip_empty=True) for file in files[4:])
-    return folder, tuple(files), (train, dev, test)
+    every = {"train": train, "dev": dev, "test": test}
+    return folder, tuple(files), [every[part] for part in parts]
 
 
 def _loose(file: Path) -> Pairs:

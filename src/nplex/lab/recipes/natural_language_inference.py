@@ -8,15 +8,16 @@ Expected here and how long it takes: results/README.md.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from nplex.lab.recipes.classification import Classification, LabelledData, Parts
+from nplex.lab.recipes.classification import Classification, LabelledData
 from nplex.lab.recipes.classifiers import PairClassifier
-from nplex.lab.recipes.recipe import is_small, no_data
+from nplex.lab.recipes.recipe import PARTS, Reading, is_small, no_data
 from nplex.lab.text import Columns, Vocabulary, find_file, read_rows
 from nplex.lab.train import Schedule
 
@@ -62,26 +63,28 @@ class Inference(Classification):
     patterns: ClassVar[tuple[str, ...]] = ("encoder",)
     sets: ClassVar[tuple[str, ...]] = tuple(SETS)
     labels: ClassVar[tuple[str, ...]] = LABELS
+    inputs: ClassVar[tuple[str, ...]] = ("premise", "hypothesis")
     rule: str = "5"
     embedding: int = 160
     width: int = 160
     vocabulary: int = 20_000
 
-    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], Parts]:
-        """The folder, its files, and the rows of train, dev and test."""
+    def read(self, folder: Path | None, parts: Sequence[str] = PARTS) -> Reading:
+        """The folder, its files, and the rows of each part."""
         if folder is None:
             raise no_data(self.name, fetched="snli")
         if self.set:
-            chosen = [(folder / name, columns, rows) for name, columns, rows in SETS[self.set]]
+            which = dict(zip(PARTS, SETS[self.set], strict=True))
+            chosen = [(folder / name, columns, rows) for name, columns, rows in (which[part] for part in parts)]
         else:
-            chosen = [(find_file(folder, f"{part}.tsv"), OWN, ALL) for part in ("train", "dev", "test")]
+            chosen = [(find_file(folder, f"{part}.tsv"), OWN, ALL) for part in parts]
         for file, *_ in chosen:
             if not file.is_file():
                 raise FileNotFoundError(
                     f"{folder} has no {file.name}, which --set {self.set} reads; see docs/tasks.md"
                 )
-        train, dev, test = (read_rows(file, columns)[rows] for file, columns, rows in chosen)
-        return folder, tuple(dict.fromkeys(file for file, *_ in chosen)), (train, dev, test)
+        found = [read_rows(file, columns)[rows] for file, columns, rows in chosen]
+        return folder, tuple(dict.fromkeys(file for file, *_ in chosen)), found
 
     def words(self, text: str) -> list[str]:
         """Lower-case words and signs; words alone where a part of the set has no signs."""

@@ -1,8 +1,8 @@
 """Tasks from lines to lines: an encoder-decoder transformer on shared subwords, scored by BLEU."""
 
-import abc
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nplex.lab.generation import beam
 from nplex.lab.recipes.encoder_decoder import EncoderDecoder
-from nplex.lab.recipes.recipe import Data, Outcome, Recipe, is_small
+from nplex.lab.recipes.recipe import Data, Outcome, Prediction, Reading, Recipe, is_small
 from nplex.lab.scores import bleu
 from nplex.lab.text import (
     BEGIN,
@@ -22,13 +22,12 @@ from nplex.lab.text import (
     batches,
     find_file,
     longest,
+    moved,
     pad,
     pad_sides,
     read_parallel,
 )  # fmt: skip
-from nplex.lab.train import Loss, Schedule
-
-Parts = tuple[Pairs, Pairs, Pairs]
+from nplex.lab.train import Loss, Schedule, spread
 
 
 @dataclass(frozen=True)
@@ -38,23 +37,26 @@ class Encoded:
     pairs: Pairs
     sides: tuple[list[Tensor], list[Tensor]]
 
+    def __len__(self) -> int:
+        return len(self.pairs)
+
     @classmethod
     def of(cls, pairs: Pairs, subwords: Subwords, most: int) -> "Encoded":
         """Encodes pairs; sources that are too long lose their end."""
-        sources, targets = (subwords.encode([pair[side] for pair in pairs]) for side in (0, 1))
-        return cls(
-            pairs,
-            (
-                [torch.tensor([*numbers[:most], END]) for numbers in sources],
-                [torch.tensor([BEGIN, *numbers, END]) for numbers in targets],
-            ),
-        )
+        targets = subwords.encode([target for _, target in pairs])
+        sources = sources_of([source for source, _ in pairs], subwords, most)
+        return cls(pairs, (sources, [torch.tensor([BEGIN, *numbers, END]) for numbers in targets]))
 
     def fitting(self, most: int) -> "Encoded":
         """Without the pairs that are too long to be learned from."""
         kept = [i for i, length in enumerate(longest(self.sides)) if length <= most]
         sources, targets = ([side[i] for i in kept] for side in self.sides)
         return Encoded([self.pairs[i] for i in kept], (sources, targets))
+
+
+def sources_of(lines: Sequence[str], subwords: Subwords, most: int) -> list[Tensor]:
+    """What the model reads of some lines; those that are too long lose their end."""
+    return [torch.tensor([*numbers[:most], END]) for numbers in subwords.encode(lines)]
 
 
 ParallelData = Data[Subwords, Encoded]
@@ -87,22 +89,20 @@ class Seq2Seq(Recipe[Subwords, Encoded]):
     beams: int = 5
     length_penalty: float = 0.6
 
-    @abc.abstractmethod
-    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], Parts]:
-        """The folder, its files, and the pairs of train, dev and test."""
+    def tokenizer(self, train: Pairs) -> Subwords:
+        """The subwords of both sides of the training part."""
+        return Subwords.train([line for pair in train for line in pair], self.vocabulary)
 
-    def load(self, folder: Path | None) -> ParallelData:
-        """Reads the three parts and learns the subwords of the first.
+    def read_tokenizer(self, values: dict) -> Subwords:
+        """Subwords, in the format of the tokenizers library."""
+        return Subwords.from_dict(values)
 
-        Raises:
-            FileNotFoundError: there is no data, or a file is missing; says what a folder holds.
-            ValueError: the files do not match line by line; names file and line.
-        """
-        found, files, parts = self.read(folder)
-        subwords = Subwords.train([line for pair in parts[0] for line in pair], self.vocabulary)
-        train, dev, test = (Encoded.of(part, subwords, self.longest) for part in parts)
-        references = [target for _, target in test.pairs]
-        return Data(found, files, subwords, train.fitting(self.longest), dev, test, references)
+    def encoded(self, reading: Reading, tokenizer: Subwords) -> ParallelData:
+        """The pairs of each part as numbers."""
+        folder, files, parts = reading
+        found = [Encoded.of(part, tokenizer, self.longest) for part in parts]
+        train, dev, test = found[0].fitting(self.longest), found[len(found) // 2], found[-1]
+        return Data(folder, files, tokenizer, train, dev, test, [target for _, target in test.pairs])
 
     def dense(self, data: ParallelData) -> nn.Module:
         """The model of torch's layers."""
@@ -118,27 +118,37 @@ class Seq2Seq(Recipe[Subwords, Encoded]):
     def test(self, model: nn.Module, data: ParallelData, device: torch.device) -> Outcome:
         """BLEU on the test part, with and without regard to case."""
         began = time.perf_counter()
-        texts, written = self.write(model, data, device)
+        texts, written = self.write(model, data.test.sides[0], data.vocabulary, device)
         seconds = time.perf_counter() - began
         cased, uncased = (bleu(texts, data.references, lowercase=lower) for lower in (False, True))
         scores = {"bleu": cased.score, "bleu, uncased": uncased.score}
         notes = {"sacreBLEU": cased.signature, "uncased": uncased.signature}
         return Outcome("bleu", scores, (cased.low, cased.high), texts, written, seconds, notes)
 
-    def write(self, model: nn.Module, data: ParallelData, device: torch.device) -> tuple[list[str], int]:
-        """The texts for the sources of the test part, and how many subwords were written."""
+    def predict(
+        self, model: nn.Module, lines: Sequence[Sequence[str]], tokenizer: Subwords, device: torch.device
+    ) -> list[Prediction]:
+        """The text that beam search writes for each line; lines that are too long lose their end."""
+        sources = sources_of([line.strip() for (line,) in lines], tokenizer, self.longest)
+        return [{"text": text} for text in self.write(model, sources, tokenizer, device)[0]]
+
+    def write(
+        self, model: nn.Module, sources: list[Tensor], subwords: Subwords, device: torch.device
+    ) -> tuple[list[str], int]:
+        """The texts for some sources, and how many subwords were written."""
         model.eval()
-        sources, _ = data.test.sides
         texts, written = [""] * len(sources), 0
-        for indices in batches(longest([sources]), 32):
-            source = pad([sources[i] for i in indices]).to(device)
+
+        def found(indices: list[int]) -> list[list[int]]:
+            source = moved(pad([sources[i] for i in indices]), device)
             most = min(int(1.5 * source.shape[1]) + 10, 2 * self.longest)
-            found = beam(
-                model, source, longest=most, begin=BEGIN, end=END, beams=self.beams,
-                length_penalty=self.length_penalty,
-            )  # fmt: skip
-            for index, numbers in zip(indices, found, strict=True):
-                texts[index], written = data.vocabulary.decode(numbers), written + len(numbers) + 1
+            options = {"beams": self.beams, "length_penalty": self.length_penalty}
+            return beam(model, source, longest=most, begin=BEGIN, end=END, **options)
+
+        work = batches(longest([sources]), 32)
+        for indices, lines in zip(work, spread(work, found), strict=True):
+            for index, numbers in zip(indices, lines, strict=True):
+                texts[index], written = subwords.decode(numbers), written + len(numbers) + 1
         return texts, written
 
     def baseline(self, data: ParallelData) -> tuple[str, dict[str, float]]:
@@ -164,19 +174,19 @@ class Seq2SeqTask:
 
     def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Loss:
         """Cross-entropy of the targets' subwords, smoothed."""
-        source, target = pad_sides(self.data.train.sides, indices, device)
-        total, items = model(source, target, self.schedule.label_smoothing)
-        return Loss(total, items, items + int((source != 0).sum()))
+        total, _ = model(*pad_sides(self.data.train.sides, indices, device), self.schedule.label_smoothing)
+        read, written = (sum(len(side[index]) for index in indices) for side in self.data.train.sides)
+        items = written - len(indices)  # the first word is not predicted
+        return Loss(total, items, items + read)
 
     @torch.no_grad()
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Nats a subword on the dev part, without smoothing, and the perplexity that they mean."""
-        sums, sides = [0.0, 0], self.data.dev.sides
-        for indices in batches(longest(sides), 64):
-            total, items = model(*pad_sides(sides, indices, device), 0.0)
-            sums = [sums[0] + total.item(), sums[1] + items]
-        nats = sums[0] / sums[1]
-        return {"nats": nats, "perplexity": math.exp(min(nats, 50.0))}
+        sides = self.data.dev.sides
+        work = batches(longest(sides), 64)
+        found = spread(work, lambda batch: [value.item() for value in model(*pad_sides(sides, batch, device), 0.0)])
+        total, items = map(sum, zip(*found, strict=True))
+        return {"nats": (nats := total / items), "perplexity": math.exp(min(nats, 50.0))}
 
 
 def sizes(size: str) -> dict:
@@ -195,14 +205,14 @@ def sizes(size: str) -> dict:
 
 
 def read_sides(
-    folder: Path, parts: tuple[str, ...], source: str, target: str, ending: str = ""
-) -> tuple[Path, tuple[Path, ...], Parts]:
-    """Reads `part.source` and `part.target`, plain or .gz, of three parts.
+    folder: Path, parts: Sequence[str], source: str, target: str, names: Mapping[str, str], ending: str = ""
+) -> Reading:
+    """Reads `part.source` and `part.target`, plain or .gz, of some parts; `names` of parts that are called otherwise.
 
     Raises:
         FileNotFoundError: a file is missing; says what a folder holds.
         ValueError: the files do not match line by line; names file and line.
     """
-    files = [[find_file(folder, f"{part}.{side}{ending}") for side in (source, target)] for part in parts]
-    train, dev, test = (read_parallel(*pair) for pair in files)
-    return folder, tuple(file for pair in files for file in pair), (train, dev, test)
+    called = [names.get(part, part) for part in parts]
+    files = [[find_file(folder, f"{part}.{side}{ending}") for side in (source, target)] for part in called]
+    return folder, tuple(file for pair in files for file in pair), [read_parallel(*pair) for pair in files]

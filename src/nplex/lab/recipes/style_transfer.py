@@ -5,14 +5,16 @@ on the same files, modern to Shakespeare. Sizes: `paper` has 6 + 6 layers of wid
 Expected here and how long it takes: results/README.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from nplex.lab.data import builtin
-from nplex.lab.recipes.recipe import is_small, no_data
-from nplex.lab.recipes.seq2seq import Parts, Seq2Seq, read_sides, sizes
+from nplex.lab.recipes.recipe import PARTS, Reading, is_small, no_data
+from nplex.lab.recipes.seq2seq import Seq2Seq, read_sides, sizes
 
+VALID = {"dev": "valid"}
 SMALL = {"width": 128, "feed_forward": 512, "dropout": 0.1}  # results/README.md says what else was tried
 
 
@@ -23,15 +25,15 @@ class Style(Seq2Seq):
     name: ClassVar[str] = "style"
     sets: ClassVar[tuple[str, ...]] = ("shakespeare",)
 
-    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], Parts]:
-        """The folder, its files, and the pairs of train, dev and test."""
+    def read(self, folder: Path | None, parts: Sequence[str] = PARTS) -> Reading:
+        """The folder, its files, and the pairs of each part."""
         if folder is None and self.set:
             raise no_data(self.name, self.set)
         if folder is None:
-            return read_sides(builtin("bible"), ("train", "valid", "test"), "kjv", "web")
+            return read_sides(builtin("bible"), parts, "kjv", "web", VALID)
         if self.set:
-            return read_sides(folder, ("train", "valid", "test"), "modern", "original", ".nltktok")
-        return read_sides(folder, ("train", "dev", "test"), self.source, self.target)
+            return read_sides(folder, parts, "modern", "original", VALID, ".nltktok")
+        return read_sides(folder, parts, self.source, self.target, {})
 
 
 def style(rule: str = "4", *, size: str = "small", set: str = "") -> Style:

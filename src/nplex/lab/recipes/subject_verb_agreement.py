@@ -5,6 +5,7 @@ another split of Linzen's data. The same sizes: 2 layers, width 128, feed-forwar
 Expected here and how long it takes: README.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nplex.lab.data import builtin
-from nplex.lab.recipes.classification import Classification, LabelledData, Parts
+from nplex.lab.recipes.classification import Classification, LabelledData
 from nplex.lab.recipes.classifiers import Encoder
-from nplex.lab.recipes.recipe import is_small
+from nplex.lab.recipes.recipe import PARTS, Reading, is_small
 from nplex.lab.text import QUERY, Columns, Vocabulary, find_file, read_rows
 from nplex.lab.train import Schedule
 
@@ -37,16 +38,16 @@ class Agreement(Classification):
     name: ClassVar[str] = "agreement"
     patterns: ClassVar[tuple[str, ...]] = ("blocks.*",)
     labels: ClassVar[tuple[str, ...]] = LABELS
+    inputs: ClassVar[tuple[str, ...]] = ("the words before the verb",)
     feed_forward: int = 512
     heads: int = 4
     layers: int = 2
 
-    def read(self, folder: Path | None) -> tuple[Path, tuple[Path, ...], Parts]:
-        """The folder, its files, and the rows of train, dev and test."""
+    def read(self, folder: Path | None, parts: Sequence[str] = PARTS) -> Reading:
+        """The folder, its files, and the rows of each part."""
         folder = builtin("agreement") if folder is None else folder
-        files = tuple(find_file(folder, f"{part}.tsv") for part in ("train", "dev", "test"))
-        train, dev, test = (read_rows(file, COLUMNS) for file in files)
-        return folder, files, (train, dev, test)
+        files = tuple(find_file(folder, f"{part}.tsv") for part in parts)
+        return folder, files, [read_rows(file, COLUMNS) for file in files]
 
     def words(self, text: str) -> list[str]:
         """Words between spaces."""

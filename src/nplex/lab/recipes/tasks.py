@@ -20,7 +20,8 @@ def recipe_of(task: str, rule: str, *, size: str = "small", set: str = "") -> Re
 
     Raises:
         ValueError: there is no such task, rule, size or set; says which there are.
+        OSError: the rule is a file that cannot be read.
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
-    return TASKS[task](rule, size=size, set=set)
+    return TASKS[task](size=size, set=set).with_rule(rule)

@@ -6,12 +6,14 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from nplex.files import read_json
 from nplex.lab.checked import are_numbers, damaged, read_sealed
 from nplex.lab.plot import rule_name
-from nplex.lab.results import finished_result
-from nplex.lab.run_folder import COMPARISON, LOG, RESULT, SETTINGS, settings_of
+from nplex.lab.results import finished_folders, finished_result
+from nplex.lab.run_folder import COMPARISON, LOG, RESULT, TUNING, settings_of
 from nplex.lab.train import log
 from nplex.lab.train import rules as trained
+from nplex.lab.tuning import Pareto
 
 Tables = dict[int, dict[str, Float[Tensor, "n n n"]]]
 
@@ -57,6 +59,27 @@ def baseline(folder: Path) -> tuple[str, dict[str, float]]:
     raise damaged(path, f"baseline is {found!r:.40}, expected a name and its scores")
 
 
+def search_of(folder: Path) -> Pareto | None:
+    """The result of the search that a folder is of; None where it is of something else.
+
+    Raises:
+        FileNotFoundError: the search has no result yet.
+        ValueError: tune.json is damaged.
+    """
+    settings = settings_of(folder)
+    if settings is None or settings.kind != "tuning":
+        return None
+    path = folder / TUNING[0]
+    try:
+        found = Pareto.read(read_json(path))
+        found.markdown()  # it must be possible to print it
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} has no {path.name}; finish the search first, by --resume") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise damaged(path, error) from None
+    return found
+
+
 def finished_runs(folder: Path) -> list[FinishedRun]:
     """The finished runs of a folder: itself, or those below it in the order of the comparison.
 
@@ -64,19 +87,10 @@ def finished_runs(folder: Path) -> list[FinishedRun]:
         FileNotFoundError: there is no such folder, or no run in it is finished.
         ValueError: it is not a folder of runs, or a file is damaged.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; expected the run folder that nplex run wrote")
-    settings = settings_of(folder)
-    if settings is None or settings.kind not in ("run", "comparison"):
-        raise ValueError(f"{folder} is not a folder of nplex run or nplex compare (no run wrote its {SETTINGS})")
-    folders = [folder] if settings.kind == "run" else sorted(path.parent for path in folder.glob(f"*/{RESULT}"))
-    runs = [_one(each) for each in folders if (each / RESULT).exists()]
-    if not runs:
-        raise FileNotFoundError(f"{folder} holds no finished run; finish it first, by --resume")
+    runs = [_one(each) for each in finished_folders(folder)]
     _same_task(runs, folder)
     _none_lost(runs, folder / COMPARISON[0])
-    order = list(settings.values.get("rules", []))
-    return sorted(runs, key=lambda run: (order.index(run.rule) if run.rule in order else 99, run.result["seed"]))
+    return runs
 
 
 def _one(folder: Path) -> FinishedRun:

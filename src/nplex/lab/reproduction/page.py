@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nplex.lab.recipes.tables import Part, parts_of
+from nplex.lab.recipes.tables import Part, Provenance, parts_of
 from nplex.lab.scores import Difference
 from nplex.lab.summary import Summary, machine, markdown_table
 
@@ -17,6 +17,7 @@ class Reproduced:
         summary: of the runs.
         differences: of each rule to dense, by the paired bootstrap.
         results: of each run.
+        read: the data that was read.
     """
 
     part: Part
@@ -24,6 +25,7 @@ class Reproduced:
     summary: Summary
     differences: dict[str, Difference]
     results: list[dict]
+    read: Provenance
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class Reproduced:
             f"# {self.part.table.title}: {self.name}\n\n{markdown_table(self.table())}\n\n"
             f"Means over seeds; `to dense` by the paired bootstrap over the {self.summary.examples:,} test examples. "
             f"{self.summary.each_seed()}\n\n"
-            f"What differs from the paper: {self.part.differs(self.size)}\n\n"
+            f"What differs from the paper: {self.part.differs(self.size, self.read)}\n\n"
             f"`{self.command}`, {self.summary.environment['date']}, nplex {', '.join(commits)}, "
             f"torch {', '.join(versions)}, {'; '.join(machines)}.\n"
         )

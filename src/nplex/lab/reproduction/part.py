@@ -1,13 +1,13 @@
 """The runs of one part of a table, and the files that hold them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from nplex.files import read_json, write_json, write_text
 from nplex.lab import experiment, plot
 from nplex.lab.recipes.recipe import Data
-from nplex.lab.recipes.tables import Part
+from nplex.lab.recipes.tables import Part, Provenance
 from nplex.lab.reproduction.figure import picture
 from nplex.lab.reproduction.page import Reproduced
 from nplex.lab.run_folder import COMPARISON
@@ -33,7 +33,12 @@ def reproduce(part: Part, data: Data, *, size: str, runs: Path, report: OnStep =
     """
     summary = experiment.compare(part.recipe(part.rules[0], size), part.rules, part.seeds, data, runs, report)
     results = read_json(runs / COMPARISON[0])["runs"]
-    return Reproduced(part, size, summary, differences(results, part.rules, data.references), results)
+    rules, seeds = tuple(line.rule for line in summary.lines), tuple(sorted({run["seed"] for run in results}))
+    found = differences(results, rules, data.references)
+    files = experiment.fingerprint(data)
+    del files["name"]
+    read = Provenance(experiment.sizes(data), files)
+    return Reproduced(replace(part, rules=rules, seeds=seeds), size, summary, found, results, read)
 
 
 def differences(results: Sequence[dict], rules: Sequence[str], references: Sequence[str]) -> dict[str, Difference]:
@@ -51,7 +56,8 @@ def write(done: Reproduced, folder: Path) -> Path:
     stem = folder / done.name
     if main_process():
         values = asdict(done.summary) | {
-            "command": done.command, "paper": asdict(done.part.table), "differs": done.part.differs(done.size),
+            "command": done.command, "paper": asdict(done.part.table), "read": done.read._asdict(),
+            "differs": done.part.differs(done.size, done.read),
             "differences": {rule: asdict(value) for rule, value in done.differences.items()}, "runs": done.results,
         }  # fmt: skip
         write_json(stem.with_suffix(".json"), values)

@@ -19,7 +19,12 @@ def pad_sides(
     sides: Sequence[Sequence[Tensor]], indices: Sequence[int], device: torch.device
 ) -> tuple[Int[Tensor, "batch _"], ...]:
     """Some examples as a padded tensor for each side, as a source and its target."""
-    return tuple(pad([side[i] for i in indices]).to(device) for side in sides)
+    return tuple(moved(pad([side[i] for i in indices]), device) for side in sides)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU from pinned memory, so that nothing waits for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def longest(sides: Sequence[Sequence[Tensor]]) -> list[int]:

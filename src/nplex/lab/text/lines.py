@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import io
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def read_lines(path: Path, member: str | None = None) -> list[str]:
     """The lines of a UTF-8 text file, without their ends.
 
     Args:
-        path: plain text, or .gz; a .tgz with `member`. Nothing is unpacked on disk.
+        path: plain text, or .gz; a .tgz with `member`. Nothing is unpacked on disk. `-` is what comes in by stdin.
         member: what the name of the archive's file ends with.
 
     Raises:
@@ -64,6 +65,9 @@ def _decoded(line: bytes, name: str, number: int) -> str:
 @contextmanager
 def _opened(path: Path, member: str | None) -> Iterator[io.BufferedIOBase]:
     """The bytes of the file, decompressed as they are read."""
+    if str(path) == "-":
+        yield sys.stdin.buffer  # pyright: ignore[reportReturnType] - it has what is used
+        return
     packed = member is not None or path.suffix == ".gz"
     with gzip.open(path, "rb") if packed else path.open("rb") as file:
         if member is None:

@@ -30,10 +30,7 @@ class Subwords:
         """
         if size < 256 + len(MARKS):
             raise ValueError(f"a vocabulary needs {256 + len(MARKS)} places or more for all bytes, got {size}")
-        try:
-            import tokenizers as library
-        except ImportError:
-            raise ImportError("subwords need tokenizers, which is not installed: pip install 'nplex[lab]'") from None
+        library = _library()
         tokenizer = library.Tokenizer(library.models.BPE())
         tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = library.decoders.ByteLevel()
@@ -43,6 +40,24 @@ class Subwords:
         )  # fmt: skip
         tokenizer.train_from_iterator(lines, trainer)
         return cls(tokenizer)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Subwords":
+        """From what `as_dict` gave.
+
+        Raises:
+            ImportError: tokenizers is not installed; names the command.
+            ValueError: these are no subwords.
+        """
+        try:
+            found = cls(_library().Tokenizer.from_str(json.dumps(values)))
+        except ImportError:
+            raise
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"expected subwords as tokenizers writes them: {error}") from None
+        if [found._tokenizer.token_to_id(mark) for mark in MARKS] != [*range(len(MARKS))]:
+            raise ValueError(f"expected subwords that begin with {', '.join(MARKS)}")
+        return found
 
     def as_dict(self) -> dict:
         """All of it, in the format of the tokenizers library."""
@@ -58,3 +73,12 @@ class Subwords:
     def decode(self, numbers: Sequence[int]) -> str:
         """The text of numbers; marks are left out."""
         return self._tokenizer.decode([n for n in numbers if n >= len(MARKS)]).strip()
+
+
+def _library() -> Any:
+    """tokenizers; its absence is one error that names the command."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise ImportError("subwords need tokenizers, which is not installed: pip install 'nplex[lab]'") from None
+    return tokenizers

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from nplex.lab.checked import are_texts
+
 PAD, UNKNOWN, QUERY = 0, 1, 2
 SPECIAL = ("<pad>", "<unknown>", "<query>")
 
@@ -31,6 +33,22 @@ class Vocabulary:
     def as_dict(self) -> dict:
         """The words in the order of their numbers."""
         return {"words": self.words}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Vocabulary":
+        """The words from what `as_dict` gave.
+
+        Raises:
+            ValueError: they are no list of words, or do not begin with the special ones.
+        """
+        words = values.get("words")
+        if not isinstance(words, list) or not are_texts(words) or tuple(words[: len(SPECIAL)]) != SPECIAL:
+            raise ValueError(f"expected words that begin with {', '.join(SPECIAL)}")
+        return cls(tuple(words))
+
+    def decode(self, numbers: Iterable[int]) -> str:
+        """Words with spaces between them."""
+        return " ".join(self.words[number] for number in numbers)
 
     def encode(self, lines: Iterable[Sequence[str]]) -> list[Int[Tensor, "_"]]:
         """Numbers for the words of each line."""

@@ -29,11 +29,10 @@ class Log:
         self._board = _board(folder / TENSORBOARD, state.step) if self._logs else None
 
     def step(self, state: State, loss: float, rate: float) -> None:
-        """Logs an update, each 50 steps."""
-        if state.step % EVERY == 0:
-            speed = state.tokens / max(state.seconds, 1e-9)
-            values = {"loss": loss, "rate": rate, "tokens_per_second": round(speed, 1)}
-            self._write({"step": state.step, "epoch": state.epoch, **values}, values, state.step)
+        """Logs an update."""
+        speed = state.tokens / max(state.seconds, 1e-9)
+        values = {"loss": loss, "rate": rate, "tokens_per_second": round(speed, 1)}
+        self._write({"step": state.step, "epoch": state.epoch, **values}, values, state.step)
 
     def epoch(self, state: State) -> None:
         """Logs the scores after a pass."""

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nplex.lab.checked import damaged
 from nplex.lab.checkpoint import read_training, write_training
 from nplex.lab.run_folder import CHECKPOINT
 from nplex.lab.train import keep, rules
 from nplex.lab.train.interrupt import Interrupted, deferred_interrupt
-from nplex.lab.train.log import Log
-from nplex.lab.train.processes import main_process, wait
+from nplex.lab.train.log import EVERY, Log
+from nplex.lab.train.processes import hosts, join, main_process, wait
 from nplex.lab.train.schedule import Schedule, groups
 from nplex.lab.train.state import OnStep, State, silent
 from nplex.lab.train.task import Loss, Task
@@ -55,7 +55,7 @@ def fit(
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
-        ValueError: the checkpoint is damaged or belongs to another config; or fp16 on a CPU.
+        ValueError: the checkpoint is damaged or of another config; fp16 on a CPU; or accelerate is to shard.
     """
     accelerator = _accelerator(schedule)
     loop = _Loop(accelerator, model, task, schedule, seed, folder, config)
@@ -94,6 +94,8 @@ class _Loop:
         if main_process() and self.state.step == 0:
             rules.record(folder, model, 0)
         self.log = Log(folder, self.state)
+        device = accelerator.device if accelerator.device.type == "cuda" else "cpu"
+        self.loss_sum = torch.tensor(self.state.loss_sum, dtype=torch.float64, device=device)
 
     def finished(self) -> bool:
         """After all passes, or when the dev score has not been better for long."""
@@ -102,7 +104,7 @@ class _Loop:
         return state.epoch >= self.schedule.epochs or stuck
 
     def step(self, batch: list[int], steps: int) -> None:
-        """One update of the weights and of the state."""
+        """One update of the weights and of the state; waits for a GPU where the loss is shown."""
         began = time.perf_counter()
         rate = self.schedule.rate(self.state.step, steps)
         for group in self.optimizer.param_groups:
@@ -117,9 +119,11 @@ class _Loop:
         self.optimizer.step()
         state = self.state
         state.step, state.batch, state.tokens = state.step + 1, state.batch + 1, state.tokens + tokens
-        state.loss_sum, state.items = state.loss_sum + total, state.items + items
+        self.loss_sum, state.items = self.loss_sum + total, state.items + items
         state.seconds += time.perf_counter() - began
-        self.log.step(state, total / items, rate)
+        if state.step % EVERY == 0:
+            self._settle()
+            self.log.step(state, float(total) / items, rate)
 
     def due(self) -> bool:
         """Whether a checkpoint is due, inside a pass."""
@@ -129,34 +133,30 @@ class _Loop:
         """Whether any process has the flag: a signal reaches them at different steps, and all must stop at one."""
         if self.accelerator.num_processes == 1:
             return flag
-        seen = torch.tensor(float(flag), device=self.accelerator.device)
-        torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
+        seen = torch.tensor(float(flag))
+        torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX, hosts())
         return bool(seen)
 
-    def _backward(self, batch: list[int]) -> tuple[float, int, int]:
+    def _backward(self, batch: list[int]) -> tuple[Tensor, int, int]:
         """Gradients of `sum of losses / len(batch)`, accumulated; gives total, items and tokens of all processes."""
         share = batch[self.accelerator.process_index :: self.accelerator.num_processes]
         steps = [share[i :: self.schedule.accumulate] for i in range(self.schedule.accumulate)]
         steps = [examples for examples in steps if examples] or [[]]
-        found = []
+        total, counts = torch.zeros_like(self.loss_sum), torch.zeros(2, dtype=torch.int64)
         for number, examples in enumerate(steps, 1):
             with self.accelerator.autocast():
-                loss = self._loss(examples, batch)
+                loss = self.task.loss(self.model, examples or batch[:1], self.accelerator.device)
+            if not examples:  # the batch is smaller than the processes: here it weighs nothing
+                loss = Loss(0 * loss.total, 0, 0)
             with nullcontext() if number == len(steps) else self.accelerator.no_sync(self.model):
                 self.accelerator.backward(loss.total / len(batch))
-            found.append((loss.total.item(), loss.items, loss.tokens))
-        sums = [sum(values) for values in zip(*found, strict=True)]
+            total += loss.total.detach().to(total.device).double()
+            counts += torch.tensor([loss.items, loss.tokens])
         if self.accelerator.num_processes > 1:
-            whole = torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
-            torch.distributed.all_reduce(whole)
-            sums = whole.tolist()
-        return sums[0], int(sums[1]), int(sums[2])
-
-    def _loss(self, examples: list[int], batch: list[int]) -> Loss:
-        """The loss of some examples; of none, where the batch is smaller than the processes, one of weight 0."""
-        if examples:
-            return self.task.loss(self.model, examples, self.accelerator.device)
-        return Loss(0 * self.task.loss(self.model, batch[:1], self.accelerator.device).total, 0, 0)
+            torch.distributed.all_reduce(total)
+            torch.distributed.all_reduce(counts, group=hosts())
+        items, tokens = counts.tolist()
+        return total, items, tokens
 
     def _scale(self, factor: float) -> None:
         """From the mean over a batch's examples to the mean over its items."""
@@ -168,11 +168,13 @@ class _Loop:
     def close_epoch(self) -> None:
         """Scores the model, turns to the next epoch, and stores the weights if they may be kept."""
         state = self.state
+        self._settle()
         self.bare.eval()
         scores = self.task.scores(self.bare, self.accelerator.device)
         loss = state.loss_sum / max(state.items, 1)
         state.history.append({"epoch": state.epoch + 1, "loss": loss, **scores})
         state.epoch, state.batch, state.loss_sum, state.items = state.epoch + 1, 0, 0.0, 0
+        self.loss_sum.zero_()
         better = keep.improved(state, self.task)
         self.log.epoch(state)
         if main_process():
@@ -181,6 +183,7 @@ class _Loop:
 
     def save(self) -> None:
         """Writes the checkpoint."""
+        self._settle()
         if main_process():
             scaler = self.accelerator.scaler
             header = {"config": self.config, "state": asdict(self.state)}
@@ -188,6 +191,12 @@ class _Loop:
             write_training(self.folder / CHECKPOINT, self.bare, self.optimizer, header)
             keep.prune(self.folder, self.schedule, self.state)
         wait()
+
+    def _settle(self) -> None:
+        """Takes over the loss, when all that a GPU was given to do is done; that time counts."""
+        began = time.perf_counter()
+        self.state.loss_sum = float(self.loss_sum)
+        self.state.seconds += time.perf_counter() - began
 
 
 def _accelerator(schedule: Schedule) -> "Accelerator":
@@ -197,6 +206,7 @@ def _accelerator(schedule: Schedule) -> "Accelerator":
         from accelerate.state import AcceleratorState
     except ImportError:
         raise ImportError("training needs accelerate, which is not installed: pip install 'nplex[lab]'") from None
+    join()
     cpu = not torch.cuda.is_available() and "WORLD_SIZE" in os.environ
     if AcceleratorState._shared_state:  # of an earlier run in this process, perhaps with another precision
         AcceleratorState._reset_state()

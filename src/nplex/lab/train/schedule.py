@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from nplex.lab.fields import check_fields
 from nplex.optim import param_groups
 
 
@@ -31,6 +32,9 @@ class Schedule:
         keep: the weights at the end: of the last epoch, of the best by the dev score, or the mean of the last ones.
         average: how many of them.
         checkpoint_every: steps between checkpoints, besides those after each epoch; 0 for none.
+
+    Raises:
+        ValueError: a number is out of range, or a choice unknown.
     """
 
     epochs: int = 5
@@ -50,6 +54,9 @@ class Schedule:
     keep: Literal["last", "best", "average"] = "last"
     average: int = 5
     checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step, counted from 0."""

@@ -3,31 +3,10 @@
 import math
 from dataclasses import asdict, dataclass, field
 
+from nplex.lab.scored import DENSE, Measured
 from nplex.lab.summary import machine, markdown_table
-from nplex.lab.tuning.space import DENSE
 
 GOALS = {"size": "parameters", "speed": "seconds", "quality": "score"}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a function that is tuned returns.
-
-    Attributes:
-        score: the rule's quality.
-        parameters: of the converted layers; None counts one layer of 1,024 x 1,024.
-        seconds: the smaller, the faster; None for the time that the function took.
-        low: lower end of the 95 % interval of the score; None where there is none.
-        high: upper end.
-        arguments: of nplex.convert_, as Python, for the line of code: `where=nplex.only("blocks.*")`.
-    """
-
-    score: float
-    parameters: int | None = None
-    seconds: float | None = None
-    low: float | None = None
-    high: float | None = None
-    arguments: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,12 +116,27 @@ class Pareto:
             lines.append([row.rule, *numbers])
         return lines + [[rule, *[""] * 5, f"failed: {error[:60]}"] for rule, error in self.failed.items()]
 
+    def about(self) -> str:
+        """What mattered, and what it ran on, in two sentences."""
+        env = self.environment
+        source = f"nplex {env['commit']}, torch {env['torch']}, {machine(env)}, {env['date']}"
+        return f"{self.task}; what matters: {', '.join(self.goals.which)}. {source}."
+
     def markdown(self) -> str:
         """The table as Markdown, and the advice."""
-        env, lines = self.environment, [[cell.replace("|", "/") for cell in line] for line in self.table()]
-        goals = f"{self.task}; what matters: {', '.join(self.goals.which)}"
-        source = f"nplex {env['commit']}, torch {env['torch']}, {machine(env)}, {env['date']}"
-        return f"{markdown_table(lines)}\n\n{goals}. {source}.\n\n{self.advice()}\n"
+        lines = [[cell.replace("|", "/") for cell in line] for line in self.table()]
+        return f"{markdown_table(lines)}\n\n{self.about()}\n\n{self.advice()}\n"
+
+    @classmethod
+    def read(cls, values: dict) -> "Pareto":
+        """What `json` gave.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is something else.
+        """
+        goals = Goals(**values["goals"] | {"which": tuple(values["goals"]["which"])})
+        rows = tuple(Row(row["rule"], Measured(**row["measured"]), row["pareto"]) for row in values["rows"])
+        return cls(values["task"], goals, values["environment"], values["unit"], rows, values["failed"])
 
     def json(self) -> dict:
         """Everything, as data."""

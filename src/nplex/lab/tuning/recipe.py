@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nplex.lab import experiment
-from nplex.lab.tuning.pareto import Measured
+from nplex.lab.scored import Measured
 
 
 @dataclass(frozen=True)

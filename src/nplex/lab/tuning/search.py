@@ -3,28 +3,25 @@
 import hashlib
 import json
 import math
-import random
 import re
 import time
 import traceback
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from nplex.files import write_json, write_text
 from nplex.lab.environment import environment
 from nplex.lab.experiment import check_settings
 from nplex.lab.run_folder import SETTINGS, TUNING, TUNING_DATABASE, Settings, owned
+from nplex.lab.scored import DENSE, Measured, measure
 from nplex.lab.train import Interrupted
 from nplex.lab.tuning.figure import draw
-from nplex.lab.tuning.pareto import Goals, Measured, Pareto, Row
-from nplex.lab.tuning.space import DENSE, nominal_parameters, rules_to_try
+from nplex.lab.tuning.pareto import Goals, Pareto, Row
+from nplex.lab.tuning.space import rules_to_try
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -70,7 +67,7 @@ def tune(
         raise ValueError(f"a budget needs 1 trial or more and minutes above 0, got {trials} and {minutes}")
     rules = list(dict.fromkeys([DENSE, *(rules or rules_to_try())]))
     named = getattr(objective, "recipe", None)
-    task = named.name if named else f"{objective.__module__}:{objective.__qualname__}"
+    task = named.task_name if named else f"{objective.__module__}:{objective.__qualname__}"
     settings = {
         "tuned": task, "objective": getattr(objective, "settings", None), "space": rules, "goals": list(goals.which),
         "lower": goals.lower,
@@ -177,44 +174,6 @@ class _Search:
                 failed.pop(self._rule(trial), None)
         by_size = sorted(rows.values(), key=lambda row: row.measured.parameters or 0)
         return replace(self.empty, rows=tuple(by_size), failed=failed)
-
-
-def measure(objective: Callable[[str], Any], rule: str) -> Measured:
-    """Calls a function under random numbers seeded by the rule's text, and fills in what it left out.
-
-    Raises:
-        TypeError: it gave neither a number nor a Measured.
-        ValueError: a number is not finite.
-    """
-    began = time.perf_counter()
-    with _random_numbers(zlib.crc32(rule.encode())):
-        result = objective(rule)
-    try:
-        found = result if isinstance(result, Measured) else Measured(float(result))
-    except (TypeError, ValueError):
-        got = type(result).__name__
-        raise TypeError(f"the function must return a number or nplex.lab.tuning.Measured, got {got}") from None
-    parameters = nominal_parameters(rule) if found.parameters is None else found.parameters
-    seconds = time.perf_counter() - began if found.seconds is None else found.seconds
-    if not all(map(math.isfinite, [found.score, parameters, seconds, found.low or 0.0, found.high or 0.0])):
-        raise ValueError(f"the function must return finite numbers, got {found}")
-    return replace(found, parameters=parameters, seconds=seconds)
-
-
-@contextmanager
-def _random_numbers(seed: int) -> Iterator[None]:
-    """Seeds the generators of torch, Python and numpy; afterwards they are as they were."""
-    import numpy as np
-
-    python, arrays = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        for seeded in (torch.manual_seed, random.seed, np.random.seed):
-            seeded(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(arrays)
 
 
 def _failure_file(folder: Path, rule: str) -> Path:

@@ -1,15 +1,14 @@
 """What is tried: learned rules by n and rank, and algebras by name."""
 
-import math
 from collections.abc import Sequence
 
-from nplex.algebra import generic_rank, named
+from nplex.algebra import generic_rank
 from nplex.convert import parse_rule
+from nplex.lab.scored import DENSE, nominal_parameters
 from nplex.nn import LearnedRule
 
 RANKS = ("full", "generic", "between", "n")
 LARGEST = 256
-DENSE = "dense"
 
 
 def rules_to_try(
@@ -44,14 +43,3 @@ def rules_to_try(
     if not found:
         raise ValueError("there is nothing to compare with dense: give n above 1, or algebras")
     return DENSE, *sorted(found, key=lambda rule: (-nominal_parameters(rule), rule))
-
-
-def nominal_parameters(rule: str) -> int:
-    """The parameters of one layer of 1,024 x 1,024 with a rule, the rule's own included."""
-    if rule == DENSE:
-        return 1024**2
-    text, _, rank = rule.partition(":")
-    if not text.isdecimal():
-        return (n := named(text).n) * math.ceil(1024 / n) ** 2
-    n = int(text)
-    return n * math.ceil(1024 / n) ** 2 + (3 * n * int(rank) if rank else n**3)

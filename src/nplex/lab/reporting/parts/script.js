@@ -62,6 +62,8 @@
   }
 
   function drawCurves() {
+    get("curves").hidden = !data.curves.length;
+    if (!data.curves.length) return;
     const key = Object.keys(data.curves[0].history[0] || {}).find((name) => name !== "epoch" && name !== "loss");
     const epochs = (run) => run.history.map((entry) => entry.epoch);
     const bySteps = data.curves.every((run) => run.steps.length > 1);
