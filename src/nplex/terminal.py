@@ -19,7 +19,7 @@ STOPPED = 130
 EXTRAS = {
     "accelerate": "lab", "matplotlib": "lab", "tokenizers": "lab", "sacrebleu": "lab", "optuna": "lab",
     "filelock": "lab", "plotly": "lab", "transformers": "hf", "datasets": "data", "onnx": "onnx",
-    "onnxscript": "onnx", "onnxruntime": "onnx", "tensorboard": "log",
+    "onnxscript": "onnx", "onnxruntime": "onnx", "tensorboard": "log", "triton": "triton",
 }  # fmt: skip
 debugging: list[bool] = []  # holds something where errors are shown with their traceback
 TWIN = "n (learned, as 4), n:R (learned at rank R, as 4:7), or an algebra (quaternion, clifford(3,0,0))"

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from nplex.lab.checked import are_texts
+from nplex.lab.checked import TEXTS
 
 PAD, UNKNOWN, QUERY = 0, 1, 2
 SPECIAL = ("<pad>", "<unknown>", "<query>")
@@ -42,7 +42,7 @@ class Vocabulary:
             ValueError: they are no list of words, or do not begin with the special ones.
         """
         words = values.get("words")
-        if not isinstance(words, list) or not are_texts(words) or tuple(words[: len(SPECIAL)]) != SPECIAL:
+        if not isinstance(words, list) or not TEXTS[1](words) or tuple(words[: len(SPECIAL)]) != SPECIAL:
             raise ValueError(f"expected words that begin with {', '.join(SPECIAL)}")
         return cls(tuple(words))
 
