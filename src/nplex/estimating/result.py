@@ -181,7 +181,7 @@ class Estimate:
         return figure
 
 
-def _mega(count: int) -> str:
+def _mega(count: int | float) -> str:
     return f"{count / 1e6:.3g}"
 
 
