@@ -39,8 +39,10 @@ def suits(rule: Tensor | BilinearAlgorithm, components: Float[Tensor, "n a b"], 
     n, a, b = components.shape
     rank, factors = (None, (rule,)) if isinstance(rule, Tensor) else (rule.rank, tuple(rule))
     tensors = [t for t in (components, *factors, *others) if t is not None]
+    if not is_eager(*tensors):  # first: a graph must not depend on a number of tokens
+        return False
     alike = all(t.dtype in TYPES and t.device == components.device and t.numel() for t in tensors)
-    return alike and is_eager(*tensors) and fits(n, rank, a, b, 4)
+    return alike and fits(n, rank, a, b, 4)
 
 
 @functools.cache
@@ -83,7 +85,7 @@ def mix_back(grad: Tensor, parts: Tensor, weights: Tensor, out: Tensor) -> Tenso
 
 def decodes(x: Tensor, rule: Tensor | BilinearAlgorithm, components: Tensor, bias: Tensor | None) -> bool:
     """Whether `decode` takes a call: few tokens, and no gradients."""
-    if x.numel() > DECODED * components.shape[2] or not suits(rule, components, x, bias):
+    if not suits(rule, components, x, bias) or x.numel() > DECODED * components.shape[2]:
         return False
     factors = (rule,) if isinstance(rule, Tensor) else tuple(rule)
     return not (
