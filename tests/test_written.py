@@ -224,3 +224,33 @@ def test_reports_fold_equallayers_and_keep_to_80_columns():
     assert "layers.0-11.linear1" in text
     report = nplex.preview(nn.ModuleList([nn.Linear(16, 16) for _ in range(3)]), {"1": None, "*": 4})
     assert "*      2 x" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("rules", "where"),
+    [
+        ({"nope": None, "*": 4}, None),
+        ({"nope": "dense", "*": 4}, None),
+        (4, nplex.all_of(nplex.all_but("nope"), nplex.sensible)),
+        (4, nplex.all_of(nplex.all_but("nope"), nplex.all_of(nplex.sensible))),
+    ],
+)
+def test_a_pattern_that_leaves_and_fits_nothing_is_told(rules, where):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    assert nplex.preview(model, rules, where=where).unmatched == ("nope",)
+    assert nplex.preview(model, {"0": None, "*": 4}).unmatched == ()
+
+
+@pytest.mark.parametrize("classes", [7, 16])
+def test_neither_kernels_nor_lengths_make_a_head_a_layer(classes):
+    body = nn.Sequential(nn.Conv2d(4, 64, 7), nn.Flatten(), nn.Linear(64, 256), nn.Linear(256, classes))
+    body.places = nn.Parameter(torch.zeros(1, 16, 64))
+    *_, head = nplex.preview(body, 4).rows
+    assert not head.changes
+    assert "an output head" in head.reason
+
+
+@pytest.mark.parametrize("answer", [["no"], b"reason", ("no",), {}])
+def test_where_answers_yes_no_or_a_reason(answer):
+    with pytest.raises(TypeError, match="where must answer True, False or a reason"):
+        nplex.preview(nn.Sequential(nn.Linear(64, 64)), 4, where=lambda name, module: answer)

@@ -37,7 +37,7 @@ def head_by_place(model: nn.Module) -> dict[nn.Module, str]:
     if len(layers) < 2 or type(last := layers[-1]) is not nn.Linear:
         return {}
     rows = {m.num_embeddings for m in layers if is_embedding(m)}
-    widths = {size for m in model.modules() if m is not last for p in _own(m) for size in p.shape[is_embedding(m) :]}
+    widths = {size for m in model.modules() if m is not last for p in _own(m) for size in _widths(m, p)}
     if last.out_features in widths:
         return {}
     if last.out_features in rows:
@@ -49,6 +49,13 @@ def head_by_place(model: nn.Module) -> dict[nn.Module, str]:
 def is_embedding(module: nn.Module) -> bool:
     """Whether it is one of torch's embeddings."""
     return isinstance(module, nn.Embedding | nn.EmbeddingBag)
+
+
+def _widths(module: nn.Module, parameter: nn.Parameter) -> tuple[int, ...]:
+    """The sizes of a parameter that are widths: neither of kernels nor of lengths, nor rows of an embedding."""
+    if hasattr(module, "kernel_size"):
+        return parameter.shape[:2]
+    return parameter.shape[1:] if is_embedding(module) else parameter.shape[-2:] if parameter.ndim < 3 else ()
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:

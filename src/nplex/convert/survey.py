@@ -13,7 +13,7 @@ from nplex.convert.references import References
 from nplex.convert.report import FROZEN, Report, Row, label
 from nplex.convert.spec import Choice, Conversion
 from nplex.convert.twins import TWINS, is_layer, make_twin, shadow, twin_class, untransposed
-from nplex.convert.where import unfitting
+from nplex.convert.where import fits, unfitting
 from nplex.nn import Rule
 from nplex.nn.sharing import check_base, mark_shared
 
@@ -164,10 +164,14 @@ def zeros(module: nn.Module) -> list[str]:
 
 
 def _unmatched(spec: Conversion, rows: list[Row]) -> tuple[str, ...]:
-    """Patterns with a rule, or of where, that fit no layer: written wrongly, or hidden by those before."""
+    """Patterns that fit no layer: written wrongly; or, of those with a rule, hidden by those before."""
     names = [name for row in rows for name in (row.name, *row.also)]
     first = set(map(spec.first, names))
-    rules = tuple(c.pattern for c in spec.choices if c.rule is not None and c.pattern != "*" and c not in first)
+    rules = tuple(
+        c.pattern
+        for c in spec.choices
+        if c.pattern != "*" and c not in first and (c.rule is not None or not any(fits(n, c.pattern) for n in names))
+    )
     return (*rules, *unfitting(spec.condition, names))
 
 

@@ -139,8 +139,10 @@ def only_leaves(where: Where | None) -> bool:
 
 def unfitting(where: Where | None, names: Iterable[str]) -> tuple[str, ...]:
     """Patterns that no name fits: written wrongly."""
-    patterns = where.patterns if isinstance(where, _Only | _AllBut) else ()
     names = list(names)
+    if isinstance(where, _AllOf):
+        return tuple(pattern for part in where.conditions for pattern in unfitting(part, names))
+    patterns = where.patterns if isinstance(where, _Only | _AllBut) else ()
     return tuple(pattern for pattern in patterns if not any(fits(name, pattern) for name in names))
 
 
@@ -150,6 +152,8 @@ def unselected(where: Where | None, names: list[str], module: nn.Module) -> str:
         return ""
     for name in names:
         answer = where(name, module)
+        if isinstance(answer, bytes | list | tuple | dict | set):
+            raise TypeError(f"where must answer True, False or a reason as text, got {answer!r} for {name}")
         if isinstance(answer, str) and answer:
             return answer
         if not answer:
