@@ -1,6 +1,6 @@
 """Is a wider hypercomplex model better than a dense one of the same parameters, or of the same training FLOPs?
 
-    python benchmarks/budgets.py           # two hours of one core
+    python benchmarks/budgets.py           # hours of one core; not run to its end yet
     python benchmarks/budgets.py --quick   # tiny models and a few steps, to see that it runs; writes no results
 
 The bytes, batches and schedule of step_sizes.py; blocks of each family: dense; learned rules of rank n and of the

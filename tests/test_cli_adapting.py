@@ -112,3 +112,16 @@ def test_bad_calls(folder, data, tmp_path):  # noqa: F811
     ):
         refused(call("adapt", *arguments), message)
     assert (tmp_path / "mine.training" / "notes.txt").read_text() == "kept"
+
+
+def test_what_no_file_holds_is_trained_and_saved(folder, data, tmp_path):  # noqa: F811
+    from transformers import AutoTokenizer, BertModel
+
+    BertModel.from_pretrained(folder, add_pooling_layer=False).save_pretrained(tmp_path / "bare")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "bare")
+    done = ok(call("adapt", tmp_path / "bare", data, tmp_path / "out", "--epochs", 1))
+    assert "trained too: bert.pooler.dense.weight, bert.pooler.dense.bias, classifier.weight" in done.stderr
+    assert "trained.bert.pooler.dense.weight" in read_tensors(tmp_path / "out" / "adapters.safetensors")[0]
+    described = json.loads((tmp_path / "bare" / "config.json").read_text())
+    (tmp_path / "bare" / "config.json").write_text(json.dumps(described | {"intermediate_size": 32}))
+    refused(call("adapt", tmp_path / "bare", data, tmp_path / "other"), "has another shape in the files")

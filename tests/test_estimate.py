@@ -183,6 +183,7 @@ def test_the_verb_with_a_function(tmp_path, monkeypatch):
         "import torch\nfrom torch import nn\n"
         "def model():\n    return nn.Sequential(nn.Linear(32, 32), nn.ReLU()), torch.randn(4, 32)\n"
         "def wrong():\n    return 3\n"
+        "def fails():\n    return {}[1]\n"
     )
     monkeypatch.chdir(tmp_path)
     done = nplex_call("estimate", "my_estimated:model", "--rule", "2", "4:7", "--json")
@@ -193,8 +194,10 @@ def test_the_verb_with_a_function(tmp_path, monkeypatch):
         assert nplex_call("estimate", "my_estimated:model", "--figure", "a.png", "--full").exit_code == 0
         assert (tmp_path / "a.png").stat().st_size > 1000
     for arguments, message in (
+        (("my_estimated:fails",), "my_estimated:fails failed, KeyError: 1; --debug shows where"),
         (("my_estimated:wrong",), "must return a model and what its forward takes, got a int"),
-        (("my_estimated:none",), "names no function that runs"), (("none:none",), "names no function that runs"),
+        (("my_estimated:none",), "names no function, expected my_module:my_function"),
+        (("none:none",), "names no function, expected my_module:my_function"),
         (("my_estimated:model", "--rule", "four"), "got 'four'"), (("nowhere",), "no such file or folder"),
         (("my_estimated.py",), "a file holds no forward"),
     ):  # fmt: skip

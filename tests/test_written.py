@@ -254,3 +254,11 @@ def test_neither_kernels_nor_lengths_make_a_head_a_layer(classes):
 def test_where_answers_yes_no_or_a_reason(answer):
     with pytest.raises(TypeError, match="where must answer True, False or a reason"):
         nplex.preview(nn.Sequential(nn.Linear(64, 64)), 4, where=lambda name, module: answer)
+
+
+def test_folded_names_say_no_other_layers():
+    blocks = [nn.Sequential(*[nn.Linear(64, 64) for _ in range(3)]) for _ in range(2)]
+    text = str(nplex.preview(nn.Sequential(*blocks, nn.LayerNorm(64)), 4, where=["0.0", "1.2"]))
+    assert "0.0, 1.2" in text
+    assert "0.1, 0.2, 1.0, 1.1" in text
+    assert "0-1.0-2" in str(nplex.preview(nn.Sequential(*blocks), 4))

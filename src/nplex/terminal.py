@@ -1,16 +1,17 @@
 """What all verbs share: messages, refusals, tables, interruptions."""
 
+import importlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["messages", "refuse", "refusing", "print_table", "STOPPED", "TWIN", "EXTRAS", "debugging"]
+__all__ = ["messages", "refuse", "refusing", "print_table", "STOPPED", "TWIN", "EXTRAS", "debugging", "own_code"]
 
 messages = Console(stderr=True, highlight=False, markup=False)
 # The exit code after Ctrl-C.
@@ -42,6 +43,25 @@ def refuse(message: str) -> NoReturn:
     """Prints one line and ends with exit code 2."""
     messages.print(Text.assemble(("nplex:", "red"), " ", " ".join(message.split())), soft_wrap=True)
     raise typer.Exit(2)
+
+
+def own_code(text: str) -> Callable[..., Any]:
+    """What my_module:my_function names, in the folder where the command was given, or in Python's path.
+
+    Raises:
+        ValueError: it names nothing that can be called, or the module cannot be imported.
+    """
+    sys.path.insert(0, "")
+    module, _, name = text.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(f"{text!r} names no function, expected my_module:my_function: {error}") from error
+    finally:
+        sys.path.remove("")
+    if not callable(found):
+        raise ValueError(f"{text!r} must be a function, got a {type(found).__name__}")
+    return found
 
 
 def print_table(rows: list[list[str]]) -> None:

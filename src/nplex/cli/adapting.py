@@ -77,13 +77,14 @@ def _adapted(model: Path, data: Path, out: Path, added: dict[str, Any], options:
     before = _checkpoint(folder, order)
     random.Random(options["seed"]).shuffle(examples)
     labels = sorted({label for _, label in examples})
-    net, tokenizer = _opened(model, labels, options["seed"])
+    net, tokenizer, fresh = _opened(model, labels, options["seed"])
     where = convert.only(*added["only"]) if added["only"] else None
     report = adapters.add_(net, rule, low_rank=added["low_rank"], where=where)
-    head = {name: p for name, p in net.named_parameters() if not name.startswith(f"{net.base_model_prefix}.")}
-    for parameter in head.values():
+    body = f"{net.base_model_prefix}."
+    trained = {name: p for name, p in net.named_parameters() if name in fresh or not name.startswith(body)}
+    for parameter in trained.values():
         parameter.requires_grad_(True)
-    messages.print(f"{replace(report, frozen=False)}\ntrained too: {', '.join(head)}", soft_wrap=True)
+    messages.print(f"{replace(report, frozen=False)}\ntrained too: {', '.join(trained)}", soft_wrap=True)
     tested = len(examples) // TESTED
     parts = [_encoded(part, tokenizer, labels) for part in (examples[tested:], examples[:tested])]
     write_json(folder / ORDER, order)
@@ -128,8 +129,12 @@ def labelled(path: Path) -> list[Example]:
     return found
 
 
-def _opened(path: Path, labels: list[str], seed: int) -> tuple[Any, Any]:
-    """The model with a head for these labels, and its tokenizer."""
+def _opened(path: Path, labels: list[str], seed: int) -> tuple[Any, Any, set[str]]:
+    """The model with a head for these labels, its tokenizer, and the names of parameters that no file holds.
+
+    Raises:
+        ValueError: it cannot be opened, or a tensor of its body has another shape in the files.
+    """
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} holds no config.json; expected a folder that save_pretrained wrote")
     import transformers
@@ -144,13 +149,16 @@ def _opened(path: Path, labels: list[str], seed: int) -> tuple[Any, Any]:
     transformers.set_seed(seed)
     with naming(path, "cannot be opened as a classifier of texts"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
-        net = transformers.AutoModelForSequenceClassification.from_pretrained(
-            path, **options, **names, ignore_mismatched_sizes=True
+        net, found = transformers.AutoModelForSequenceClassification.from_pretrained(
+            path, **options, **names, ignore_mismatched_sizes=True, output_loading_info=True
         )
+        others = sorted(each[0] for each in found["mismatched_keys"])
+        if others := [name for name in others if name.startswith(f"{net.base_model_prefix}.")]:
+            raise ValueError(f"{others[0]} has another shape in the files than config.json says")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     net.config.pad_token_id = tokenizer.pad_token_id
-    return net, tokenizer
+    return net, tokenizer, set(found["missing_keys"])
 
 
 def _encoded(examples: list[Example], tokenizer: Any, labels: list[str]) -> list[dict[str, Any]]:

@@ -1,8 +1,6 @@
 """The verb that says what rules would give a model: nplex estimate."""
 
-import importlib
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nplex.cli.models import AllBut, Everything, Full, Json, Only, layers
-from nplex.terminal import TWIN, messages, print_table, refuse, refusing
+from nplex.terminal import TWIN, messages, own_code, print_table, refuse, refusing
 
 Rules = Annotated[
     list[str], typer.Option("--rule", metavar="RULE...", help=f"{TWIN}, a .json file of numbers, low-rank:0.5.")
@@ -66,13 +64,12 @@ def estimate(  # noqa: PLR0913 - options of the command line
 
 
 def _of_function(text: str) -> tuple[Any, Any]:
-    """What the user's own function gives, from the folder where the command was given."""
-    sys.path.insert(0, "")
-    module, _, name = text.partition(":")
+    """What the user's own function gives."""
+    function = own_code(text)
     try:
-        given = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError, ValueError, SyntaxError, TypeError) as error:
-        raise ValueError(f"{text!r} names no function that runs, expected my_module:my_function: {error}") from None
+        given = function()
+    except Exception as error:  # whatever the function does
+        raise ValueError(f"{text} failed, {type(error).__name__}: {error}; --debug shows where") from error
     if not isinstance(given, tuple) or len(given) != 2:
         raise ValueError(f"{text!r} must return a model and what its forward takes, got a {type(given).__name__}")
     return given

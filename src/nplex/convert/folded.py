@@ -1,5 +1,6 @@
 """Rows of a report in 80 columns, with equal layers folded into one row."""
 
+import math
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Sequence
 WIDTH = 80
 SIDES = "<><<>"
 NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
+WHOLE = re.compile(r"\b(\d+)\b")  # of names
 
 
 def folded(cells: Sequence[Sequence[str]], sums: Sequence[tuple[int, int]]) -> Iterator[str]:
@@ -49,7 +51,7 @@ def _rows(
         names: dict[str, list[str]] = {}
         for i in members:
             names.setdefault(_pattern(cells[i][0]), []).append(cells[i][0])
-        label = ", ".join(map(spanned, names.values()))
+        label = ", ".join(map(_names, names.values()))
         remark = spanned([cells[i][3] for i in members])
         rows.append([
             label * named,
@@ -63,7 +65,14 @@ def _rows(
 
 
 def _pattern(name: str) -> str:
-    return re.sub(r"\b\d+\b", "#", name)
+    return WHOLE.sub("#", name)
+
+
+def _names(names: list[str]) -> str:
+    """Names that differ in numbers as one; listed where numbers of several places would say other names too."""
+    parts = [*zip(*map(WHOLE.split, names), strict=True)]
+    several = math.prod(len(set(column)) for column in parts)
+    return "".join(map(_spanned, parts)) if several == len(names) else ", ".join(names)
 
 
 def spanned(texts: Sequence[str]) -> str:
@@ -73,11 +82,11 @@ def spanned(texts: Sequence[str]) -> str:
         >>> spanned(["layers.0.up", "layers.1.up", "layers.2.up"]), spanned(["error 0.84", "error 0.86"])
         ('layers.0-2.up', 'error 0.84-0.86')
     """
-    columns = zip(*map(NUMBER.split, texts), strict=True)
-    return "".join(_span(sorted(set(column), key=lambda text: (len(text), text))) for column in columns)
+    return "".join(map(_spanned, zip(*map(NUMBER.split, texts), strict=True)))
 
 
-def _span(values: list[str]) -> str:
+def _spanned(column: Sequence[str]) -> str:
+    values = sorted(set(column), key=lambda text: (len(text), text))
     if len(values) == 1:
         return values[0]
     is_whole = all(map(str.isdecimal, values))

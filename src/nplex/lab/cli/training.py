@@ -1,9 +1,7 @@
 """What the verbs that train share: options, checks before any work, progress, interruptions."""
 
-import importlib
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from nplex.lab.recipes.recipe import Data, Recipe
 from nplex.lab.recipes.settings import changed, names, settings_from
 from nplex.lab.run_folder import RunFolder
 from nplex.lab.scored import Scored
-from nplex.terminal import STOPPED, TWIN, messages, refuse, refusing
+from nplex.terminal import STOPPED, TWIN, messages, own_code, refuse, refusing
 
 if TYPE_CHECKING:
     from nplex.lab.train import OnStep, State
@@ -134,25 +132,6 @@ def trained(task: str, rule: str, options: Options) -> Recipe | Scored:
         except TypeError as error:
             raise ValueError(f"{task} cannot be made: {error}") from error
     return changed(replace(recipe, shared=options.shared), options.values())
-
-
-def own_code(text: str) -> Callable[..., Any]:
-    """What my_module:my_function names, in the folder where the command was given, or in Python's path.
-
-    Raises:
-        ValueError: it names nothing that can be called, or the module cannot be imported.
-    """
-    sys.path.insert(0, "")
-    module, _, name = text.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module does when it is imported
-        raise ValueError(f"{text!r} names no function, expected my_module:my_function: {error}") from error
-    finally:
-        sys.path.remove("")
-    if not callable(found):
-        raise ValueError(f"{text!r} must be a function, got a {type(found).__name__}")
-    return found
 
 
 def resuming(run_folder: RunFolder) -> str:

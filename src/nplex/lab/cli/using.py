@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nplex.terminal import messages, print_table, refusing
+from nplex.terminal import messages, own_code, print_table, refusing
 
 if TYPE_CHECKING:
     from nplex.lab.loading import LoadedRun
@@ -121,7 +121,6 @@ def _loaded(folder: Path, task: str) -> "LoadedRun":
     """The run on the device that there is."""
     import torch
 
-    from nplex.lab.cli.training import own_code
     from nplex.lab.loading import load_run
     from nplex.lab.recipes.recipe import Recipe
 
