@@ -175,9 +175,9 @@ class Estimate:
             is_best = not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points)
             axes.plot(x, y, "s" if row.rule == "dense" else "o", color="C0", fillstyle="full" if is_best else "none")
             axes.annotate(f" {row.rule}", (x, y), textcoords="offset points", xytext=(4, 4))
-        axes.set(xlim=(0, None), ylim=(0, None), xlabel="parameters in millions", ylabel="ms a training step")
+        right, top = (1.15 * max(column) for column in zip(*points, strict=True))
+        axes.set(xlim=(0, right), ylim=(0, top), xlabel="parameters in millions", ylabel="ms a training step")
         axes.set_title("Size and predicted time of each rule; dense is measured")
-        axes.margins(0.15)
         return figure
 
 
